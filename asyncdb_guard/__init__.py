@@ -1,0 +1,43 @@
+"""One Postgres connection an environment, a bounded wait for it, and a circuit breaker in front of it."""
+
+from asyncdb_guard.credentials import Credentials
+from asyncdb_guard.errors import (
+    AcquireTimeoutError,
+    CircuitOpenError,
+    ConfigurationError,
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+    GuardError,
+    PoolClosedError,
+    TriggerEventError,
+    TriggerFailedError,
+)
+from asyncdb_guard.events import Event, Listener
+from asyncdb_guard.pool import GuardedPool
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.stats import PoolStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AcquireTimeoutError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "ConnectFailedError",
+    "ConnectTimeoutError",
+    "Credentials",
+    "DatabaseSettings",
+    "DatabaseUnavailableError",
+    "DeadlineExceededError",
+    "Event",
+    "GuardError",
+    "GuardedPool",
+    "Listener",
+    "PoolClosedError",
+    "PoolStats",
+    "TriggerEventError",
+    "TriggerFailedError",
+    "__version__",
+]

@@ -1,0 +1,90 @@
+"""One loan: through the breaker, to a session, and back, with the block's end judged."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from asyncdb_guard import clock
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.session import Session
+from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
+from asyncdb_guard.guard import Guard
+from asyncdb_guard.judgement import Verdict, judge
+from asyncdb_guard.lending import Lending
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+
+class Acquisition:
+    """What `GuardedPool.acquire()` returns; good for one `async with`."""
+
+    __slots__ = ("_guard", "_lending", "_lent", "_permit", "_session", "_since", "_timeout")
+
+    _lending: Lending
+    _lent: PoolConnectionProxy
+    _permit: int
+    _session: Session
+    _since: Instant
+
+    def __init__(self, guard: Guard, timeout: float | None) -> None:
+        self._guard = guard
+        self._timeout = timeout
+
+    async def __aenter__(self) -> PoolConnectionProxy:
+        guard = self._guard
+        counters = guard.counters
+        counters.requests += 1
+        try:
+            self._lending = lending = guard.here()
+            now = clock.now()
+            permit = guard.breaker.admit(now)
+            session = lending.slots.take(now)
+            if session is None:
+                timeout = guard.settings.connect_timeout if self._timeout is None else self._timeout
+                session, permit = await lending.wait(permit, timeout, now)
+                since, now = now, clock.now()
+                counters.wait_ms += elapsed(since, now) * 1000
+        except CircuitOpenError:
+            counters.rejections += 1
+            raise
+        except AcquireTimeoutError:
+            counters.acquire_timeouts += 1
+            raise
+        except asyncio.CancelledError:
+            counters.cancellations += 1
+            raise
+        except BaseException:
+            counters.failures += 1
+            raise
+        counters.acquired += 1
+        self._session = session
+        self._permit = permit
+        self._since = now
+        self._lent = lent = session.lend()
+        return lent
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session, lending = self._session, self._lending
+        try:
+            session.take_back(self._lent)  # warns of listeners that the block left behind
+        finally:
+            now = clock.now()
+            lending.settle(self._permit, self._judge(error, now), now)
+            if lending.slots.must_tidy(session):
+                await lending.tidy(session, cancelled=isinstance(error, asyncio.CancelledError))
+            else:
+                lending.slots.give_back(session)
+
+    def _judge(self, error: BaseException | None, now: Instant) -> Verdict:
+        lost = self._session.closed
+        if error is None and not lost:
+            return Verdict.SUCCESS
+        if self._lending.closed:
+            return Verdict.NEUTRAL  # our own doing
+        paused = elapsed(self._since, now) >= self._guard.settings.idle_timeout
+        return judge(error, lost=lost, paused=paused)

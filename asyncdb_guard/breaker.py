@@ -1,0 +1,162 @@
+"""The circuit breaker: aiobreaker's states, storage and listeners, with a clock and a gate of our own.
+
+aiobreaker 1.2 never runs a call here, since its `call_async` takes asyncpg's error classes for predicates
+(`type(x) is type` is false for a class with a metaclass), lets every caller through a half-open circuit, counts
+excluded errors as successes, raises its own error in place of the cause, and reckons in `datetime.utcnow()`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from aiobreaker import CircuitBreaker as Circuit
+from aiobreaker import CircuitBreakerListener, CircuitBreakerState
+from aiobreaker.storage.memory import CircuitMemoryStorage
+
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.errors import CircuitOpenError
+from asyncdb_guard.events import (
+    CircuitClosed,
+    CircuitHalfOpened,
+    CircuitOpened,
+    CircuitRejected,
+    Event,
+)
+
+_CLOSED = CircuitBreakerState.CLOSED
+_HALF_OPEN = CircuitBreakerState.HALF_OPEN
+_OPEN = CircuitBreakerState.OPEN
+
+
+class CircuitBreaker:
+    """Admits callers and learns from what they report; lives as long as its pool.
+
+    A permit is the number of a generation. Each trip, each trial and each recovery begins a new one, and a report
+    with an old permit changes nothing. All times are seconds. Jitter comes from the operating system's random
+    source, so that environments restored from one snapshot don't march in step.
+    """
+
+    def __init__(
+        self,
+        *,
+        fail_max: int,
+        reset_timeout: float,
+        reset_timeout_max: float,
+        trial_lease: float,
+        emit: Callable[[Event], None],
+        draw: Callable[[float, float], float] = random.SystemRandom().uniform,
+    ) -> None:
+        self._fail_max = fail_max
+        self._first_period = reset_timeout
+        self._longest_period = reset_timeout_max
+        self._trial_lease = trial_lease
+        self._emit = emit
+        self._draw = draw
+        self._period = reset_timeout
+        self._open_for = 0.0
+        self._opened_at: Instant = (0.0, 0.0)
+        self._trial_since: Instant | None = None
+        self.generation = 0
+        self._storage = CircuitMemoryStorage(_CLOSED)
+        self._circuit = Circuit(fail_max=fail_max, state_storage=self._storage, listeners=[_Announcer(self)])
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half_open`."""
+        return str(self._storage.state.name).lower()
+
+    @property
+    def failures(self) -> int:
+        """Consecutive failures since the last success."""
+        return int(self._storage.counter)
+
+    def admit(self, now: Instant) -> int:
+        """Return a permit, or raise CircuitOpenError with `retry_after`."""
+        state = self._storage.state
+        if state is _CLOSED:
+            return self.generation
+        if state is _OPEN:
+            waited = elapsed(self._opened_at, now)
+            if waited < self._open_for:
+                self._refuse(self._open_for - waited)
+            self._enter(_HALF_OPEN)
+        if self._trial_since is not None:
+            running = elapsed(self._trial_since, now)
+            if running < self._trial_lease:
+                self._refuse(self._trial_lease - running)
+        self._trial_since = now
+        self.generation += 1
+        return self.generation
+
+    def succeeded(self, permit: int) -> None:
+        """The database answered. A trial that says so closes the circuit."""
+        if permit != self.generation:
+            return
+        if self._storage.state is _HALF_OPEN:
+            self._trial_since = None
+            self._period = self._first_period
+            self.generation += 1
+            self._enter(_CLOSED)
+        elif self._storage.counter:
+            self._storage.reset_counter()
+
+    def failed(self, permit: int, now: Instant) -> None:
+        """The database failed. The last failure of a run, or a trial's, opens the circuit."""
+        if permit != self.generation:
+            return
+        self._storage.increment_counter()
+        if self._storage.state is _HALF_OPEN:
+            self._period = min(self._period * 2, self._longest_period)
+        elif self._storage.counter < self._fail_max:
+            return
+        self._trip(now)
+
+    def released(self, permit: int) -> None:
+        """The caller learned nothing. A trial that says so frees its place at once."""
+        if permit == self.generation:
+            self._trial_since = None
+
+    def _trip(self, now: Instant) -> None:
+        self._trial_since = None
+        self._opened_at = now
+        # full jitter on the upper half: a fleet that tripped together must not try together
+        self._open_for = self._draw(self._period / 2, self._period)
+        self.generation += 1
+        # aiobreaker's own open() reads utcnow(), deprecated since 3.12
+        self._storage.opened_at = datetime.fromtimestamp(now[1], timezone.utc)
+        self._circuit.timeout_duration = timedelta(seconds=self._open_for)
+        self._enter(_OPEN)
+
+    def _enter(self, state: CircuitBreakerState) -> None:
+        self._storage.state = state
+        # aiobreaker/circuitbreaker.py: reading `state` adopts what the storage says and tells the listeners
+        _ = self._circuit.state
+
+    def _refuse(self, retry_after: float) -> None:
+        self._emit(CircuitRejected())
+        raise CircuitOpenError(
+            f"The circuit is open after repeated database failures; try again in {retry_after:.1f} s.",
+            retry_after=retry_after,
+        )
+
+    def announce(self, state: CircuitBreakerState) -> None:
+        """Tell the listeners of the pool what aiobreaker tells its own."""
+        if state is _OPEN:
+            self._emit(CircuitOpened(self._open_for))
+        elif state is _HALF_OPEN:
+            self._emit(CircuitHalfOpened())
+        else:
+            self._emit(CircuitClosed())
+
+
+class _Announcer(CircuitBreakerListener):  # type: ignore[misc]  # aiobreaker is untyped
+    """Bridges aiobreaker's notifications to the pool's events."""
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+
+    def state_change(self, breaker: Any, old: Any, new: Any) -> None:
+        self._breaker.announce(new.state)

@@ -1,0 +1,57 @@
+"""The two callbacks: coroutine functions of the user's own, or SQL statements."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from asyncdb_guard.cognito.event import CognitoUser
+from asyncdb_guard.cognito.statements import ClaimsStatement, ProvisionStatement, Statement
+from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.faults import label
+
+Callback: TypeAlias = Callable[[Any, CognitoUser], Awaitable[Any]]
+"""`async def callback(conn, user)`, with an asyncpg connection."""
+
+
+def claims_callback(given: Callback | str | None, setting: str | None) -> Callback:
+    """What loads claims: what `CognitoTriggers` was given, else the setting. Raises ConfigurationError."""
+    return _callback("claims", ClaimsStatement, given, setting, label("claims_sql"))
+
+
+def provision_callback(given: Callback | str | None, setting: str | None) -> Callback:
+    """What writes a user: what `CognitoTriggers` was given, else the setting. Raises ConfigurationError."""
+    return _callback("provision", ProvisionStatement, given, setting, label("provision_sql"))
+
+
+def source_of(callback: object) -> str:
+    """What tells a callback from another, so that a changed one does not get the old one's cached answers."""
+    if isinstance(callback, Statement):
+        return callback.text
+    return f"{getattr(callback, '__module__', '')}.{getattr(callback, '__qualname__', type(callback).__qualname__)}"
+
+
+def _callback(
+    name: str, statement: type[ClaimsStatement | ProvisionStatement], given: object, setting: str | None, knob: str
+) -> Callback:
+    if given is None:
+        if setting is None:
+            raise ConfigurationError(f"There is no {name} callback: pass {name}= to CognitoTriggers, or set {knob}.")
+        return statement(setting, knob)
+    if isinstance(given, str):
+        return statement(given, f"{name}= of CognitoTriggers")
+    needed = ConfigurationError(
+        f"{name}= of CognitoTriggers must be an `async def {name}(conn, user)`, or a text of SQL."
+    )
+    if not callable(given):
+        raise needed
+
+    async def call(conn: Any, user: CognitoUser) -> Any:
+        answer = given(conn, user)
+        if not inspect.isawaitable(answer):
+            raise needed
+        return await answer
+
+    return functools.update_wrapper(call, given)

@@ -1,0 +1,68 @@
+"""One deadline for all that a trigger does, and who had the turn when it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from asyncdb_guard.errors import DatabaseUnavailableError, DeadlineExceededError
+from asyncdb_guard.judgement import raised_by_driver
+
+T = TypeVar("T")
+
+MARGIN = 0.2
+"""Seconds of the function's remaining time that are left for the answer's way back."""
+
+
+class BudgetSpentError(DatabaseUnavailableError):
+    """The trigger's time ended while nothing was asked of the database: no word on its health."""
+
+
+class Deadline:
+    """When one call of a trigger must be over; lives for that call. Times are the event loop's own, in seconds."""
+
+    __slots__ = ("_at", "_loop")
+
+    def __init__(self, budget: float, context: Any = None) -> None:
+        """`budget` in seconds, or what Lambda's `context` leaves of the function's time, if that is less."""
+        self._loop = asyncio.get_running_loop()
+        self._at = self._loop.time() + min(budget, _remaining(context, budget))
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below zero."""
+        return max(self._at - self._loop.time(), 0.0)
+
+    def check(self) -> None:
+        """Raise BudgetSpentError if no time is left."""
+        if not self.remaining:
+            raise BudgetSpentError("No time was left.")
+
+    async def bound(self, work: Awaitable[T]) -> T:
+        """Await `work`, until the deadline at most.
+
+        Raises DeadlineExceededError if the driver had the turn when it ended: that is the database's share. Raises
+        BudgetSpentError if `work` was waiting for something else, such as an HTTP call of its own.
+        """
+        timer = asyncio.timeout_at(self._at)
+        try:
+            async with timer:
+                return await work
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            # asyncio/timeouts.py: the cancellation that the deadline became is the cause
+            in_statement = raised_by_driver(error.__cause__ or error)
+        if in_statement:
+            raise DeadlineExceededError("The trigger's time ended while a statement was running.")
+        raise BudgetSpentError("The trigger's time ended while its callback waited for something else.")
+
+
+def _remaining(context: Any, otherwise: float) -> float:
+    """Seconds that the Lambda context leaves. A test's context may be anything, so only a number counts."""
+    tell = getattr(context, "get_remaining_time_in_millis", None)
+    told = tell() if callable(tell) else None
+    if isinstance(told, bool) or not isinstance(told, (int, float)):
+        return otherwise
+    return told / 1000 - MARGIN

@@ -1,0 +1,102 @@
+"""Claims that a fleet shares through Redis (extra `redis`)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from asyncdb_guard.cognito.cache import CacheKey
+from asyncdb_guard.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+T = TypeVar("T")
+
+_SETTING = "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL)"
+_PREFIX = "asyncdb_guard:claims:1"
+_CONNECT_TIMEOUT = 1.0
+_SOCKET_TIMEOUT = 0.5
+_CONNECTIONS = 4
+_LONGEST = 90_000
+"""Seconds that a generation is remembered: longer than any entry can live, which is a day."""
+
+
+class SharedCache:
+    """A `ClaimsCache` in Redis; lives as long as its `CognitoTriggers`, over event loops and forks.
+
+    The client is the blocking one, in threads of its own: bound to no event loop, it outlives each of them, and what
+    takes longer than a sign-in may wait, such as a TLS handshake on a small Lambda, is still there for the next one.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Connects to nothing yet. Raises ConfigurationError if the URL is none, or if the extra is missing."""
+        self._client = _client(url)
+        self._threads: ThreadPoolExecutor | None = None
+        self._pid = 0
+
+    async def get(self, key: CacheKey) -> str | None:
+        """Return what was put there, unless Redis has let it go or the user was forgotten since."""
+        names = [_generation(key.user), _name(key)]
+        found: Any = await self._run(lambda: self._client.mget(names))
+        generation, text = found
+        entry = json.loads(text) if text is not None else {}
+        return json.dumps(entry["claims"]) if entry.get("generation", "none") == generation else None
+
+    async def put(self, key: CacheKey, value: str, ttl: float) -> None:
+        """Keep `value` for `ttl` seconds. Redis itself drops it then."""
+
+        def put() -> None:
+            generation: Any = self._client.get(_generation(key.user))
+            entry = json.dumps({"generation": generation, "claims": json.loads(value)})
+            self._client.set(_name(key), entry, px=max(round(ttl * 1000), 1))
+
+        await self._run(put)
+
+    async def forget(self, user: str) -> None:
+        """Begin a new generation of the user's entries, so that all that were put before it are void."""
+        await self._run(lambda: self._client.set(_generation(user), uuid4().hex, ex=_LONGEST))
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        if self._threads is None or self._pid != os.getpid():  # a forked child has none of its parent's threads
+            self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="asyncdb_guard-claims-cache")
+            self._pid = os.getpid()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _generation(user: str) -> str:
+    # The braces keep all of a user's keys on one node of a cluster, as MGET needs.
+    return f"{_PREFIX}:{{{user}}}"
+
+
+def _name(key: CacheKey) -> str:
+    return f"{_generation(key.user)}:{key.entry}"
+
+
+def _client(url: str) -> Redis:
+    try:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError:
+        fault = f"{_SETTING} needs the extra `redis`: pip install 'asyncdb-guard[redis]'."
+    else:
+        try:
+            return redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                protocol=2,
+                max_connections=_CONNECTIONS,
+                socket_connect_timeout=_CONNECT_TIMEOUT,
+                socket_timeout=_SOCKET_TIMEOUT,
+                # Once, at once: the server may have closed a connection that this process kept for long.
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            )
+        except ValueError:
+            fault = f"{_SETTING} must begin with redis:// or rediss:// and be a URL that redis-py takes."
+    raise ConfigurationError(fault)

@@ -1,0 +1,171 @@
+"""What can be wrong with the knobs, and the sentence for each. Pure; no sentence shows a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from pydantic_core import ErrorDetails
+
+from asyncdb_guard.knobs import ENV_PREFIX, Knobs
+from asyncdb_guard.target import ConnectTarget
+from asyncdb_guard.url import DatabaseUrl, nearest, parse_endpoint
+
+Misfit: TypeAlias = tuple[frozenset[str], str]
+"""The knobs concerned, and the sentence."""
+
+_PARAMETERS = {
+    "sslmode": "sslmode",
+    "ssl_root_cert": "sslrootcert",
+    "pool_max": "connection_limit",
+    "connect_timeout_ms": "connect_timeout + pool_timeout (seconds)",
+    "proxy_profile": "pgbouncer",
+}
+"""The knobs that a URL can set, and the parameters that do it."""
+
+_WORDS = {
+    "sslmode": "disable, require, verify-ca or verify-full (allow and prefer are refused: they can fall to plain text"
+    " unseen and dial twice; say require or verify-full for TLS, disable for none)",
+    "session_reset": "always or never",
+    "proxy_profile": "true or false",
+    "iam_auth": "true or false",
+}
+
+
+def label(knob: str) -> str:
+    """A knob, for those who write Python and for those who set variables."""
+    if knob == "url":
+        return f"url ({ENV_PREFIX}URL, else DATABASE_URL)"
+    return f"{knob} ({ENV_PREFIX}{knob.upper()})"
+
+
+def unfit(error: ErrorDetails, from_url: bool) -> str:
+    """The sentence for a value that pydantic refused."""
+    knob = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return _unknown(knob)
+    where = f"{_PARAMETERS[knob]} in the database URL" if from_url else label(knob)
+    return f"{where} must be {_fit(knob)}."
+
+
+def _unknown(name: str) -> str:
+    prefix = name.startswith(ENV_PREFIX)
+    guess = nearest(name.removeprefix(ENV_PREFIX), list(Knobs.model_fields))
+    if guess is None:
+        return f"{name} is no setting: take it out."
+    guess = f"{ENV_PREFIX}{guess.upper()}" if prefix else guess
+    return f"{name} is no setting; the nearest is {guess}. Correct it, or take it out."
+
+
+def _fit(knob: str) -> str:
+    limits: list[Any] = Knobs.model_fields[knob].metadata
+    if limits:
+        low, high = limits
+        return f"a whole number from {low.ge} to {high.le}"
+    return _WORDS.get(knob, "a text, and not an empty one")
+
+
+def contradiction(knob: str) -> str:
+    """The sentence for a knob that was set to one value, and by the URL to another."""
+    return (
+        f"{_PARAMETERS[knob]} in the database URL contradicts {label(knob)}: take one of them out, or make them equal."
+    )
+
+
+def misfits(knobs: Knobs, url: DatabaseUrl, target: ConnectTarget, proxied: bool) -> Iterator[Misfit]:
+    """What is wrong between knobs that are each right."""
+    yield from _address(knobs, url, target)
+    yield from _credentials(knobs, url)
+    yield from _tls(knobs, target)
+    yield from _proxy(knobs, url, proxied)
+    yield from _times(knobs)
+    yield from _claims_cache(knobs)
+
+
+def _misfit(sentence: str, *knobs: str) -> Misfit:
+    return frozenset(knobs), sentence.format(*map(label, knobs))
+
+
+def _address(knobs: Knobs, url: DatabaseUrl, target: ConnectTarget) -> Iterator[Misfit]:
+    if knobs.secret_arn is not None:
+        return
+    if knobs.url is None:
+        yield _misfit(
+            f"No database URL: set {ENV_PREFIX}URL or DATABASE_URL to postgresql://user:password@host:port/database.",
+            "url",
+            "secret_arn",
+        )
+        return
+    if target.host is None:
+        yield _misfit("The database URL names no host: write it behind the `@`.", "url", "secret_arn", "proxy_host")
+    if url.user is None:
+        yield _misfit("The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn")
+
+
+def _credentials(knobs: Knobs, url: DatabaseUrl) -> Iterator[Misfit]:
+    if knobs.secret_arn is not None and (url.user or url.password):
+        yield _misfit(
+            "{} gives user and password, and so does the database URL: take them out of the URL.", "secret_arn", "url"
+        )
+    if knobs.secret_arn is not None and knobs.iam_auth:
+        yield _misfit("{} and {} exclude each other: set one.", "secret_arn", "iam_auth")
+    if knobs.iam_auth and url.password:
+        yield _misfit("{} signs its own password: take the password out of the database URL.", "iam_auth", "url")
+
+
+def _tls(knobs: Knobs, target: ConnectTarget) -> Iterator[Misfit]:
+    if target.sslmode == "disable" and knobs.iam_auth:
+        yield _misfit("{} needs TLS: set {} to verify-full.", "iam_auth", "sslmode")
+    if target.sslmode == "disable" and knobs.ssl_root_cert is not None:
+        yield _misfit(
+            "{} is set, and {} is disable: set verify-full, or take the former out.", "ssl_root_cert", "sslmode"
+        )
+    elif target.sslmode != "verify-full" and knobs.ssl_root_cert == "system":
+        yield _misfit(
+            "{} is system, which needs {} to be verify-full: anybody can have a certificate that the system trusts.",
+            "ssl_root_cert",
+            "sslmode",
+        )
+
+
+def _proxy(knobs: Knobs, url: DatabaseUrl, proxied: bool) -> Iterator[Misfit]:
+    if knobs.proxy_host is not None and not (parse_endpoint(knobs.proxy_host) or ("",))[0]:
+        yield _misfit("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
+    if knobs.proxy_host is not None and url.knobs.get("proxy_profile") is False:
+        yield _misfit(
+            "pgbouncer=false in the database URL contradicts {}: take it out of the URL, and set {} to false if you"
+            " mean it.",
+            "proxy_host",
+            "proxy_profile",
+        )
+    if proxied and url.schema not in {None, "", "public"}:
+        yield _misfit(
+            "schema in the database URL can only be public under the proxy profile ({} or {}), where nothing can set"
+            " search_path: qualify the names in your SQL, or ALTER ROLE … SET search_path.",
+            "proxy_profile",
+            "proxy_host",
+        )
+
+
+def _times(knobs: Knobs) -> Iterator[Misfit]:
+    if 0 < knobs.max_lifetime_ms < 100:
+        yield _misfit("{} must be 0 (never), or at least 100.", "max_lifetime_ms")
+    if knobs.breaker_reset_timeout_max_ms < knobs.breaker_reset_timeout_ms:
+        yield _misfit(
+            "{} is less than {}: raise the one or lower the other.",
+            "breaker_reset_timeout_max_ms",
+            "breaker_reset_timeout_ms",
+        )
+
+
+def _claims_cache(knobs: Knobs) -> Iterator[Misfit]:
+    if knobs.claims_cache_url is None:
+        return
+    if not knobs.claims_cache_url.get_secret_value().startswith(("redis://", "rediss://")):
+        yield _misfit("{} must start with redis:// or rediss://.", "claims_cache_url")
+    if knobs.claims_cache_ttl_ms == 0:
+        yield _misfit(
+            "{} is 0, which turns the claims cache off, and {} is set: take one of them out.",
+            "claims_cache_ttl_ms",
+            "claims_cache_url",
+        )

@@ -1,0 +1,126 @@
+"""What the end of a block says about the database. Pure: no I/O, no clock, no state."""
+
+from __future__ import annotations
+
+import enum
+import sys
+
+import asyncpg
+
+from asyncdb_guard.errors import DeadlineExceededError
+
+
+class Verdict(enum.Enum):
+    """gobreaker's three outcomes."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+
+
+_OURS_TO_BLAME = frozenset({"57P05", "25P03"})
+"""idle_session_timeout and idle_in_transaction_session_timeout: set by us, met by a block that paused."""
+
+_UNWELL = frozenset({"57P01", "57P02", "57P03"})
+"""admin_shutdown, crash_shutdown, cannot_connect_now."""
+
+_UNWELL_CLASSES = frozenset({"08", "53"})
+"""Connection exceptions and insufficient resources (53300: full server, role limit or reserved slots)."""
+
+_LOGIN_REFUSED = "28"
+"""The class of invalid_password and invalid_authorization_specification."""
+
+# asyncpg/connection.py: COPY opens, reads and writes files in a thread of concurrent.futures, where nothing else of
+# asyncpg's runs; so that package is not seen through, and a full disk is not the database's failure.
+_SEEN_THROUGH = (sys.stdlib_module_names | {"uvloop"}) - {"concurrent"}
+
+
+def judge(error: BaseException | None, *, lost: bool = False, paused: bool = False) -> Verdict:
+    """Decide whether `error`, which ended a block or a connect, counts against the database.
+
+    `lost`: the session is gone. `paused`: the block held it for longer than the idle timeout.
+
+    | what ended the block                                                  | verdict |
+    |-----------------------------------------------------------------------|---------|
+    | nothing                                                               | success |
+    | nothing, but the session is gone: nobody saw why                      | neutral |
+    | SQLSTATE class 08 or 53, 57P01, 57P02, 57P03                          | failure |
+    | SQLSTATE 57P05 or 25P03, also as the cause of a lost connection       | neutral |
+    | any other SQLSTATE: the server answered                               | success |
+    | an OSError or TimeoutError that the driver raised                     | failure |
+    | the caller's own deadline, spent in a statement                       | failure |
+    | the driver's complaint about a session that is gone                   | failure |
+    | the same after a pause: our idle timeout ended the session            | neutral |
+    | anything else: cancellation, a KeyError, the block's own HTTP or file | neutral |
+    """
+    if error is None:
+        return Verdict.NEUTRAL if lost else Verdict.SUCCESS
+    if isinstance(error, asyncpg.PostgresError):
+        return _judge_sqlstate(error)
+    if isinstance(error, DeadlineExceededError):
+        return Verdict.FAILURE
+    if isinstance(error, OSError):  # TimeoutError is one, too
+        return Verdict.FAILURE if raised_by_driver(error) else Verdict.NEUTRAL
+    if is_lost(error, lost=lost):
+        return Verdict.NEUTRAL if paused else Verdict.FAILURE
+    return Verdict.NEUTRAL
+
+
+def judge_connect(error: Exception, *, renewed: bool = False) -> Verdict:
+    """The same for a connect that failed: whatever the network or our own bound raised is the database's failure.
+
+    `renewed`: the login was tried once more with credentials fetched anew. Then its refusal is a failure, too.
+    """
+    if isinstance(error, OSError) or (renewed and _class_of(error) == _LOGIN_REFUSED):
+        return Verdict.FAILURE
+    return judge(error)
+
+
+def _judge_sqlstate(error: asyncpg.PostgresError) -> Verdict:
+    # asyncpg/protocol/protocol.pyx: a FATAL that ended the session is the cause of a ConnectionDoesNotExistError (08003)
+    last_words = error.__cause__ if isinstance(error, asyncpg.ConnectionDoesNotExistError) else None
+    if sqlstate_of(error) in _OURS_TO_BLAME or sqlstate_of(last_words) in _OURS_TO_BLAME:
+        return Verdict.NEUTRAL
+    if sqlstate_of(error) in _UNWELL or _class_of(error) in _UNWELL_CLASSES:
+        return Verdict.FAILURE
+    return Verdict.SUCCESS
+
+
+def _class_of(error: BaseException) -> str:
+    return (sqlstate_of(error) or "")[:2]
+
+
+def sqlstate_of(error: BaseException | None) -> str | None:
+    """The five characters that the server, or the driver in its name, gave as the reason."""
+    return getattr(error, "sqlstate", None)
+
+
+def is_lost(error: BaseException, *, lost: bool = True) -> bool:
+    """Whether `error` says that the session died under its user.
+
+    `lost` is what the session itself says; an InterfaceError alone may also be a mistake of the caller.
+    """
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        return True
+    if isinstance(error, asyncpg.InternalClientError):
+        # a FATAL read between two statements leaves asyncpg's protocol out of step: "cannot switch to state …"
+        return raised_by_driver(error)
+    if isinstance(error, asyncpg.InterfaceError):
+        return lost and raised_by_driver(error)
+    return False
+
+
+def raised_by_driver(error: BaseException) -> bool:
+    """Whether the innermost frame outside the standard library is asyncpg's own.
+
+    So a TimeoutError of the borrower's HTTP call, even inside a callback that asyncpg calls, is not the driver's, and
+    neither is an OSError of a file that COPY reads or writes.
+    """
+    innermost = ""
+    trace = error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in _SEEN_THROUGH:
+            innermost = package
+        trace = trace.tb_next
+    return innermost == "asyncpg"

@@ -1,0 +1,185 @@
+"""Sessions for borrowers, on one event loop: the wait for one, the way back, and the end of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from socket import socket
+
+from asyncdb_guard import clock
+from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.credentials import Credentials
+from asyncdb_guard.diagnosis import connect_error
+from asyncdb_guard.driver import Driver
+from asyncdb_guard.session import Session
+from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, PoolClosedError
+from asyncdb_guard.events import AcquireTimeout, Events
+from asyncdb_guard.judgement import Verdict
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.slots import Slots
+from asyncdb_guard.stats import Counters
+from asyncdb_guard.waiting import Waiter, WaitQueue
+
+_PARTING = 0.25
+"""Seconds for which a cancelled borrower waits for the server to confirm that its statement has stopped."""
+
+_LAST_SECOND = 1.0
+"""Seconds for all goodbyes when the event loop is about to end."""
+
+
+class Lending:
+    """Lends the sessions of one pool; lives as long as its event loop, or until it is closed."""
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        credentials: Credentials | None,
+        breaker: CircuitBreaker,
+        events: Events,
+        counters: Counters,
+        leaving: Sequence[socket] = (),
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._connect_timeout = settings.connect_timeout
+        self._breaker = breaker
+        self._events = events
+        self._counters = counters
+        self.queue = WaitQueue()
+        self.slots = Slots(settings, Driver(settings, credentials, leaving), self.queue, events, counters, self.settle)
+        self._guardian: AsyncGenerator[None, None] | None = None
+        self.closed = False
+
+    async def wait(self, permit: int, timeout: float, since: Instant) -> tuple[Session, int]:
+        """Queue for a session, at most `timeout` seconds; settle the permit if none comes.
+
+        Return the session and the permit to report with, since the breaker is asked again after the wait.
+        """
+        if self.closed:
+            self._breaker.released(permit)
+            raise PoolClosedError("The pool is being closed.")
+        if self._guardian is None:
+            self._guardian = _until_the_loop_ends(self)
+            await anext(self._guardian)
+        waiter = Waiter(self.loop.create_future(), permit, since, self.loop.time() + timeout)
+        timer = self.loop.call_at(waiter.deadline, self._expire, waiter)
+        self.queue.join(waiter)
+        self.slots.work()
+        try:
+            session = await waiter.future
+        except asyncio.CancelledError:
+            self._breaker.released(permit)
+            if waiter.future.cancelled():
+                self.queue.leave(waiter)
+            elif waiter.future.exception() is None:  # the session came, and then the cancellation
+                self.slots.give_back(waiter.future.result())
+            raise
+        finally:
+            timer.cancel()
+        if permit != self._breaker.generation:
+            try:
+                permit = self._breaker.admit(clock.now())
+            except CircuitOpenError:
+                self.slots.give_back(session)
+                raise
+        return session, permit
+
+    def _expire(self, waiter: Waiter) -> None:
+        if waiter.future.done():
+            return
+        self.queue.leave(waiter)
+        now = clock.now()
+        waited = elapsed(waiter.since, now)
+        self._events.emit(AcquireTimeout(waited))
+        dial = self.slots.dial
+        if dial is None:
+            waiter.future.set_exception(AcquireTimeoutError(f"No connection became free within {waited:.1f} s."))
+            self._breaker.released(waiter.permit)
+            return
+        waiter.future.set_exception(connect_error(TimeoutError()))
+        if min(waited, elapsed(dial.since, now)) < self._connect_timeout / 2:
+            # with so small a remainder of its own this caller has not seen enough to call the database down
+            self._breaker.released(waiter.permit)
+        else:
+            dial.give_up()
+            self.settle(waiter.permit, Verdict.FAILURE, now)
+
+    def settle(self, permit: int, verdict: Verdict, now: Instant) -> None:
+        """Report to the breaker. If that opens the circuit, whoever still queues is refused."""
+        if verdict is Verdict.SUCCESS:
+            self._breaker.succeeded(permit)
+        elif verdict is Verdict.NEUTRAL:
+            self._breaker.released(permit)
+        else:
+            before = self._breaker.generation
+            self._breaker.failed(permit, now)
+            if self._breaker.generation != before:
+                self.queue.refuse(self._breaker, now)
+
+    async def tidy(self, session: Session, cancelled: bool) -> None:
+        """Make a session fit for the next borrower; a cancelled borrower doesn't wait for the end of that."""
+        task = self.slots.tidy(session)
+        if cancelled:
+            await asyncio.wait({task}, timeout=_PARTING)
+        else:
+            await asyncio.shield(task)
+
+    async def close(self, timeout: float, *, patient: bool = True, reason: str = "close") -> None:
+        """End all sessions within `timeout` seconds. Patience lets the borrowers finish first, as far as time allows."""
+        self.closed = True
+        for waiter in self.queue.drain():
+            waiter.future.set_exception(PoolClosedError("The pool was closed."))
+            self._breaker.released(waiter.permit)
+        end = self.loop.time() + timeout
+        while patient and self.slots.lent and self.loop.time() < end:
+            self.slots.returned.clear()
+            try:
+                async with asyncio.timeout_at(end):
+                    await self.slots.returned.wait()
+            except TimeoutError:
+                break
+        await self.slots.end(reason, max(end - self.loop.time(), 0.0))
+        await self._dismiss_guardian()
+
+    async def loop_ends(self) -> None:
+        """What the guardian does in the end, unless it was dismissed before."""
+        if self._guardian is not None:
+            self._guardian = None
+            await self.close(_LAST_SECOND, patient=False, reason="loop_closed")
+
+    async def _dismiss_guardian(self) -> None:
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            await guardian.aclose()
+
+    def _dismiss_guardian_now(self) -> None:
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            # it has nothing to wait for any more, so its end needs no event loop
+            with contextlib.suppress(StopIteration):
+                guardian.aclose().__await__().__next__()
+
+    def abandon(self) -> list[socket]:
+        """Let go without the loop, which has ended rudely or is not ours to run; return what remains of the sessions."""
+        self.closed = True
+        self._dismiss_guardian_now()
+        return self.slots.abandon()
+
+    def disown(self) -> None:
+        """Let go in a forked child: these sessions are the parent's, who still uses them."""
+        self.closed = True
+        self._dismiss_guardian_now()
+        self.slots.disown()
+
+
+async def _until_the_loop_ends(lending: Lending) -> AsyncGenerator[None, None]:
+    """Close the sessions together with their loop.
+
+    asyncio/runners.py: `Runner.close` runs `loop.shutdown_asyncgens`, and so does every well-behaved owner of a loop:
+    that is the one hook a loop has for its end.
+    """
+    try:
+        yield
+    finally:
+        await lending.loop_ends()

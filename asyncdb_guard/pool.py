@@ -1,0 +1,152 @@
+"""`GuardedPool`: the one object that users hold."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from asyncdb_guard.acquisition import Acquisition
+from asyncdb_guard.credentials import Credentials
+from asyncdb_guard.events import Events, Listener
+from asyncdb_guard.guard import Guard
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.stats import PoolStats
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+    from asyncpg.pool import PoolConnectionProxy
+    from typing_extensions import Self
+
+
+class GuardedPool:
+    """A bounded, guarded pool of sessions. Born closed: no I/O and no look at the environment before its first use.
+
+    It serves one event loop at a time and follows its caller to another one, where it opens new sessions after the
+    old ones are gone; a forked child never touches its parent's. `settings` default to the environment's,
+    `credentials` to what the URL says; `on_event` is one listener or several.
+
+    Lives as long as the process, or until `close()`; leaving `async with` closes it.
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings | None = None,
+        *,
+        credentials: Credentials | None = None,
+        on_event: Listener | Iterable[Listener] = (),
+    ) -> None:
+        self._guard = Guard(settings, credentials, on_event)
+
+    @property
+    def settings(self) -> DatabaseSettings:
+        """The settings, read from the environment on first use. Raises ConfigurationError."""
+        return self._guard.settings
+
+    @property
+    def events(self) -> Events:
+        """Where this pool's events go; listeners can be added."""
+        return self._guard.events
+
+    def acquire(self, *, timeout: float | None = None) -> Acquisition:
+        """Borrow a connection for an `async with` block, which the breaker judges.
+
+        `timeout` bounds the wait, the liveness check and the connect together, in seconds; by default it is
+        CONNECT_TIMEOUT_MS. Raises CircuitOpenError, ConnectFailedError, AcquireTimeoutError, PoolClosedError or, on
+        first use, ConfigurationError. What the block raises passes through untouched.
+        """
+        return Acquisition(self._guard, timeout)
+
+    async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
+        """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement."""
+        async with self.acquire() as connection:
+            rows: list[Record] = await connection.fetch(query, *args, timeout=timeout)
+            return rows
+
+    async def fetchrow(self, query: str, *args: object, timeout: float | None = None) -> Record | None:
+        """Like `fetch`, for the first row or None."""
+        async with self.acquire() as connection:
+            row: Record | None = await connection.fetchrow(query, *args, timeout=timeout)
+            return row
+
+    async def fetchval(self, query: str, *args: object, column: int = 0, timeout: float | None = None) -> Any:
+        """Like `fetch`, for one column of the first row, or None."""
+        async with self.acquire() as connection:
+            return await connection.fetchval(query, *args, column=column, timeout=timeout)
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        """Like `fetch`, for the command tag; without arguments the text may hold several statements."""
+        async with self.acquire() as connection:
+            tag: str = await connection.execute(query, *args, timeout=timeout)
+            return tag
+
+    async def executemany(
+        self, command: str, args: Iterable[Sequence[object]], *, timeout: float | None = None
+    ) -> None:
+        """Run one statement for each sequence of arguments: all of them, or none."""
+        async with self.acquire() as connection:
+            await connection.executemany(command, args, timeout=timeout)
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[PoolConnectionProxy, None]:
+        """Borrow a connection for one transaction: committed when the block ends, rolled back when it raises.
+
+        `timeout` is that of `acquire`.
+        """
+        async with self.acquire(timeout=timeout) as connection:
+            async with connection.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable):
+                yield connection
+
+    async def ping(self, *, timeout: float | None = None) -> None:
+        """One round trip to the server, through the guard; raises like `acquire` where there is no connection."""
+        async with self.acquire(timeout=timeout) as connection:
+            await connection.execute("SELECT 1")
+
+    def stats(self) -> PoolStats:
+        """A snapshot; no I/O. Raises ConfigurationError."""
+        guard = self._guard
+        lending = guard.lending
+        return PoolStats(
+            pool_max=guard.settings.pool_max,
+            circuit=guard.breaker.state,
+            idle=len(lending.slots.idle) if lending is not None else 0,
+            lent=len(lending.slots.lent) if lending is not None else 0,
+            waiting=len(lending.queue) if lending is not None else 0,
+            **guard.counters.as_dict(),
+        )
+
+    def __repr__(self) -> str:
+        guard = self._guard
+        if guard.closed:
+            return "<GuardedPool closed>"
+        if guard.lending is None:
+            return "<GuardedPool without a session>"
+        shown = ("circuit", "idle", "lent", "waiting", "pool_max")
+        stats = self.stats()
+        return "<GuardedPool " + " ".join(f"{name}={stats[name]}" for name in shown) + ">"
+
+    async def close(self, timeout: float = 1.0) -> None:
+        """End the pool for good within `timeout` seconds: borrowers may finish, then they are cut off."""
+        self._guard.closed = True
+        await self._guard.end(timeout, patient=True)
+
+    async def disconnect(self, timeout: float = 1.0) -> None:
+        """End all sessions within `timeout` seconds, running statements included; the next use opens new ones."""
+        await self._guard.end(timeout, patient=False)
+
+    async def __aenter__(self) -> Self:
+        self._guard.here()  # a bad setting shows here, not in the first request
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

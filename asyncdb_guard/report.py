@@ -1,0 +1,47 @@
+"""An error, told for the log. Pure: no I/O, and no value of anybody's."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TypeAlias, cast
+
+from asyncdb_guard.errors import GuardError
+from asyncdb_guard.judgement import sqlstate_of
+
+_Group: TypeAlias = "BaseExceptionGroup[BaseException]"
+
+
+def describe(error: BaseException) -> str:
+    """Tell the type of `error`, its SQLSTATE and the code it came through, and the same of its causes.
+
+    Its text is left out, as it may carry a person's values, an SQL statement or a host; only this library's own
+    texts are known to carry none. Of its frames, this library's are left out where there are others.
+    """
+    told: list[str] = []
+    untold, seen = [error], {id(error)}
+    for one in untold:  # grows below
+        told.append(_describe_alone(one))
+        context = None if one.__suppress_context__ else one.__context__
+        members = cast(_Group, one).exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (*members, one.__cause__ or context):
+            if other is not None and id(other) not in seen:
+                seen.add(id(other))
+                untold.append(other)
+    return "; because of ".join(told)
+
+
+def _describe_alone(error: BaseException) -> str:
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    sqlstate = sqlstate_of(error)
+    trace = list(traceback.walk_tb(error.__traceback__))
+    others = [step for step in trace if not step[0].f_globals.get("__name__", "").startswith("asyncdb_guard.")]
+    places = [f"{frame.f_code.co_filename}:{line} ({frame.f_code.co_name})" for frame, line in others or trace[-1:]]
+    return "".join(
+        (
+            name,
+            f" [{sqlstate}]" if sqlstate else "",
+            f": {error}" if isinstance(error, GuardError) else "",
+            f" at {' > '.join(places)}" if places else "",
+        )
+    )

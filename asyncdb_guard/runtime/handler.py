@@ -1,0 +1,115 @@
+"""A coroutine function becomes the plain function that Lambda calls, and whatever escapes it becomes one safe error."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, ParamSpec, TypeVar, cast, overload
+
+from asyncdb_guard.errors import TriggerFailedError
+from asyncdb_guard.pool import GuardedPool
+from asyncdb_guard.report import describe
+from asyncdb_guard.runtime.process import process
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("asyncdb_guard")
+
+_SAFE_TEXT = "The request could not be completed"
+"""What the caller reads in place of an error's own text. Cognito adds a period."""
+
+_ABSENT: Any = object()
+
+
+@overload
+def lambda_handler(
+    handler: Callable[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    prewarm: GuardedPool | Iterable[GuardedPool] = (),
+    expose: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Callable[P, R]: ...
+
+
+@overload
+def lambda_handler(
+    *,
+    prewarm: GuardedPool | Iterable[GuardedPool] = (),
+    expose: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, R]]: ...
+
+
+def lambda_handler(
+    handler: Callable[P, Coroutine[Any, Any, R]] = _ABSENT,
+    /,
+    *,
+    prewarm: GuardedPool | Iterable[GuardedPool] = (),
+    expose: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Callable[P, R] | Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, R]]:
+    """Make `async def handler(event, context)` a plain function for the Lambda runtime. Also a decorator.
+
+    All handlers of a process share one event loop, made at the first call and kept for life, so that their pools
+    stay warm. Every call gets its own copy of the caller's context variables. Tasks that the handler leaves behind
+    are left alone. Sync decorators, such as Powertools', go around this one, not inside.
+
+    `prewarm`: the pools that open a session while Lambda initialises the environment; default none. Only in Lambda,
+    and not under SnapStart. A failure there is counted by the pool's breaker and logged, and nothing else.
+
+    `expose`: error types of the handler's that whoever invoked the function may see as they are; default none.
+
+    Raises TriggerFailedError for everything else that escapes the handler, CancelledError and SystemExit too: with
+    fixed text, while the error's type and place go to the log. A TriggerFailedError of the handler's passes as it is.
+    Raises RuntimeError if called where an event loop is running, and TypeError, already here, if `handler` is no
+    coroutine function that takes an event and a context.
+
+    In Lambda, SIGTERM ends the pools' sessions, calls the handler that the signal had before, and exits. Where
+    `snapshot_restore_py` is installed, the sessions also end before a SnapStart snapshot.
+    """
+    if handler is _ABSENT:
+        return functools.partial(lambda_handler, prewarm=prewarm, expose=expose)
+    _check(handler)
+    pools = tuple(prewarm) if isinstance(prewarm, Iterable) else (prewarm,)
+    process.prepare()
+    if pools and process.initialising:
+        process.run(_prewarm, pools)
+
+    @functools.wraps(handler)
+    def invoke(*args: P.args, **kwargs: P.kwargs) -> R:
+        result, error = process.run(handler, *args, **kwargs)
+        if error is None:
+            return cast(R, result)
+        if not isinstance(error, Exception) or not isinstance(error, (TriggerFailedError, expose)):
+            logger.error("The handler %s failed with %s", _name(handler), describe(error))
+            error = TriggerFailedError(_SAFE_TEXT)
+        raise error
+
+    return invoke
+
+
+def _check(handler: Any) -> None:
+    if not inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            f"lambda_handler() needs an `async def handler(event, context)`; {_name(handler)} is none. "
+            "Write it with `async def`, and put sync decorators around lambda_handler(), not inside."
+        )
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        complaint = f"Lambda calls a handler with an event and a context; {_name(handler)} must take these two."
+    else:
+        return
+    raise TypeError(complaint)
+
+
+def _name(handler: object) -> str:
+    return getattr(handler, "__qualname__", None) or type(handler).__qualname__
+
+
+async def _prewarm(pools: Iterable[GuardedPool]) -> None:
+    for outcome in await asyncio.gather(*(pool.ping() for pool in pools), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            logger.warning("A pool could not be prewarmed: %s", describe(outcome))

@@ -1,0 +1,130 @@
+"""One server session, and the only room that knows private names of asyncpg and asyncio.
+
+asyncpg's pool owns every physical connection, but each is checked out of it once, for as long as it lives: its acquire
+and release cost more than a round trip on loopback, and its release is a task. `tests/test_driver.py` has a test for
+each private name, which fails in plain words when asyncpg changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from asyncdb_guard.clock import Instant
+from asyncdb_guard.liveness import socket_probe
+
+
+class Session:
+    """One server session, checked out of asyncpg's pool; lives as long as the session does."""
+
+    __slots__ = ("_connection", "_holder", "_transport", "idle_since", "lifetime", "opened_at", "readable")
+
+    def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float) -> None:
+        self._holder = proxy._holder
+        # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
+        connection = proxy._detach()
+        assert connection is not None
+        self._connection: asyncpg.Connection = connection
+        self._transport = connection._transport
+        self.opened_at = now
+        self.idle_since = now
+        self.lifetime = lifetime
+        raw = self._transport.get_extra_info("socket")
+        self.readable: Callable[[], bool] = socket_probe(raw.fileno() if raw is not None else None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this side knows that the session is over. After a freeze it may not know yet."""
+        return bool(self._connection.is_closed())
+
+    def lend(self) -> PoolConnectionProxy:
+        """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
+        return PoolConnectionProxy(self._holder, self._connection)
+
+    def take_back(self, lent: PoolConnectionProxy) -> None:
+        """End a loan: the borrower's connection, statements and cursors are useless from now on."""
+        lent._detach()
+        # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over
+        self._connection._on_release()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a statement is still being cancelled, or a transaction was left open."""
+        return bool(self._connection._protocol._is_cancelling() or self._connection.is_in_transaction())
+
+    async def settle(self, timeout: float) -> bool:
+        """Wait until a cancelled statement is over; return whether the session is then free of a transaction."""
+        # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
+        await self._connection.execute("SELECT 1", timeout=timeout)
+        return not self._connection.is_in_transaction()
+
+    async def ping(self, timeout: float) -> None:
+        """One round trip of at most `timeout` seconds; raises whatever went wrong."""
+        await self._connection.execute("SELECT 1", timeout=timeout)
+
+    async def reset(self, timeout: float) -> None:
+        """asyncpg's reset: roll back, drop listeners, locks, cursors and settings; `timeout` in seconds."""
+        await self._connection.reset(timeout=timeout)
+
+    async def close(self, timeout: float) -> None:
+        """Say goodbye and wait until the server has let go, for at most `timeout` seconds; then just hang up."""
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            await self._connection.close(timeout=timeout)
+        self.terminate()
+
+    def terminate(self) -> None:
+        """Hang up at once."""
+        self._connection.terminate()
+
+    def abandon(self) -> socket.socket | None:
+        """Hang up without the event loop, which is closed or is not ours to run; return what `gone` waits for."""
+        self._orphan()
+        leaving = None
+        with contextlib.suppress(OSError, AttributeError):  # closed already, or no socket to be had
+            leaving = self._transport.get_extra_info("socket").dup()
+            leaving.setblocking(False)
+            leaving.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._transport.pause_reading()
+        _drop(self._transport)
+        return leaving
+
+    def disown(self) -> None:
+        """Let go of a parent process's session: no byte, no call on the epoll that both share, no goodbye later on."""
+        self._orphan()
+        _drop(self._transport)
+
+    def _orphan(self) -> None:
+        # asyncpg/connection.py: without a holder its end wakes no pool, and an aborted one is not finalised
+        self._connection._pool_holder = None
+        self._connection._aborted = True
+
+
+def _drop(transport: Any) -> None:
+    """Close this process's descriptor of a connection, with no help from the event loop and no word to the server.
+
+    asyncio/selector_events.py: `_call_connection_lost` is what a loop would run next; where it is missing (uvloop),
+    the socket is shut down, and the loop's own end does the rest.
+    """
+    layers = getattr(transport, "_ssl_protocol", None)
+    with contextlib.suppress(RuntimeError, AttributeError):
+        if layers is not None:
+            transport._closed = True
+            transport = layers._transport
+        # a later socket may get the same descriptor: the loop shall not take this transport for its owner
+        transport._closing = True
+        transport._call_connection_lost(None)
+
+
+async def gone(leaving: socket.socket, timeout: float) -> None:
+    """Wait until the server has let go of an abandoned session, for at most `timeout` seconds."""
+    with leaving, contextlib.suppress(OSError):  # TimeoutError is one
+        async with asyncio.timeout(timeout):
+            while await asyncio.get_running_loop().sock_recv(leaving, 4096):
+                pass

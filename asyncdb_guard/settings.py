@@ -1,0 +1,169 @@
+"""`DatabaseSettings`: the knobs from the environment and the URL, checked as a whole and sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NoReturn, Self
+
+from pydantic import ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.events import logger
+from asyncdb_guard.faults import contradiction, label, misfits, unfit
+from asyncdb_guard.knobs import Knobs
+from asyncdb_guard.target import ConnectTarget, connect_target
+from asyncdb_guard.url import DatabaseUrl, parse_database_url
+
+__all__ = ["ConnectTarget", "DatabaseSettings"]
+
+_SECRETS = ("url", "claims_cache_url")
+_SEALED = "DatabaseSettings are sealed once made: make new ones with the value that you want."
+
+
+class _Environment(EnvSettingsSource):
+    """The variables behind the prefix, the unknown ones too, and DATABASE_URL where LAMBDA_DATABASE_URL is not set."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        for name in self.env_vars:
+            if name.startswith(self.env_prefix.lower()) and name[self.env_prefix_len :] not in Knobs.model_fields:
+                values[name.upper()] = None
+        values.setdefault("url", self.env_vars.get("database_url"))
+        # Covered from here on, so that a report which shows the variables of each frame shows none of these.
+        return {name: SecretStr(value) if name in _SECRETS and value else value for name, value in values.items()}
+
+
+class DatabaseSettings(Knobs):
+    """All settings, from keyword arguments, else from the environment, else from the database URL, else their defaults.
+
+    A variable is the knob's name in capitals behind `LAMBDA_DATABASE_`; an empty one counts as not set. The URL is
+    LAMBDA_DATABASE_URL, else DATABASE_URL. The environment is read when an instance is made, never at import, and no
+    `.env` file is read. Nothing is ignored: what is unknown, out of range or contradictory raises one
+    `ConfigurationError` with all the faults. Sealed once made; lives as long as you keep it. No repr and no dump of it
+    shows a secret, a host or a statement (a pickle has to carry them).
+    """
+
+    model_config = SettingsConfigDict(defer_build=False)
+
+    @cached_property
+    def target(self) -> ConnectTarget:
+        """Where to connect and how, everything above applied."""
+        return connect_target(self, _read_url(self.url)[0], self.proxied)
+
+    @property
+    def proxied(self) -> bool:
+        """Whether the proxy profile is on."""
+        return self.proxy_host is not None if self.proxy_profile is None else self.proxy_profile
+
+    @property
+    def reset_sessions(self) -> bool:
+        """Whether the reset query runs at each release."""
+        return not self.proxied if self.session_reset is None else self.session_reset == "always"
+
+    @property
+    def connect_timeout(self) -> float:
+        """`connect_timeout_ms` in seconds."""
+        return self.connect_timeout_ms / 1000
+
+    @property
+    def idle_timeout(self) -> float:
+        """`idle_timeout_ms` in seconds."""
+        return self.idle_timeout_ms / 1000
+
+    @property
+    def max_lifetime(self) -> float:
+        """`max_lifetime_ms` in seconds; 0 is never."""
+        return self.max_lifetime_ms / 1000
+
+    @property
+    def command_timeout(self) -> float:
+        """`command_timeout_ms` in seconds."""
+        return self.command_timeout_ms / 1000
+
+    @property
+    def handler_budget(self) -> float:
+        """`handler_budget_ms` in seconds."""
+        return self.handler_budget_ms / 1000
+
+    @property
+    def breaker_reset_timeout(self) -> float:
+        """`breaker_reset_timeout_ms` in seconds."""
+        return self.breaker_reset_timeout_ms / 1000
+
+    @property
+    def breaker_reset_timeout_max(self) -> float:
+        """`breaker_reset_timeout_max_ms` in seconds."""
+        return self.breaker_reset_timeout_max_ms / 1000
+
+    @property
+    def claims_cache_ttl(self) -> float:
+        """`claims_cache_ttl_ms` in seconds; 0 is off."""
+        return self.claims_cache_ttl_ms / 1000
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keyword arguments, then the environment. No file."""
+        return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _settle(cls, values: dict[str, Any] | Self, build: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, dict):  # settings that are made already, as a field of a user's own model
+            return build(values)
+        url, faults = _read_url(values.get("url"))
+        said_twice = [knob for knob in url.knobs if values.get(knob) is not None]
+        from_url = {knob: value for knob, value in url.knobs.items() if knob not in said_twice}
+        values = {**values, **from_url}
+        settings, errors = None, []
+        # Nothing is raised inside the `except`, where pydantic's error, and so each value, would become the context.
+        try:
+            settings = build(values)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+        wrong = {str(error["loc"][0]) for error in errors}
+        if "url" in wrong:
+            faults = []
+        if settings is None:
+            # Once more without the wrong ones, so that the faults between the others are told as well.
+            settings = build({knob: value for knob, value in values.items() if knob not in wrong})
+        faults += [unfit(error, str(error["loc"][0]) in from_url) for error in errors]
+        faults += [
+            contradiction(knob)
+            for knob in said_twice
+            if knob not in wrong and getattr(settings, knob) != url.knobs[knob]
+        ]
+        faults += [
+            fault for knobs, fault in misfits(settings, url, settings.target, settings.proxied) if not knobs & wrong
+        ]
+        if faults:
+            raise ConfigurationError(*faults)
+        if settings.proxied and settings.reset_sessions:
+            logger.warning(
+                "%s is always under the proxy profile: each release costs a round trip, and pins RDS Proxy's session.",
+                label("session_reset"),
+            )
+        return settings
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy. Raises ConfigurationError for an `update`, as nothing would check it."""
+        if update:
+            raise ConfigurationError(_SEALED)
+        return super().model_copy(deep=deep)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise ConfigurationError(_SEALED)
+
+
+def _read_url(value: object) -> tuple[DatabaseUrl, list[str]]:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    return parse_database_url(value) if isinstance(value, str) else (DatabaseUrl(), [])

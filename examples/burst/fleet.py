@@ -1,0 +1,100 @@
+"""Starts the fleet's processes, lets them go at one instant, and collects what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from examples.burst.measurements import SignUp
+from examples.burst.scenario import PoolName, Scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 90.0
+"""Generous: 48 interpreters on two busy cores."""
+
+
+class FleetError(Exception):
+    """A worker died. Carries the end of what the fleet wrote to stderr."""
+
+
+class Fleet:
+    """The processes of one run. They live as long as the block of `started`, whatever ends it."""
+
+    def __init__(self, workers: list[Process], log: BinaryIO) -> None:
+        self._workers = workers
+        self._log = log
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, pool: PoolName, scenario: Scenario, environment: Mapping[str, str]) -> AsyncIterator[Self]:
+        """Start a process for each environment; none of them connects before `go`."""
+        workers: list[Process] = []
+        with tempfile.TemporaryFile() as log:
+            try:
+                for number in range(scenario.processes):
+                    order = {"name": pool, "number": number, "arrivals": scenario.arrivals}
+                    workers.append(await _spawn(json.dumps(order), environment, log))
+                yield cls(workers, log)
+            finally:
+                # All at once, before the first wait: no second interruption can leave one alive.
+                for worker in workers:
+                    if worker.returncode is None:
+                        worker.kill()
+                for worker in workers:
+                    await worker.wait()
+
+    async def wait_ready(self) -> None:
+        """Return when every process has its imports done. Raises FleetError if one dies."""
+
+        async def one(worker: Process) -> None:
+            if not await _line(worker):
+                raise self._failure()
+
+        async with asyncio.timeout(START_SECONDS), asyncio.TaskGroup() as waiting:
+            for worker in self._workers:
+                waiting.create_task(one(worker))
+
+    def go(self) -> None:
+        """Start everybody's clock."""
+        for worker in self._workers:
+            assert worker.stdin is not None
+            worker.stdin.write(b"go\n")
+
+    async def collect(self, sign_ups: list[SignUp]) -> None:
+        """Add each sign-up as it is told, until the last process ends. Raises FleetError if one ends badly."""
+
+        async def one(worker: Process) -> None:
+            while line := await _line(worker):
+                sign_ups.append(SignUp(**json.loads(line)))
+            if await worker.wait():
+                raise self._failure()
+
+        async with asyncio.TaskGroup() as collecting:
+            for worker in self._workers:
+                collecting.create_task(one(worker))
+
+    def _failure(self) -> FleetError:
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace")
+        return FleetError(f"A process of the fleet died. Its last words:\n{said[-2000:]}")
+
+
+async def _spawn(order: str, environment: Mapping[str, str], log: BinaryIO) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "examples.burst.worker", order,
+        stdin=PIPE, stdout=PIPE, stderr=log, env=environment, cwd=ROOT,
+        # Out of the terminal's reach: Ctrl-C is for the demo, and the demo ends its workers.
+        process_group=0,
+    )  # fmt: skip
+
+
+async def _line(worker: Process) -> bytes:
+    assert worker.stdout is not None
+    return await worker.stdout.readline()

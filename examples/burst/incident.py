@@ -1,0 +1,85 @@
+"""One run of the incident: the burst, the outage, the recovery."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from examples.burst.fleet import Fleet
+from examples.burst.measurements import Run
+from examples.burst.scenario import BYSTANDER, PoolName, Scenario
+from examples.burst.watch import ClosedDoor, observe, visit
+from examples.harness.postgres import Cluster
+
+SHOW_EVERY = 0.2
+LAST_SECONDS = 30.0
+"""After the last arrival. Nobody needs more: three tries of five seconds, and two pauses."""
+
+
+async def happen(
+    server: Cluster,
+    pool: PoolName,
+    scenario: Scenario,
+    environment: Mapping[str, str],
+    show: Callable[[Run], None],
+) -> Run:
+    """Let the fleet burst, take the database away and give it back. Nothing of it runs on afterwards."""
+    run = Run(pool, scenario)
+    start = time.monotonic()
+
+    def clock() -> float:
+        return time.monotonic() - start
+
+    async def keep_showing() -> None:
+        while True:
+            run.now = clock()
+            show(run)
+            await asyncio.sleep(SHOW_EVERY)
+
+    up = asyncio.Event()
+    up.set()
+    async with Fleet.started(pool, scenario, environment) as fleet, _meanwhile(keep_showing()):
+        await fleet.wait_ready()
+        start = time.monotonic()
+        run.phase = "burst"
+        async with asyncio.timeout(scenario.seconds + LAST_SECONDS), asyncio.TaskGroup() as together:
+            together.create_task(fleet.collect(run.sign_ups))
+            async with _meanwhile(
+                observe(server, clock, up, run.samples),
+                visit(server.url(user=BYSTANDER, sslmode="disable"), clock, up, run.visits),
+            ):
+                fleet.go()
+                await asyncio.sleep(scenario.outage_after)
+                await _take_away(server, scenario.outage, clock, up, run)
+                await asyncio.sleep(scenario.seconds - clock())
+            run.phase = "last sign-ups"
+    return run
+
+
+async def _take_away(server: Cluster, seconds: float, clock: Callable[[], float], up: asyncio.Event, run: Run) -> None:
+    """Stop the server, count who knocks for `seconds`, and start it again."""
+    gone = clock()
+    run.phase = "database down"
+    up.clear()
+    await asyncio.to_thread(server.stop)
+    async with ClosedDoor.at(server.host, server.port) as door:
+        for _ in range(10):
+            await asyncio.sleep(seconds / 10)
+            run.attempts = door.attempts
+    await asyncio.to_thread(server.restart)
+    up.set()
+    run.outage = (gone, clock())
+    run.phase = "recovery"
+
+
+@asynccontextmanager
+async def _meanwhile(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run endless `jobs` beside the block and end them with it. The error of one ends the block, too."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(job) for job in jobs]
+        yield
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,86 @@
+"""What was seen of one run, and the figures that follow from it. No I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from examples.burst.scenario import PoolName, Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How many sessions of the fleet the server showed."""
+
+    at: float
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One try of the bystander, while the database was up. `error`: why it failed, or None."""
+
+    at: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignUp:
+    """One person's sign-up, all tries together. `at`: when the person came; `error`: the last try's, or None."""
+
+    at: float
+    seconds: float
+    error: str | None
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that was seen of one run. Times in seconds since the burst began."""
+
+    pool: PoolName
+    scenario: Scenario
+    phase: str = "processes start"
+    now: float = 0.0
+    samples: list[Sample] = field(default_factory=list)
+    visits: list[Visit] = field(default_factory=list)
+    sign_ups: list[SignUp] = field(default_factory=list)
+    outage: tuple[float, float] = (math.inf, math.inf)
+    """When the database went, and when it was back."""
+    attempts: int = 0
+    """Connections that reached the database's port while nobody was behind it."""
+
+    @property
+    def peak(self) -> int:
+        return max((sample.sessions for sample in self.samples), default=0)
+
+    @property
+    def turned_away(self) -> int:
+        """The bystander's failures while the database was up."""
+        return sum(visit.error is not None for visit in self.visits)
+
+    @property
+    def served(self) -> int:
+        return len(self.visits) - self.turned_away
+
+    @property
+    def done(self) -> int:
+        return len(self.sign_ups) - self.failed
+
+    @property
+    def failed(self) -> int:
+        return sum(sign_up.error is not None for sign_up in self.sign_ups)
+
+    @property
+    def failed_before_outage(self) -> int:
+        """Sign-ups that were given up while nothing was wrong with the database but the fleet itself."""
+        return sum(s.error is not None and s.at + s.seconds < self.outage[0] for s in self.sign_ups)
+
+    def percentile(self, percent: float) -> float:
+        """The time that `percent` of the successful sign-ups did not exceed, in seconds; NaN without any."""
+        times = sorted(sign_up.seconds for sign_up in self.sign_ups if sign_up.error is None)
+        return times[math.ceil(len(times) * percent / 100) - 1] if times else math.nan
+
+
+def shown(plain: Run, guarded: Run) -> bool:
+    """Whether the two runs show what the demo is about."""
+    return plain.turned_away > 0 and guarded.turned_away == 0 and guarded.peak <= guarded.scenario.processes

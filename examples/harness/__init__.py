@@ -1,0 +1,1 @@
+"""Real parts to run against: a throw-away PostgreSQL and a stand-in for the Lambda Runtime API."""

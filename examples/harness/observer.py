@@ -1,0 +1,79 @@
+"""Somebody who looks at a server from outside, with a connection that nobody counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .postgres import Cluster
+
+T = TypeVar("T")
+
+OBSERVER = "harness observer"
+"""The application_name of whoever only looks; `sessions()` leaves it out."""
+
+_SESSIONS = """
+    SELECT * FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> $1
+      AND ($2::text IS NULL OR application_name = $2) AND ($3::text IS NULL OR usename = $3)
+    ORDER BY backend_start, pid
+"""
+
+_LOST = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError)
+
+
+class Observer:
+    """A lazy connection as `postgres`, made anew after a restart of the server. Lives in one event loop."""
+
+    def __init__(self, server: Cluster) -> None:
+        self.server = server
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+
+    async def sessions(self, application_name: str | None = None, user: str | None = None) -> list[asyncpg.Record]:
+        """The rows of pg_stat_activity that are clients', oldest first, without the observers'."""
+        return await self._ask(lambda connection: sessions(connection, application_name, user))
+
+    async def count(self, application_name: str | None = None, user: str | None = None) -> int:
+        """How many sessions there are."""
+        return len(await self.sessions(application_name, user))
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        return await self._ask(lambda connection: connection.fetch(sql, *arguments))
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        return await self._ask(lambda connection: connection.fetchval(sql, *arguments))
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        return await self._ask(lambda connection: connection.execute(sql, *arguments))
+
+    async def terminate(self, application_name: str | None = None, user: str | None = None) -> int:
+        """End these sessions as an administrator would, and say how many they were."""
+        rows = await self.sessions(application_name, user)
+        for row in rows:
+            await self.fetchval("SELECT pg_terminate_backend($1, 5000)", row["pid"])
+        return len(rows)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close(timeout=5.0)
+            self._connection = None
+
+    async def _ask(self, question: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]) -> T:
+        if self._connection is not None:
+            try:
+                return await question(self._connection)
+            except _LOST:
+                self._connection.terminate()
+        self._connection = await self.server.connect(statement_cache_size=0)
+        return await question(self._connection)
+
+
+async def sessions(
+    connection: asyncpg.Connection[asyncpg.Record], application_name: str | None = None, user: str | None = None
+) -> list[asyncpg.Record]:
+    """The clients' rows of pg_stat_activity, oldest first, without the observers'."""
+    return await connection.fetch(_SESSIONS, OBSERVER, application_name, user)

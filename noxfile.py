@@ -1,0 +1,107 @@
+"""The project's commands: `nox -s tests`, `nox -s demo`; `nox --list` shows them all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["tests", "lint", "types", "package"]
+nox.options.reuse_existing_virtualenvs = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def works(version: str) -> bool:
+    """Whether this Python starts. A version manager leaves commands that do not."""
+    command = shutil.which(f"python{version}")
+    return command is not None and subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+# Those of the classifiers that are here, so that a stranger's command runs with the one Python there is.
+SUPPORTED = nox.project.python_versions(PROJECT)
+PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
+
+
+def group(name: str) -> list[str]:
+    """The pinned requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def pytest_with_coverage(session: nox.Session, *arguments: str) -> None:
+    """Run the tests; all of them must reach every branch of the package, a chosen few need not."""
+    if session.posargs:
+        session.run("python", "-m", "pytest", *arguments, *session.posargs)
+        return
+    data = Path(session.create_tmp()).resolve() / "coverage"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    environment = {"COVERAGE_FILE": str(data / ".coverage")}
+    session.run("coverage", "run", "-m", "pytest", *arguments, env=environment)
+    session.run("coverage", "combine", "--quiet", env=environment)
+    session.run("coverage", "report", env=environment)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """All tests that need nothing but Python's packages."""
+    session.install("-e", ".[aws,redis]", *group("tests"))
+    pytest_with_coverage(session, "-m", "not debian")
+
+
+@nox.session
+def services(session: nox.Session) -> None:
+    """The tests that need programs of Debian packages: pgbouncer, redis-server, postgresql."""
+    session.install("-e", ".[aws,redis]", *group("tests"))
+    session.run("python", "-m", "pytest", "-m", "debian", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """A burst against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
+    session.install(".[demo]")
+    session.run("python", "-m", "examples.burst", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff's rules and layout, and a pre-commit configuration that agrees with them."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pre-commit", "validate-config", ".pre-commit-config.yaml")
+    pins = set(re.findall(r"[\w-]+==[\w.]+", Path(".pre-commit-config.yaml").read_text(encoding="utf-8")))
+    if strangers := pins - set(group("lint")):
+        session.error(f"Not the pins of the group lint: {', '.join(sorted(strangers))}")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy and pyright, both strict."""
+    session.install("-e", ".[aws,redis,demo]", *group("types"))
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The built wheel, in an environment of its own: it imports, it is typed, and nothing else came along."""
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), ".")
+    (wheel,) = dist.glob("*.whl")
+    session.install("--force-reinstall", str(wheel))
+    with session.chdir(dist):
+        session.run(
+            "python", "-c",
+            "import asyncdb_guard, importlib.metadata as m, importlib.resources as r\n"
+            "assert r.files(asyncdb_guard).joinpath('py.typed').is_file()\n"
+            "roots = {p.parts[0] for p in m.files('asyncdb-guard')}\n"
+            "assert {r for r in roots if not r.endswith('.dist-info')} == {'asyncdb_guard'}, roots\n",
+        )  # fmt: skip

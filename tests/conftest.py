@@ -1,0 +1,100 @@
+"""What every test may ask for: a server, a role and a URL of its own, a proxy, somebody who looks on."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from examples.harness.observer import Observer
+from examples.harness.postgres import Cluster
+from examples.harness.runtime_api import RuntimeApi
+from tests.support import eventually as waiting
+from tests.support.proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+_OURS = ("LAMBDA_DATABASE_", "PG", "AWS_", "POWERTOOLS_", "_X_AMZN")
+
+
+@pytest.fixture(scope="session", params=[16, 18], ids=["pg16", "pg18"])
+def server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A PostgreSQL for the whole session; tests that stop or fill one start a `Cluster` of their own."""
+    with Cluster.start(request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def role(server: Cluster) -> str:
+    """A new role without a password, with a schema of its own; its sessions are this test's sessions."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    server.psql(f"CREATE ROLE {name} LOGIN; CREATE SCHEMA {name} AUTHORIZATION {name};")
+    return name
+
+
+@pytest.fixture
+def url(server: Cluster, role: str) -> str:
+    """Straight to the server, as `role`."""
+    return server.url(user=role)
+
+
+@pytest.fixture
+def proxy(server: Cluster) -> Iterator[TcpProxy]:
+    """A proxy in front of the server."""
+    with TcpProxy(server.host, server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_url(server: Cluster, role: str, proxy: TcpProxy) -> str:
+    """To the server through `proxy`, as `role`."""
+    return server.url(user=role, port=proxy.port)
+
+
+@pytest.fixture
+async def observer(server: Cluster) -> AsyncIterator[Observer]:
+    """Looks at the server, and is not counted."""
+    observer = Observer(server)
+    yield observer
+    await observer.close()
+
+
+@pytest.fixture
+def runtime_api() -> Iterator[RuntimeApi]:
+    """Starts real Lambda runtime processes, and ends them."""
+    with RuntimeApi.start() as api:
+        yield api
+
+
+@pytest.fixture
+def eventually() -> waiting.Eventually:
+    """`await eventually(lambda: proxy.accepted == 1)`."""
+    return waiting.eventually
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting reaches a test from outside."""
+    for name in tuple(os.environ):
+        if name == "DATABASE_URL" or name.startswith(_OURS):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_task_left(request: pytest.FixtureRequest) -> None:
+    """After an async test and its fixtures, nothing of it still runs in its loop."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_no_task_left")
+
+
+@pytest.fixture
+async def _no_task_left() -> AsyncIterator[None]:
+    own = asyncio.current_task()
+    yield
+    ignored = {own, asyncio.current_task()}
+    await waiting.eventually(lambda: not (asyncio.all_tasks() - ignored), within=1.0, but="no task is left")

@@ -1,0 +1,180 @@
+"""The demo, small and short, in a process of its own: what it shows, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from examples.burst.__main__ import main
+from examples.burst.measurements import Run, Sample, SignUp, Visit, shown
+from examples.burst.picture import draw
+from examples.burst.report import meaning
+from examples.burst.scenario import Scenario
+from tests.support.eventually import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from examples.burst.scenario import PoolName
+
+SMALL = ("--processes", "6", "--max-connections", "20", "--seconds", "5")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Demo:
+    """A running demo: its output so far, and every process that it was ever seen to have."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.output = ""
+        self.descendants: set[psutil.Process] = set()
+
+    async def listen(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            self.output += line.decode()
+
+    async def watch(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            demo = psutil.Process(self.process.pid)
+            while True:
+                self.descendants.update(demo.children(recursive=True))
+                await asyncio.sleep(0.05)
+
+    def left(self) -> list[psutil.Process]:
+        """Who of them still runs. A process id that somebody else got meanwhile does not count."""
+        return [process for process in self.descendants if process.is_running()]
+
+
+@asynccontextmanager
+async def running(*arguments: str, cwd: Path) -> AsyncIterator[Demo]:
+    """The demo, as `python -m` starts it from the root of the repository; killed if the block leaves it alive."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "examples.burst", "--output", str(cwd / "burst.png"), *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    demo = Demo(process)
+    jobs = [asyncio.create_task(demo.listen()), asyncio.create_task(demo.watch())]
+    try:
+        yield demo
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        await asyncio.gather(*jobs)
+
+
+def figures(output: str, row: str) -> tuple[int, int]:
+    """A row of the table: the plain run's figure and the guarded one's."""
+    found = re.search(rf"{re.escape(row)}\W+([\d,]+)\D+?([\d,]+)", output)
+    assert found, f"No row {row!r} in:\n{output}"
+    plain, guarded = (int(figure.replace(",", "")) for figure in found.groups())
+    return plain, guarded
+
+
+async def test_a_short_run_tells_the_whole_story_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with running(*SMALL, cwd=tmp_path) as demo:
+        assert await demo.process.wait() == 0, demo.output
+        assert len(demo.descendants) >= 2 * 6 + 1, "Two fleets of six and a server were to be seen."
+        await eventually(lambda: not demo.left(), within=2)
+    said = demo.output
+
+    for answer in ('"claimsOverrideDetails"', '"idTokenGeneration"', '"accessTokenGeneration"', '"role": "member"'):
+        assert answer in said
+    peak, guarded_peak = figures(said, "sessions at peak, of 20")
+    assert peak > 10
+    assert guarded_peak == 6
+    turned_away, guarded_turned_away = figures(said, "Bystander turned away")
+    assert turned_away > 0
+    assert guarded_turned_away == 0
+    done, guarded_done = figures(said, "Sign-ups done")
+    assert 0 < done < guarded_done
+    assert figures(said, "Sign-ups failed before the outage")[1] == 0
+    attempts, guarded_attempts = figures(said, "attempts while it was down")
+    assert guarded_attempts <= 6 * 3 < attempts
+    p50, guarded_p50 = figures(said, "p50")
+    p99, guarded_p99 = figures(said, "p99")
+    assert 10 <= p50 <= p99
+    assert 10 <= guarded_p50 <= guarded_p99
+    assert "\x1b" not in said, "Escape codes have no place in a file."
+    assert (tmp_path / "burst.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("moment", ["A database", "Act one", "processes start", "burst  ", "database down"])
+async def test_ctrl_c_ends_everything_within_seconds(moment: str, tmp_path: Path) -> None:
+    async with running(*SMALL, cwd=tmp_path) as demo:
+        await eventually(lambda: moment in demo.output, within=30)
+        demo.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(5):
+            assert await demo.process.wait() == 130, demo.output
+        await eventually(lambda: not demo.left(), within=2)
+    assert "Nothing is left running" in demo.output
+    assert "Traceback" not in demo.output
+    assert not (tmp_path / "burst.png").exists()
+
+
+async def test_nothing_outlives_a_demo_that_was_killed(tmp_path: Path) -> None:
+    async with running(*SMALL, cwd=tmp_path) as demo:
+        await eventually(lambda: "burst  " in demo.output, within=30)
+        demo.process.kill()
+        await eventually(lambda: not demo.left(), within=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--processes", "9"], "give at least 10"),
+        (["--processes", "97"], "must be below 97"),
+        (["--seconds", "1"], "at least 3"),
+        (["--output", "/no/such/directory/burst.png"], "does not exist"),
+    ],
+)
+def test_arguments_that_show_nothing_are_refused_with_a_remedy(
+    arguments: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert remedy in capsys.readouterr().err
+
+
+def seen(pool: PoolName, errors: list[str | None]) -> Run:
+    """A run of two processes, made up."""
+    return Run(
+        pool,
+        Scenario(processes=2, max_connections=10, seconds=6),
+        samples=[Sample(at / 10, 2) for at in range(60)],
+        visits=[Visit(at / 10, error) for at, error in enumerate(errors)],
+        sign_ups=[SignUp(at=float(at), seconds=at / 100, error=None) for at in range(1, 101)],
+        outage=(2.0, 3.0),
+    )
+
+
+def test_percentiles_are_those_of_the_successful_sign_ups() -> None:
+    run = seen("plain", [])
+    run.sign_ups.append(SignUp(at=1.0, seconds=9.0, error="TooManyConnectionsError"))
+    assert (run.percentile(50), run.percentile(99), run.percentile(100)) == (0.5, 0.99, 1.0)
+    assert (run.done, run.failed) == (100, 1)
+    assert math.isnan(Run("plain", run.scenario).percentile(50))
+
+
+def test_a_run_that_shows_no_difference_says_so() -> None:
+    harmless, harmful = seen("plain", [None, None]), seen("plain", [None, "TooManyConnectionsError"])
+    assert shown(harmful, seen("guarded", [None]))
+    assert meaning(harmful, seen("guarded", [None])).startswith("What it means")
+    assert not shown(harmless, seen("guarded", [None]))
+    assert meaning(harmless, seen("guarded", [None])).startswith("This run did not show")
+    assert not shown(harmful, seen("guarded", ["TooManyConnectionsError"]))
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    draw(seen("plain", [None, "TooManyConnectionsError"]), seen("guarded", [None]), tmp_path / "burst.png")
+    assert (tmp_path / "burst.png").read_bytes().startswith(PNG)

@@ -1,0 +1,180 @@
+"""The tree of errors is the documented one, and none of their texts says more than it should."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import socket
+import ssl
+
+import asyncpg
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asyncdb_guard
+from asyncdb_guard import errors
+from asyncdb_guard.diagnosis import connect_error
+from asyncdb_guard.errors import (
+    AcquireTimeoutError,
+    CircuitOpenError,
+    ConfigurationError,
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DatabaseUnavailableError,
+    PoolClosedError,
+)
+
+TREE = {
+    "GuardError": ("Exception",),
+    "ConfigurationError": ("GuardError",),
+    "PoolClosedError": ("GuardError",),
+    "DatabaseUnavailableError": ("GuardError",),
+    "CircuitOpenError": ("DatabaseUnavailableError",),
+    "ConnectFailedError": ("DatabaseUnavailableError",),
+    "AcquireTimeoutError": ("DatabaseUnavailableError",),
+    "ConnectTimeoutError": ("ConnectFailedError", "AcquireTimeoutError"),
+    "DeadlineExceededError": ("DatabaseUnavailableError",),
+    "TriggerFailedError": ("GuardError",),
+    "TriggerEventError": ("TriggerFailedError",),
+}
+
+
+def test_the_tree_of_errors_is_the_documented_one():
+    defined = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert {name: tuple(base.__name__ for base in kind.__bases__) for name, kind in defined.items()} == TREE
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_every_error_can_be_imported_from_the_package(name):
+    assert getattr(asyncdb_guard, name) is getattr(errors, name)
+    assert name in asyncdb_guard.__all__
+    assert getattr(errors, name).__doc__
+
+
+def test_one_fault_is_the_whole_text():
+    assert str(ConfigurationError("POOL_MAX must be 1 to 100.")) == "POOL_MAX must be 1 to 100."
+
+
+def test_several_faults_are_listed_one_a_line():
+    error = ConfigurationError("First.", "Second.")
+    assert str(error) == "2 settings are wrong:\n- First.\n- Second."
+    assert error.faults == ("First.", "Second.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(ConfigurationError("First.", "Second."), id="configuration"),
+        pytest.param(CircuitOpenError("Open.", retry_after=2.5), id="circuit-open"),
+        pytest.param(PoolClosedError("Closed."), id="pool-closed"),
+    ],
+)
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
+def test_an_error_survives_a_copy_and_a_pickle(error, again):
+    other = again(error)
+    assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))
+
+
+def test_retry_after_is_none_where_nobody_knows():
+    assert DatabaseUnavailableError("Down.").retry_after is None
+    assert CircuitOpenError("Open.", retry_after=2.5).retry_after == 2.5
+
+
+SECRETS = ("db.internal.example", "appuser", "hunter2", "app_user")
+SAID = "connection to {0} as {1} with {2}, relation {3}".format(*SECRETS)
+
+
+def refused(sqlstate: str) -> asyncpg.PostgresError:
+    """The error that asyncpg makes of a server's refusal."""
+    return asyncpg.PostgresError.new({"C": sqlstate, "M": SAID, "t": "app_user"})
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        pytest.param(refused("28P01"), "the server refused the password (SQLSTATE 28P01)", id="password"),
+        pytest.param(
+            refused("28000"), "the server refused the login; check the user and its rights (SQLSTATE 28000)", id="login"
+        ),
+        pytest.param(
+            refused("3D000"),
+            "the database named in LAMBDA_DATABASE_URL does not exist (SQLSTATE 3D000)",
+            id="database",
+        ),
+        pytest.param(
+            refused("53300"), "the server or the role has no connection left (SQLSTATE 53300)", id="full-server"
+        ),
+        pytest.param(
+            refused("57P03"), "the server is starting up or shutting down (SQLSTATE 57P03)", id="starting-up"
+        ),
+        pytest.param(
+            refused("08P01"),
+            "the server refused a startup parameter; if it is a pooler, set LAMBDA_DATABASE_PROXY_PROFILE=true"
+            " (SQLSTATE 08P01)",
+            id="pooler",
+        ),
+        pytest.param(refused("XX000"), "the server refused the connection (SQLSTATE XX000)", id="any-other"),
+        pytest.param(ConnectionRefusedError(111, SAID), "ConnectionRefusedError", id="refused"),
+        pytest.param(socket.gaierror(-2, SAID), "gaierror", id="unknown-host"),
+        pytest.param(asyncpg.InterfaceError(SAID), "InterfaceError", id="interface"),
+    ],
+)
+def test_a_failed_connect_says_why_and_names_nobody(cause, reason):
+    error = connect_error(cause)
+    assert type(error) is ConnectFailedError
+    assert str(error) == f"The database could not be reached: {reason}."
+    assert error.__cause__ is cause
+    assert error.retry_after is None
+
+
+def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout():
+    error = connect_error(TimeoutError(SAID))
+    assert type(error) is ConnectTimeoutError
+    assert isinstance(error, ConnectFailedError)
+    assert isinstance(error, AcquireTimeoutError)
+    assert str(error) == "The database could not be reached: it did not answer a connect in time."
+
+
+@given(sqlstate=st.text("0123456789ABCDEFPX", min_size=5, max_size=5))
+def test_whatever_the_server_said_the_text_holds_nothing_but_its_code(sqlstate):
+    text = str(connect_error(refused(sqlstate)))
+    assert f"(SQLSTATE {sqlstate})" in text
+    assert not any(secret in text for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "reason"),
+    [
+        pytest.param("db.internal.example", False, "unable to get local issuer certificate", id="unknown-authority"),
+        pytest.param("other.example", True, "Hostname mismatch", id="another-host"),
+        pytest.param("192.0.2.7", True, "IP address mismatch", id="another-address"),
+    ],
+)
+def test_a_certificate_that_is_refused_is_explained_without_the_host(name, trusted, reason):
+    authority = trustme.CA()
+    client_side = ssl.create_default_context()
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("db.internal.example").configure_cert(server_side)
+    if trusted:
+        authority.configure_trust(client_side)
+
+    error = connect_error(refused_certificate(client_side, server_side, name))
+    assert str(error) == f"The database could not be reached: its TLS certificate could not be verified ({reason})."
+    assert name not in str(error)
+
+
+def refused_certificate(client_side: ssl.SSLContext, server_side: ssl.SSLContext, name: str) -> ssl.SSLError:
+    """Shake hands in memory until the client refuses the server's certificate; return that error."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_side.wrap_bio(to_client, to_server, server_hostname=name)
+    server = server_side.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as error:
+            return error
+    raise AssertionError("The client took the certificate.")

@@ -1,0 +1,81 @@
+"""Events are frozen facts with the documented names, and a listener that raises harms nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+
+from asyncdb_guard import events
+from asyncdb_guard.events import AcquireTimeout, CacheHit, CacheMiss, CircuitOpened, Event, Events
+
+SAMPLES = {
+    "cache_hit": CacheHit(),
+    "cache_miss": CacheMiss(),
+    "connection_opened": events.ConnectionOpened(0.1),
+    "connection_replaced": events.ConnectionReplaced("lost"),
+    "connection_closed": events.ConnectionClosed("close"),
+    "acquire_timeout": AcquireTimeout(2.0),
+    "circuit_opened": CircuitOpened(10.0),
+    "circuit_half_opened": events.CircuitHalfOpened(),
+    "circuit_closed": events.CircuitClosed(),
+    "circuit_rejected": events.CircuitRejected(),
+}
+
+
+def test_these_are_all_events_there_are():
+    assert {kind.name for kind in Event.__subclasses__()} == SAMPLES.keys()
+    assert {type(event) for event in SAMPLES.values()} == set(Event.__subclasses__())
+
+
+@pytest.mark.parametrize(("name", "event"), SAMPLES.items(), ids=SAMPLES)
+def test_an_event_has_its_name_and_is_frozen(name, event):
+    assert event.name == name
+    assert event == dataclasses.replace(event)
+    for attribute in ("name", *(field.name for field in dataclasses.fields(event))):
+        with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
+            setattr(event, attribute, "other")
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one-listener", "several"])
+def test_listeners_hear_every_event_in_the_order_in_which_they_were_given(several):
+    heard: list[tuple[str, Event]] = []
+
+    def first(event: Event) -> None:
+        heard.append(("first", event))
+
+    def second(event: Event) -> None:
+        heard.append(("second", event))
+
+    told = Events(iter((first, second))) if several else Events(first)
+    if not several:
+        told.add(second)
+    told.emit(CacheHit())
+    told.emit(CacheMiss())
+    assert heard == [("first", CacheHit()), ("second", CacheHit()), ("first", CacheMiss()), ("second", CacheMiss())]
+
+
+def test_nobody_need_listen():
+    Events().emit(CacheHit())
+
+
+def test_a_listener_that_raises_is_logged_without_its_text_and_harms_nobody(caplog):
+    heard = []
+
+    def broken(event: Event) -> None:
+        raise KeyError("ada@example.com")
+
+    with caplog.at_level(logging.ERROR, logger="asyncdb_guard"):
+        Events([broken, heard.append]).emit(CacheMiss())
+    assert heard == [CacheMiss()]
+    assert [record.getMessage() for record in caplog.records] == ["A listener failed on cache_miss with KeyError."]
+    assert "ada@example.com" not in caplog.text
+
+
+def test_an_interrupt_of_the_process_is_not_held_back():
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Events(interrupted).emit(CacheHit())

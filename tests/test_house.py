@@ -1,0 +1,180 @@
+"""The house: imports go one way down, each foreign library has one door, and importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "asyncdb_guard"
+
+# From the roof down. A module imports from lower floors or from its own, and never in a circle.
+FLOORS = (
+    {"handlers"},
+    {"cognito", "runtime"},
+    {"metrics", "report"},
+    {"pool"},
+    {"acquisition", "guard", "lending", "slots", "waiting"},
+    {"breaker", "credentials", "diagnosis", "driver", "judgement", "liveness", "stats", "tls"},
+    {"faults", "knobs", "settings", "target", "url"},
+    {"clock", "errors", "events"},
+)
+SEPARATE = ({"cognito", "runtime"},)
+"""Rooms of one floor that don't know each other."""
+
+# What may be imported, used or named by these rooms only. A name that ends in "_" is the beginning of one.
+DOORS = {
+    "aiobreaker": {"breaker"},
+    "asyncpg.connect": {"driver"},
+    "asyncpg.create_pool": {"driver"},
+    "signal": {"runtime"},
+    "snapshot_restore_py": {"runtime"},
+    "AWS_LAMBDA_": {"metrics", "runtime"},
+    "pydantic_settings": {"knobs", "settings"},
+}
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def room(module: str) -> str:
+    """The part of a module's name that stands in the table; empty for the package itself."""
+    return module.removeprefix("asyncdb_guard").removeprefix(".").partition(".")[0]
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def imported(module: str) -> set[str]:
+    """All that a module imports, anywhere in it, with full names."""
+    names: set[str] = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            assert node.module is not None
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def neighbours(module: str) -> set[str]:
+    """The modules of this package that a module imports."""
+    own = {name for name in imported(module) if name.split(".")[0] == "asyncdb_guard"}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in own}
+
+
+def mentioned(module: str) -> set[str]:
+    """What a module imports, which attributes of modules it uses, and its texts."""
+    nodes = list(ast.walk(tree(module)))
+    attributes = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {ast.get_docstring(node, clean=False) for node in nodes if isinstance(node, documented)}
+    return imported(module) | attributes | {text for text in texts if text not in docstrings}
+
+
+INNER = [module for module in MODULES if room(module)]
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_a_module_imports_only_downwards(module: str) -> None:
+    floor_of = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    assert room(module) in floor_of, f"{module} stands on no floor: give it one in FLOORS"
+    for other in neighbours(module):
+        assert room(other), f"{module} imports the roof, {other}"
+        assert floor_of[room(other)] >= floor_of[room(module)], f"{module} imports upwards, from {other}"
+        for separate in SEPARATE:
+            assert room(other) == room(module) or not {room(module), room(other)} <= separate, f"{module} knows {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    list(TopologicalSorter({module: neighbours(module) - {module} for module in INNER}).static_order())
+
+
+def test_every_room_of_the_table_exists() -> None:
+    assert set().union(*FLOORS) == {room(module) for module in INNER}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_foreign_thing_has_one_door(name: str) -> None:
+    beginning = name if name.endswith("_") else f"{name}."
+    users = {
+        room(module)
+        for module in INNER
+        if any(word == name or word.startswith(beginning) for word in mentioned(module))
+    }
+    assert users == DOORS[name]
+
+
+@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_an_init_hands_names_on_and_holds_no_logic(module: str) -> None:
+    for node in tree(module).body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "__version__"}
+        assert is_docstring or is_constant or isinstance(node, ast.ImportFrom), ast.unparse(node)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_one_room(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 260
+
+
+def run(code: str) -> str:
+    """What a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_brings_nothing_that_its_own_dependencies_do_not_bring() -> None:
+    code = """
+import sys
+import aiobreaker, asyncpg, pydantic_settings
+def roots():
+    return {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+before = roots()
+import asyncdb_guard, asyncdb_guard.cognito, asyncdb_guard.runtime
+print(*sorted(roots() - before))
+"""
+    assert run(code).split() == ["asyncdb_guard"]
+
+
+def test_importing_and_constructing_does_no_io_and_reads_no_environment() -> None:
+    code = """
+import os, sys
+import aiobreaker, aiobreaker.storage.memory, asyncpg, pydantic, pydantic_settings
+seen = []
+class Watched(type(os.environ)):
+    def __getitem__(self, key):
+        seen.append(f"environment: {key}")
+        return super().__getitem__(key)
+    def __iter__(self):
+        seen.append("environment: all of it")
+        return super().__iter__()
+os.environ.__class__ = Watched
+def watch(event, arguments):
+    source = event == "open" and str(arguments[0]).endswith((".py", ".pyc"))
+    if event.startswith(("socket.", "subprocess.", "os.", "signal.")) or (event == "open" and not source):
+        if event not in ("os.listdir", "os.scandir", "os.mkdir", "os.rename"):
+            seen.append(f"{event}: {arguments}")
+sys.addaudithook(watch)
+sys.dont_write_bytecode = True
+import asyncdb_guard, asyncdb_guard.cognito, asyncdb_guard.runtime
+asyncdb_guard.cognito.CognitoTriggers(asyncdb_guard.GuardedPool(), claims="SELECT 1")
+print(*seen, sep="\\n")
+"""
+    assert run(code).strip() == ""
+
+
+def test_the_watch_of_the_test_above_sees_something() -> None:
+    code = "import os, sys; sys.addaudithook(lambda event, arguments: print(event)); import socket; socket.socket()"
+    assert "socket.__new__" in run(code)

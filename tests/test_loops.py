@@ -1,0 +1,213 @@
+"""One pool over many event loops: it follows its caller, its old session goes, and nothing is left to warn about."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import uvloop
+
+from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError
+from examples.harness.observer import Observer
+from examples.harness.postgres import Cluster
+
+PID = "SELECT pg_backend_pid()"
+
+
+@pytest.fixture
+def pool(url: str) -> GuardedPool:
+    return GuardedPool(DatabaseSettings(url=url))
+
+
+@pytest.fixture
+def sessions(server: Cluster, role: str) -> Callable[[], int]:
+    """How many sessions the role has on the server, asked from a loop of its own."""
+
+    async def count() -> int:
+        observer = Observer(server)
+        try:
+            return len(await observer.sessions(user=role))
+        finally:
+            await observer.close()
+
+    return lambda: asyncio.run(count())
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    return request.param
+
+
+def test_each_asyncio_run_gets_a_session_that_ends_with_its_loop(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+    pids = set()
+    for _ in range(3):
+        pids.add(asyncio.run(pool.fetchval(PID)))
+        assert sessions() == 0
+    assert len(pids) == 3
+
+
+def test_a_runner_with_uvloop_ends_its_session_too(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(pool.ping())
+        assert sessions() == 1
+    assert sessions() == 0
+
+
+def test_a_loop_that_was_just_closed_leaves_its_session_to_the_next_use(
+    pool: GuardedPool, sessions: Callable[[], int]
+) -> None:
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(pool.ping())
+        loop.close()  # without the care that asyncio.run takes
+        assert sessions() == 1
+        gc.collect()  # a ResourceWarning would come now
+    asyncio.run(pool.close())
+    assert sessions() == 0
+
+
+def test_a_loop_that_only_rests_gives_way(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    for _ in range(3):
+        for loop in (first, second):
+            loop.run_until_complete(pool.ping())
+            assert sessions() == 1
+    asyncio.run(pool.close())
+    assert sessions() == 0
+    for loop in (first, second):
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def test_a_loop_closed_in_the_middle_of_a_block_hurts_nobody_after_it(
+    pool: GuardedPool, sessions: Callable[[], int], new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    borrowed = asyncio.Event()
+
+    async def keep() -> None:
+        async with pool.acquire():
+            borrowed.set()
+            await asyncio.Event().wait()
+
+    async def start() -> None:
+        tasks.append(asyncio.create_task(keep()))
+        await borrowed.wait()
+
+    tasks: list[asyncio.Task[None]] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]  # the test is rude, asyncio says so
+
+    other = new_loop()
+    other.run_until_complete(pool.ping())
+    assert sessions() == 1
+    other.run_until_complete(pool.close())
+    other.close()
+    assert sessions() == 0
+    with suppress(RuntimeError):  # its loop is closed
+        tasks.pop().get_coro().close()  # type: ignore[union-attr]
+    gc.collect()
+
+
+def test_a_loop_in_another_thread_ends_its_own_session(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        theirs = asyncio.run_coroutine_threadsafe(pool.fetchval(PID), loop).result(5)
+        with asyncio.Runner() as runner:
+            assert runner.run(pool.fetchval(PID)) != theirs
+            runner.run(_until(lambda: sessions_of_thread(sessions) == 1))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+    assert sessions() == 0
+
+
+def sessions_of_thread(sessions: Callable[[], int]) -> int:
+    """Ask from a thread, since this one's loop is running."""
+    counts: list[int] = []
+    thread = threading.Thread(target=lambda: counts.append(sessions()))
+    thread.start()
+    thread.join()
+    return counts[0]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_never_two_sessions_however_the_loops_change(pool: GuardedPool, server: Cluster, role: str) -> None:
+    peak = 0
+    done = threading.Event()
+
+    async def watch() -> None:
+        nonlocal peak
+        observer = Observer(server)
+        while not done.is_set():
+            peak = max(peak, len(await observer.sessions(user=role)))
+        await observer.close()
+
+    watcher = threading.Thread(target=lambda: asyncio.run(watch()))
+    watcher.start()
+    try:
+        for _ in range(30):
+            asyncio.run(pool.ping())
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(pool.ping())
+            loop.close()
+    finally:
+        done.set()
+        watcher.join()
+        asyncio.run(pool.close())
+    assert peak == 1
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_function_scoped_loops_share_a_module_wide_pool(
+    attempt: int, url: str, shared: dict[str, GuardedPool]
+) -> None:
+    pool = shared.setdefault("pool", GuardedPool(DatabaseSettings(url=url)))
+    assert await pool.fetchval("SELECT $1::int", attempt) == attempt
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, GuardedPool]:
+    return {}
+
+
+def test_a_forgotten_pool_ends_its_session_when_it_is_collected(url: str, sessions: Callable[[], int]) -> None:
+    async def forget() -> None:
+        pool = GuardedPool(DatabaseSettings(url=url, idle_timeout_ms=60_000))
+        await pool.ping()
+        del pool
+
+    with asyncio.Runner() as runner:
+        runner.run(forget())
+    assert sessions() == 0
+
+
+def test_close_from_another_loop_ends_the_session(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.ping())
+    asyncio.run(pool.close())
+    assert sessions() == 0
+    with pytest.raises(PoolClosedError):
+        asyncio.run(pool.ping())
+    loop.close()
+
+
+async def test_a_pool_outside_any_loop_can_be_looked_at(pool: GuardedPool) -> None:
+    def look() -> Any:
+        return repr(pool), pool.stats()["circuit"]
+
+    assert await asyncio.to_thread(look) == ("<GuardedPool without a session>", "closed")

@@ -1,0 +1,770 @@
+"""`lambda_handler`, seen from its caller, from the real awslambdaric, and from the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import asyncpg
+import pytest
+import snapshot_restore_py
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from asyncdb_guard import GuardedPool
+from asyncdb_guard.errors import ConfigurationError, TriggerEventError, TriggerFailedError
+from asyncdb_guard.guard import Guard
+from asyncdb_guard.runtime import lambda_handler
+from examples.harness.runtime_api import Environment, RuntimeApi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from examples.harness.observer import Observer
+    from tests.support.eventually import Eventually
+    from tests.support.proxy import TcpProxy
+
+REPOSITORY = Path(__file__).parent.parent
+
+SAFE = "The request could not be completed"
+
+SECRET = "jane@example.com"
+
+
+# the plain function
+
+
+@lambda_handler
+async def echo(event: object, context: object = None) -> object:
+    """Give the event back."""
+    return event
+
+
+class Greeter:
+    @lambda_handler
+    async def unbound(self, event: object) -> None: ...
+
+    async def greet(self, event: str, context: object = None) -> str:
+        """Greet by name."""
+        return f"Hello {event}"
+
+
+def test_becomes_a_plain_function_that_still_is_itself() -> None:
+    """Name, documentation and signature are the coroutine function's, which is one attribute away."""
+    assert echo({"a": 1}, None) == {"a": 1}
+    assert not inspect.iscoroutinefunction(echo)
+    assert echo.__name__ == "echo"
+    assert echo.__doc__ == "Give the event back."
+    assert inspect.iscoroutinefunction(inspect.unwrap(echo))
+    assert str(inspect.signature(echo)) == "(event: 'object', context: 'object' = None) -> 'object'"
+
+
+def test_takes_bound_methods_and_partials() -> None:
+    """A method is the usual shape of a trigger; a partial has no name of its own."""
+
+    async def greet(greeting: str, event: str, context: object) -> str:
+        return f"{greeting} {event}"
+
+    greeter = Greeter()
+    handler = lambda_handler(greeter.greet)
+    assert handler("Jane") == "Hello Jane"
+    assert handler.__name__ == "greet"
+    assert lambda_handler(functools.partial(greet, "Good day"))("Jane", None) == "Good day Jane"
+
+
+def test_is_a_decorator_with_arguments() -> None:
+    """With arguments it waits for the coroutine function."""
+
+    @lambda_handler(expose=KeyError)
+    async def handler(event: object, context: object) -> object:
+        return event
+
+    assert handler(1, None) == 1
+    assert handler.__name__ == "handler"
+
+
+def sync(event: object, context: object) -> None: ...
+
+
+async def generator(event: object, context: object) -> Any:
+    yield event
+
+
+async def narrow(event: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        (sync, "sync is none. Write it with `async def`"),
+        (echo, "echo is none. Write it with `async def`, and put sync decorators around"),
+        (generator, "generator is none"),
+        (None, "NoneType is none"),
+        ("module.handler", "str is none"),
+        (narrow, "narrow must take these two"),
+    ],
+)
+def test_refuses_what_is_no_handler(wrong: Any, remedy: str) -> None:
+    """Already when it is wrapped, so that the deployment fails and not the first user."""
+    with pytest.raises(TypeError, match=remedy) as refused:
+        lambda_handler(wrong)
+    assert refused.value.__context__ is None
+
+
+# one loop
+
+
+@lambda_handler
+async def which_loop(event: object, context: object = None) -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+def test_all_handlers_share_one_loop() -> None:
+    """For their pools' sake, over many calls, whichever handler is called."""
+
+    @lambda_handler
+    async def other(event: object, context: object) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    assert {which_loop({}) for _ in range(5)} == {other({}, None)}
+
+
+def test_wrapping_makes_no_loop() -> None:
+    """The loop is made by the first call, and the import leaves the thread's current loop alone."""
+    said = python("""
+        import asyncio
+        made = []
+        new_event_loop = asyncio.new_event_loop
+        asyncio.new_event_loop = lambda: made.append(1) or new_event_loop()
+
+        from asyncdb_guard.runtime import lambda_handler
+
+        @lambda_handler
+        async def handler(event, context): return event
+
+        print(len(made), handler(1, 2), handler(1, 2), len(made))
+        print(asyncio.get_event_loop_policy()._local._loop)
+    """)
+    assert said == "0 1 1 1\nNone\n"
+
+
+async def test_refuses_to_run_inside_a_loop() -> None:
+    """It says what to do in its place."""
+    with pytest.raises(RuntimeError, match="await the coroutine function instead, which is the handler's __wrapped__"):
+        echo({})
+    assert await inspect.unwrap(echo)({"a": 1}) == {"a": 1}
+
+
+def test_refuses_a_second_call_at_the_same_time() -> None:
+    """Another thread may not step into the loop, and the first call ends as if nobody had tried."""
+    refused: list[RuntimeError] = []
+
+    def intrude() -> None:
+        with pytest.raises(RuntimeError, match="needs the event loop for itself") as error:
+            echo({})
+        refused.append(error.value)
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> object:
+        await asyncio.to_thread(intrude)
+        return event
+
+    assert handler(1) == 1
+    assert len(refused) == 1
+
+
+def test_sees_the_callers_context_and_leaks_none() -> None:
+    """Variables set by a sync decorator are seen; those set in one invocation are gone in the next."""
+    outer = contextvars.ContextVar("outer", default="")
+    inner = contextvars.ContextVar("inner", default="")
+
+    @lambda_handler
+    async def handler(event: str, context: object = None) -> tuple[str, str]:
+        seen = outer.get(), inner.get()
+        inner.set(event)
+        return seen
+
+    for user in "jane", "joan":
+        outer.set(user)
+        assert handler(user) == (user, "")
+
+
+def test_leaves_the_handlers_tasks_alone() -> None:
+    """A task left behind goes on in the next call."""
+    left: list[asyncio.Task[int]] = []
+
+    async def background() -> int:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return 7
+
+    @lambda_handler
+    async def handler(event: str, context: object = None) -> int | None:
+        if event == "leave":
+            left.append(asyncio.create_task(background()))
+            return None
+        return await left[0]
+
+    assert handler("leave") is None
+    assert handler("wait") == 7
+
+
+def test_the_loop_is_closed_at_exit() -> None:
+    """Without a warning or a word, whatever the handler has left: a task, a generator, a thread."""
+    said = python("""
+        import asyncio
+        from asyncdb_guard.runtime import lambda_handler
+
+        async def endless():
+            while True:
+                yield await asyncio.to_thread(int)
+
+        @lambda_handler
+        async def handler(event, context):
+            globals()["left"] = endless(), asyncio.create_task(asyncio.sleep(60))
+            return await anext(left[0])
+
+        print(handler(1, 2))
+    """)
+    assert said == "0\n"
+
+
+def test_a_loop_policy_counts() -> None:
+    """Whoever sets uvloop's policy gets uvloop, and forks as safely."""
+    chosen = "import asyncio, uvloop\nasyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
+    assert python(chosen + textwrap.dedent(FORK)) == "uvloop 0 True\n"
+
+
+def test_a_forked_child_has_a_loop_of_its_own() -> None:
+    """The parent's loop still wakes up after children, used or not, have come to their ends."""
+    assert python(FORK) == "asyncio.unix_events 0 True\n"
+
+
+FORK = """
+    import asyncio, os, sys, threading
+    from asyncdb_guard.runtime import lambda_handler
+
+    @lambda_handler
+    async def handler(event, context):
+        return asyncio.get_running_loop()
+
+    @lambda_handler
+    async def is_awake(event, context):
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        threading.Timer(0.01, loop.call_soon_threadsafe, (woken.set,)).start()
+        await asyncio.wait_for(woken.wait(), 5)
+        return True
+
+    failures, loop = 0, None
+    for used in False, True, False:
+        child = os.fork()
+        if child == 0:
+            sys.exit(handler(1, 2) is loop if used else 0)
+        failures += os.waitpid(child, 0)[1]
+        loop = handler(1, 2)
+    print(type(loop).__module__, failures, is_awake(1, 2))
+"""
+
+
+# errors
+
+
+class Rejected(Exception):
+    pass
+
+
+def raise_group() -> None:
+    raise ExceptionGroup(SECRET, [KeyError(SECRET), OSError(SECRET)])
+
+
+def raise_chain() -> None:
+    try:
+        raise asyncpg.UniqueViolationError(SECRET)
+    except asyncpg.UniqueViolationError as error:
+        raise Rejected(SECRET) from error
+
+
+def raise_circle() -> None:
+    error, other = Rejected(SECRET), KeyError(SECRET)
+    error.__cause__, other.__cause__ = other, error
+    raise error
+
+
+def raise_configuration_error() -> None:
+    raise ConfigurationError("LAMBDA_DATABASE_POOL_MAX must be a whole number.")
+
+
+def raiser(error: BaseException) -> Callable[[], None]:
+    def raise_it() -> None:
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize(
+    ("fail", "told"),
+    [
+        (raiser(Rejected(SECRET)), ["tests.test_runtime.Rejected at", "(raise_it)"]),
+        (raiser(asyncio.CancelledError(SECRET)), ["failed with asyncio.exceptions.CancelledError at"]),
+        (raiser(SystemExit(SECRET)), ["failed with SystemExit at"]),
+        (raiser(KeyboardInterrupt(SECRET)), ["failed with KeyboardInterrupt at"]),
+        (raiser(BaseException(SECRET)), ["failed with BaseException at"]),
+        (raise_group, ["failed with ExceptionGroup at", "; because of KeyError; because of OSError"]),
+        (raise_chain, ["Rejected at", "; because of asyncpg.exceptions.UniqueViolationError [23505] at"]),
+        (raise_circle, ["Rejected at", "; because of KeyError"]),
+        (raise_configuration_error, ["ConfigurationError: LAMBDA_DATABASE_POOL_MAX must be a whole number. at"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_everything_that_escapes_becomes_one_safe_error(
+    fail: Callable[[], None], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller reads a fixed text; the log has type and place, never the error's own text; the loop lives on."""
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        fail()
+
+    with pytest.raises(TriggerFailedError) as raised:
+        handler({})
+    assert type(raised.value) is TriggerFailedError
+    assert str(raised.value) == SAFE
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
+    (record,) = caplog.records
+    assert (record.name, record.levelno, record.exc_info) == ("asyncdb_guard", logging.ERROR, None)
+    for words in (handler.__qualname__, __file__, fail.__name__, *told):
+        assert words in record.getMessage()
+    assert SECRET not in caplog.text
+    assert echo(1) == 1
+
+
+def test_a_triggers_own_error_passes(caplog: pytest.LogCaptureFixture) -> None:
+    """Its text is fixed and safe already, and its cause was logged where it was known."""
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        raise TriggerEventError("No request.userAttributes.sub")
+
+    with pytest.raises(TriggerEventError, match=r"^No request\.userAttributes\.sub$"):
+        handler({})
+    assert not caplog.records
+
+
+def test_exposed_errors_pass(caplog: pytest.LogCaptureFixture) -> None:
+    """A state machine that catches an error by its type gets it; everything else stays inside."""
+
+    @lambda_handler(expose=(Rejected, KeyError))
+    async def handler(event: Exception, context: object = None) -> None:
+        raise event
+
+    with pytest.raises(Rejected, match="no stock"):
+        handler(Rejected("no stock"))
+    assert not caplog.records
+    with pytest.raises(TriggerFailedError):
+        handler(OSError(SECRET))
+
+
+def test_a_handler_that_cancelled_itself_has_failed() -> None:
+    """A cancellation that never found an await to arrive at ends the task all the same."""
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return 1
+
+    with pytest.raises(TriggerFailedError):
+        handler({})
+
+
+def test_a_stray_exit_ends_the_call_and_leaves_nothing_behind() -> None:
+    """SystemExit in another task or callback stops the loop; the handler is cancelled and does not go on later."""
+    steps: list[str] = []
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        asyncio.get_running_loop().call_soon(sys.exit)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    with pytest.raises(TriggerFailedError):
+        handler({})
+    assert steps == ["cleaned up"]
+    assert echo(1) == 1
+    assert steps == ["cleaned up"]
+
+
+# Powertools
+
+
+@pytest.mark.filterwarnings("ignore:No application metrics to publish")
+def test_composes_with_powertools(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their sync decorators go around; the request id is in the coroutine's log lines, and the metric is written."""
+    logger, metrics = Logger(service="sign-in"), Metrics(namespace="SignIn", service="sign-in")
+
+    @logger.inject_lambda_context
+    @metrics.log_metrics
+    @lambda_handler
+    async def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        logger.warning("seen")
+        metrics.add_metric(name="Seen", unit="Count", value=1)
+        return event
+
+    class Context:
+        function_name = "sign-in"
+        memory_limit_in_mb = 128
+        invoked_function_arn = "arn:aws:lambda:eu-west-1:123456789012:function:sign-in"
+        aws_request_id = "request-7"
+
+    assert handler({"a": 1}, Context()) == {"a": 1}
+    written = capsys.readouterr().out
+    assert '"function_request_id":"request-7"' in written
+    assert '"Seen":[1.0]' in written
+
+
+def test_powertools_inside_are_refused() -> None:
+    """Their decorator makes a sync function of the handler, and Lambda would be given a coroutine."""
+    with pytest.raises(TypeError, match="put sync decorators around"):
+
+        @lambda_handler
+        @Logger(service="sign-in").inject_lambda_context
+        async def handler(event: object, context: object) -> None: ...
+
+
+# the real runtime
+
+
+class Deploy(Protocol):
+    def __call__(self, source: str, **env: str) -> Environment: ...
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Iterator[Deploy]:
+    """Start the function `handler` of a module with this source in an awslambdaric process."""
+    with RuntimeApi.start() as api:
+
+        def deploy(source: str, **env: str) -> Environment:
+            (tmp_path / "function.py").write_text(IMPORTS + textwrap.dedent(source))
+            path = f"{tmp_path}{os.pathsep}{REPOSITORY}"
+            threads = {"AWS_EXECUTION_ENV": "AWS_Lambda_python3.12"}
+            return api.environment("function.handler", env={"PYTHONPATH": path} | threads | env, cwd=tmp_path)
+
+        yield deploy
+
+
+IMPORTS = """
+import asyncio, os, signal, sys, time
+from asyncdb_guard import GuardedPool
+from asyncdb_guard.runtime import lambda_handler
+"""
+
+
+def test_lives_on_under_awslambdaric(deploy: Deploy) -> None:
+    """Hostile calls are answered with the safe text, and the same process on the same loop answers the next."""
+    environment = deploy("""
+        @lambda_handler
+        async def handler(event, context):
+            if "loop" not in globals():
+                globals()["loop"] = asyncio.get_running_loop()
+            if event["raise"]:
+                raise eval(event["raise"])("jane@example.com")
+            return os.getpid(), loop is asyncio.get_running_loop()
+    """)
+    for error in "asyncio.CancelledError", "SystemExit", "KeyboardInterrupt", "BaseException", "ValueError":
+        answer = environment.invoke({"raise": error})
+        assert answer.error is not None
+        assert (answer.error["errorType"], answer.error["errorMessage"]) == ("TriggerFailedError", SAFE)
+        assert "jane" not in str(answer.error)
+        for _ in range(5):
+            assert environment.invoke({"raise": ""}).payload == [environment.pid, True]
+    assert "failed with SystemExit at" in environment.stdout
+    assert "jane" not in environment.stdout + environment.stderr
+
+
+def test_a_wrong_handler_fails_the_deployment(deploy: Deploy) -> None:
+    """The init error names the remedy."""
+    environment = deploy("""
+        @lambda_handler
+        def handler(event, context): ...
+    """)
+    with pytest.raises(Exception, match="Write it with `async def`"):
+        environment.wait_ready()
+
+
+WITH_POOL = """
+    pool = GuardedPool()
+
+    @lambda_handler
+    async def handler(event, context):
+        async with pool.acquire() as conn:
+            print("in the block")
+            {block}
+        return os.getpid()
+"""
+QUICK = WITH_POOL.format(block="await conn.execute('SELECT 1')")
+SLOW = WITH_POOL.format(block="await conn.execute('SELECT pg_sleep(3600)')")
+BLOCKING = WITH_POOL.format(block="time.sleep(3600)")
+PONDERING = WITH_POOL.format(block="await asyncio.sleep(3600)")
+FORMER = """
+    def former(signum, frame):
+        print("former handler", signum)
+        {end}
+
+    signal.signal(signal.SIGTERM, former)
+"""
+
+
+async def test_sigterm_ends_idle_sessions(
+    deploy: Deploy, proxied_url: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
+) -> None:
+    """Within 300 ms, with a goodbye to the server; then the former handler is called, and the process ends."""
+    environment = deploy(FORMER.format(end="") + QUICK, LAMBDA_DATABASE_URL=proxied_url)
+    environment.invoke({})
+    assert await observer.count(user=role) == 1
+    seconds = await terminate(environment, role, observer, eventually)
+    assert seconds < 0.3
+    assert environment.wait(2.0) == 0
+    assert proxy.client_messages[-1:] == [b"X"]
+    assert "former handler 15" in environment.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "proxied"),
+    [(SLOW, "false"), (SLOW, "true"), (PONDERING, "true"), (BLOCKING, "true")],
+    ids=["in a statement", "in a statement without the server's check", "in a block", "loop blocked"],
+)
+async def test_sigterm_ends_busy_sessions(
+    source: str, proxied: str, deploy: Deploy, url: str, role: str, observer: Observer, eventually: Eventually
+) -> None:
+    """Within 1 s, whatever the handler is doing; a running statement is cancelled."""
+    environment = deploy(
+        FORMER.format(end="sys.exit(3)") + source,
+        LAMBDA_DATABASE_URL=url,
+        LAMBDA_DATABASE_PROXY_PROFILE=proxied,
+        LAMBDA_DATABASE_COMMAND_TIMEOUT_MS="60000",
+    )
+    environment.submit({}).add_done_callback(lambda future: future.exception())
+    await eventually(lambda: "in the block" in environment.stdout)
+    await eventually(lambda: is_in(observer, role, "active" if source is SLOW else "idle"))
+    seconds = await terminate(environment, role, observer, eventually)
+    assert seconds < 1
+    assert environment.wait(2.0) == 0
+    assert environment.stdout.count("former handler 15") == 1
+
+
+async def is_in(observer: Observer, role: str, state: str) -> bool:
+    return [session["state"] for session in await observer.sessions(user=role)] == [state]
+
+
+async def terminate(environment: Environment, role: str, observer: Observer, eventually: Eventually) -> float:
+    """Send SIGTERM; the seconds until the server shows no session of this role."""
+    began = time.monotonic()
+    os.kill(environment.pid, signal.SIGTERM)
+    await eventually(lambda: no_session(observer, role), within=3, every=0.002)
+    seconds = time.monotonic() - began
+    print(f"no session {seconds * 1000:.0f} ms after SIGTERM")  # noqa: T201
+    return seconds
+
+
+async def no_session(observer: Observer, role: str) -> bool:
+    return await observer.count(user=role) == 0
+
+
+def test_sigterm_without_a_pool_or_a_call(deploy: Deploy) -> None:
+    """An environment that was never used ends at once, even if the former handler fails or writes nowhere."""
+    environment = deploy(
+        FORMER.format(end="sys.stdout.stream.close(); raise ValueError('jane@example.com')")
+        + """
+    @lambda_handler
+    async def handler(event, context): ...
+        """
+    )
+    environment.wait_ready()
+    assert environment.terminate() < 2
+    assert environment.returncode == 0
+    assert "former handler 15" in environment.stdout
+    assert "jane" not in environment.stdout + environment.stderr
+
+
+def test_sigterm_is_left_alone_outside_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a test's process nor a thread's gets a signal handler, and a forked child gets the former one back."""
+    before = signal.getsignal(signal.SIGTERM)
+    lambda_handler(Greeter().greet)
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setenv("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9001")
+    thread = threading.Thread(target=lambda_handler, args=(Greeter().greet,))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_forked_child_has_its_own_sigterm() -> None:
+    """Before its first call it dies of SIGTERM as any process does; after it, it ends its sessions first."""
+    said = python(
+        """
+        import os, signal
+        os.environ["AWS_LAMBDA_RUNTIME_API"] = "127.0.0.1:9001"
+        from asyncdb_guard.runtime import lambda_handler
+
+        @lambda_handler
+        async def handler(event, context): ...
+
+        handler(1, 2)
+        ends = []
+        for used in False, True:
+            child = os.fork()
+            if child == 0:
+                if used:
+                    handler(1, 2)
+                signal.raise_signal(signal.SIGTERM)
+            ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print(ends)
+        """
+    )
+    assert said == "[-15, 0]\n"
+
+
+async def test_managed_instances_end_their_sessions(
+    deploy: Deploy, url: str, role: str, observer: Observer, eventually: Eventually
+) -> None:
+    """awslambdaric forks a process for each concurrent request: each has a loop, a session and an end of its own."""
+    environment = deploy(PONDERING.replace("3600", "event"), LAMBDA_DATABASE_URL=url, AWS_LAMBDA_MAX_CONCURRENCY="2")
+    calls = [environment.submit(0.2), environment.submit(0.2)]
+    workers = [call.result(10).payload for call in calls]
+    assert len({environment.pid, *workers}) == 3
+    assert await observer.count(user=role) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+    await eventually(lambda: no_session(observer, role))
+    assert environment.wait(2.0) == 0
+
+
+PREWARMED = """
+    pool = GuardedPool()
+
+    @lambda_handler(prewarm={prewarm})
+    async def handler(event, context):
+        return await pool.fetchval("SELECT pg_backend_pid()")
+"""
+
+
+async def test_prewarm_opens_the_session_during_init(deploy: Deploy, url: str, role: str, observer: Observer) -> None:
+    """The server shows it before anybody has called, and the first call uses it."""
+    environment = deploy(PREWARMED.format(prewarm="pool"), LAMBDA_DATABASE_URL=url)
+    environment.wait_ready()
+    (session,) = await observer.sessions(user=role)
+    assert environment.invoke({}).payload == session["pid"]
+
+
+def test_a_failed_prewarm_is_only_logged(deploy: Deploy) -> None:
+    """The environment comes up; each call then fails with its own error."""
+    environment = deploy(PREWARMED.format(prewarm="[pool, GuardedPool()]"))
+    answer = environment.invoke({})
+    assert answer.error is not None
+    assert answer.error["errorMessage"] == SAFE
+    assert environment.stdout.count("A pool could not be prewarmed: asyncdb_guard.errors.ConfigurationError") == 2
+
+
+def test_nothing_is_prewarmed_for_a_snapshot(deploy: Deploy) -> None:
+    """Under SnapStart nobody tries, so nothing can fail."""
+    environment = deploy(PREWARMED.format(prewarm="pool"), AWS_LAMBDA_INITIALIZATION_TYPE="snap-start")
+    environment.wait_ready()
+    assert "prewarmed" not in environment.stdout
+
+
+def test_nothing_is_prewarmed_outside_lambda() -> None:
+    """A test that imports the function's module connects to nothing."""
+
+    class Pool:
+        def ping(self) -> None:
+            raise AssertionError
+
+    handler = lambda_handler(Greeter().greet, prewarm=cast(GuardedPool, Pool()))
+    assert handler("Jane") == "Hello Jane"
+
+
+async def test_sessions_end_before_a_snapshot(
+    deploy: Deploy, url: str, role: str, observer: Observer, eventually: Eventually
+) -> None:
+    """What the module itself has opened is closed, and opened anew after the restore."""
+    environment = deploy(
+        PREWARMED.format(prewarm="pool") + "    first = handler({}, None)\n"
+        "    print('opened by the module', first, flush=True)\n",
+        LAMBDA_DATABASE_URL=url,
+        AWS_LAMBDA_INITIALIZATION_TYPE="snap-start",
+    )
+    environment.wait_ready()
+    await eventually(lambda: no_session(observer, role))
+    first = int(environment.stdout.split()[-1])
+    assert environment.invoke({}).payload != first
+
+
+def test_a_pool_that_cannot_be_ended_is_only_logged(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The snapshot is taken all the same, and the other pools' sessions are ended before it."""
+    monkeypatch.setenv("LAMBDA_DATABASE_URL", url)
+    pools = GuardedPool(), GuardedPool()
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        for pool in pools:
+            await pool.ping()
+
+    handler({})
+    end = Guard.end
+
+    async def fail(guard: Guard, timeout: float, *, patient: bool) -> None:
+        await end(guard, timeout, patient=patient)
+        if guard is pools[0]._guard:
+            raise OSError(SECRET)
+
+    monkeypatch.setattr(Guard, "end", fail)
+    for hook, arguments, options in snapshot_restore_py.get_before_snapshot():
+        hook(*arguments, **options)
+    assert [pool.stats()["idle"] for pool in pools] == [0, 0]
+    assert caplog.messages[0].startswith("A pool's sessions could not be ended: OSError at ")
+    assert SECRET not in caplog.text
+
+
+def test_without_snapshot_restore_py() -> None:
+    """It is only sure to be there in Lambda's own Python runtimes."""
+    said = python("""
+        import sys
+        sys.modules["snapshot_restore_py"] = None
+        from asyncdb_guard.runtime import lambda_handler
+
+        @lambda_handler
+        async def handler(event, context): return event
+
+        print(handler.__name__)
+    """)
+    assert said == "handler\n"
+
+
+def python(source: str, *options: str) -> str:
+    """What a process with every warning an error says; it must end well and complain of nothing."""
+    done = subprocess.run(
+        [sys.executable, "-Werror", *options, "-c", textwrap.dedent(source)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

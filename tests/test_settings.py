@@ -1,0 +1,590 @@
+"""Every knob reaches the settings, nothing is ignored, and no secret is shown."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.target import is_loopback
+
+URL = "postgresql://someone:s3cr3t-word@db.example/app"
+LOCAL = "postgresql://someone@127.0.0.1/app"
+PREFIX = "LAMBDA_DATABASE_"
+ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:signup-AbCdEf"
+NUMBERS = {
+    "pool_max": (1, 1, 100),
+    "connect_timeout_ms": (2000, 1, 300_000),
+    "idle_timeout_ms": (60_000, 100, 86_400_000),
+    "max_lifetime_ms": (1_800_000, 0, 86_400_000),
+    "command_timeout_ms": (3000, 1, 900_000),
+    "handler_budget_ms": (4000, 1, 5000),
+    "breaker_fail_max": (3, 1, 1000),
+    "breaker_reset_timeout_ms": (10_000, 1, 3_600_000),
+    "breaker_reset_timeout_max_ms": (60_000, 1, 3_600_000),
+    "claims_cache_ttl_ms": (60_000, 0, 86_400_000),
+}
+"""Default, least and most."""
+TEXTS = ("ssl_root_cert", "secret_arn", "claims_sql", "provision_sql", "proxy_host", "claims_cache_url", "url")
+SECONDS = [
+    ("connect_timeout", 2.0),
+    ("idle_timeout", 60.0),
+    ("max_lifetime", 1800.0),
+    ("command_timeout", 3.0),
+    ("handler_budget", 4.0),
+    ("breaker_reset_timeout", 10.0),
+    ("breaker_reset_timeout_max", 60.0),
+    ("claims_cache_ttl", 60.0),
+]
+
+
+def make(**knobs: Any) -> DatabaseSettings:
+    """Settings with a URL, unless another is given."""
+    given: dict[str, Any] = {"url": URL, **knobs}
+    return DatabaseSettings(**given)
+
+
+def refusal(**knobs: Any) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as caught:
+        make(**knobs)
+    return caught.value
+
+
+def fault(**knobs: Any) -> str:
+    """The one fault of these knobs."""
+    faults = refusal(**knobs).faults
+    assert len(faults) == 1, faults
+    return faults[0]
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def everything_about(error: BaseException) -> str:
+    """All that a log, a report or a debugger would print of an error, the variables of its frames aside."""
+    texts = [f"{link!s} {link!r} {link.args!r} {vars(link)!r}" for link in chain(error)]
+    return "\n".join([*texts, *traceback.format_exception(error)])
+
+
+# Where values come from
+
+
+@pytest.mark.parametrize(("knob", "default"), [(knob, limits[0]) for knob, limits in NUMBERS.items()])
+def test_a_number_that_nobody_sets_has_its_default(knob: str, default: int) -> None:
+    assert getattr(make(), knob) == default
+
+
+@pytest.mark.parametrize("knob", NUMBERS)
+def test_a_number_comes_from_its_variable(knob: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}BREAKER_RESET_TIMEOUT_MS", "1")
+    monkeypatch.setenv(PREFIX + knob.upper(), "123" if knob != "pool_max" else "12")
+    assert getattr(make(), knob) == (123 if knob != "pool_max" else 12)
+
+
+def test_words_and_texts_come_from_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "url": "postgresql://u@h/d",
+        "proxy_host": "proxy.example",
+        "proxy_profile": "false",
+        "session_reset": "never",
+        "sslmode": "verify-ca",
+        "ssl_root_cert": "/opt/ca.pem",
+        "iam_auth": "true",
+        "claims_cache_url": "rediss://cache.example",
+        "claims_sql": "SELECT 1",
+        "provision_sql": "SELECT 2",
+    }
+    for knob, value in values.items():
+        monkeypatch.setenv(PREFIX + knob.upper(), value)
+    built = DatabaseSettings()
+    assert built.proxy_host == "proxy.example"
+    assert (built.proxy_profile, built.session_reset, built.iam_auth) == (False, "never", True)
+    assert (built.sslmode, built.ssl_root_cert) == ("verify-ca", "/opt/ca.pem")
+    assert (built.claims_sql, built.provision_sql) == ("SELECT 1", "SELECT 2")
+    assert built.claims_cache_url is not None
+    assert built.claims_cache_url.get_secret_value() == "rediss://cache.example"
+
+
+def test_an_argument_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}POOL_MAX", "7")
+    assert make(pool_max=5).pool_max == 5
+
+
+def test_the_prefixed_url_beats_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}URL", "postgresql://u@one.example")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@two.example")
+    assert DatabaseSettings().target.host == "one.example"
+
+
+def test_database_url_serves_where_the_prefixed_one_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@two.example")
+    assert DatabaseSettings().target.host == "two.example"
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}URL", "")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv(f"{PREFIX}POOL_MAX", "")
+    monkeypatch.setenv(f"{PREFIX}PROXY_HOST", "")
+    built = DatabaseSettings()
+    assert (built.target.host, built.pool_max, built.proxied) == ("db.example", 1, False)
+
+
+def test_a_dotenv_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text(f"{PREFIX}POOL_MAX=9\n")
+    monkeypatch.chdir(tmp_path)
+    assert make().pool_max == 1
+
+
+def test_a_bad_environment_harms_no_import() -> None:
+    environment = {f"{PREFIX}POOL_MAX": "none", f"{PREFIX}PLOO": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings"]
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "seconds"), SECONDS)
+def test_milliseconds_are_read_as_seconds(name: str, seconds: float) -> None:
+    assert getattr(make(), name) == seconds
+
+
+@pytest.mark.parametrize("knob", list(DatabaseSettings.model_fields))
+def test_every_knob_is_documented_with_where_it_shows(knob: str) -> None:
+    description = DatabaseSettings.model_fields[knob].description
+    assert description is not None
+    assert "Seen in" in description or "Seen on" in description
+
+
+# What is refused
+
+
+def test_no_url_is_one_fault_that_names_both_variables() -> None:
+    sentence = fault(url=None)
+    assert f"{PREFIX}URL or DATABASE_URL" in sentence
+
+
+@pytest.mark.parametrize("knob", NUMBERS)
+def test_a_number_below_its_least_is_refused(knob: str) -> None:
+    least, most = NUMBERS[knob][1:]
+    sentence = fault(**{knob: least - 1})
+    assert sentence == f"{knob} ({PREFIX}{knob.upper()}) must be a whole number from {least} to {most}."
+
+
+@pytest.mark.parametrize("knob", NUMBERS)
+def test_a_number_above_its_most_is_refused(knob: str) -> None:
+    assert f"to {NUMBERS[knob][2]}." in fault(**{knob: NUMBERS[knob][2] + 1})
+
+
+@pytest.mark.parametrize("knob", NUMBERS)
+def test_the_least_and_the_most_are_allowed(knob: str) -> None:
+    knobs = {"breaker_reset_timeout_ms": 1, "breaker_reset_timeout_max_ms": 3_600_000}
+    for value in NUMBERS[knob][1:]:
+        assert getattr(make(**{**knobs, knob: value}), knob) == value
+
+
+def test_a_variable_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}POOL_MAX", "several")
+    assert fault() == "pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number from 1 to 100."
+
+
+@pytest.mark.parametrize("knob", TEXTS)
+def test_an_empty_text_is_one_fault(knob: str) -> None:
+    assert fault(**{knob: " "}).endswith("must be a text, and not an empty one.")
+
+
+@pytest.mark.parametrize("knob", ["iam_auth", "proxy_profile"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(knob: str) -> None:
+    assert fault(**{knob: "perhaps"}).endswith("must be true or false.")
+
+
+def test_another_word_for_session_reset_is_refused() -> None:
+    assert fault(session_reset="sometimes").endswith("must be always or never.")
+
+
+@pytest.mark.parametrize("word", ["allow", "prefer", "VERIFY-FULL"])
+def test_an_sslmode_that_may_fall_to_plain_text_is_refused_with_its_remedy(word: str) -> None:
+    sentence = fault(sslmode=word)
+    assert "fall to plain text unseen and dial twice" in sentence
+    assert "say require or verify-full for TLS, disable for none" in sentence
+
+
+def test_a_lifetime_too_short_to_be_meant_is_refused() -> None:
+    assert "0 (never), or at least 100" in fault(max_lifetime_ms=99)
+
+
+def test_an_open_period_beyond_its_cap_is_refused() -> None:
+    sentence = fault(breaker_reset_timeout_ms=60_001)
+    assert sentence.startswith(
+        "breaker_reset_timeout_max_ms (LAMBDA_DATABASE_BREAKER_RESET_TIMEOUT_MAX_MS) is less than"
+    )
+
+
+def test_an_unknown_variable_is_told_with_the_nearest_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}POOL_MX", "5")
+    assert "LAMBDA_DATABASE_POOL_MX is no setting; the nearest is LAMBDA_DATABASE_POOL_MAX." in fault()
+
+
+def test_a_variable_like_no_other_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}QQQ", "5")
+    assert fault() == "LAMBDA_DATABASE_QQQ is no setting: take it out."
+
+
+def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
+    assert "poolmax is no setting; the nearest is pool_max." in fault(poolmax=5)
+
+
+def test_a_claims_cache_that_is_no_redis_is_refused() -> None:
+    assert "redis:// or rediss://" in fault(claims_cache_url="memcached://cache.example")
+
+
+def test_a_shared_claims_cache_that_is_off_is_refused() -> None:
+    assert "turns the claims cache off" in fault(claims_cache_url="redis://cache.example", claims_cache_ttl_ms=0)
+
+
+def test_all_faults_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}PLOO_MAX", "1")
+    error = refusal(
+        url="postgresql://u@h:0/d?pool_timeout=0&connection_limit=2",
+        pool_max=3,
+        command_timeout_ms=0,
+        breaker_reset_timeout_ms=90_000,
+    )
+    assert len(error.faults) == 6
+    assert str(error).startswith("6 settings are wrong:\n- ")
+
+
+def test_a_wrong_knob_is_not_judged_against_another() -> None:
+    assert "whole number" in fault(breaker_reset_timeout_max_ms=0, breaker_reset_timeout_ms=90_000)
+
+
+# What the URL says of the knobs
+
+
+def test_prisma_parameters_reach_the_knobs() -> None:
+    built = make(url=f"{URL}?connection_limit=4&connect_timeout=2&pool_timeout=3&pgbouncer=true&sslmode=require")
+    assert (built.pool_max, built.connect_timeout, built.proxied) == (4, 5.0, True)
+    assert built.target.sslmode == "require"
+
+
+def test_a_url_value_out_of_range_is_told_by_its_parameter() -> None:
+    sentence = fault(url=f"{URL}?connection_limit=0")
+    assert sentence == "connection_limit in the database URL must be a whole number from 1 to 100."
+
+
+def test_a_url_value_equal_to_the_knob_is_fine() -> None:
+    assert make(url=f"{URL}?connection_limit=5&sslmode=require", pool_max="5", sslmode="require").pool_max == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "knobs", "named"),
+    [
+        ("connection_limit=5", {"pool_max": 4}, ("connection_limit", "LAMBDA_DATABASE_POOL_MAX")),
+        ("pool_timeout=5", {"connect_timeout_ms": 4}, ("pool_timeout", "LAMBDA_DATABASE_CONNECT_TIMEOUT_MS")),
+        ("sslmode=require", {"sslmode": "verify-full"}, ("sslmode in", "LAMBDA_DATABASE_SSLMODE")),
+        ("sslrootcert=/a", {"ssl_root_cert": "/b"}, ("sslrootcert", "LAMBDA_DATABASE_SSL_ROOT_CERT")),
+        ("pgbouncer=true", {"proxy_profile": False}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE")),
+        ("pgbouncer=false", {"proxy_host": "proxy.example"}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_HOST")),
+    ],
+)
+def test_a_url_value_that_contradicts_a_knob_is_told_with_both(
+    query: str, knobs: dict[str, Any], named: tuple[str, str]
+) -> None:
+    sentence = fault(url=f"{URL}?{query}", **knobs)
+    assert "contradicts" in sentence
+    assert all(name in sentence for name in named)
+
+
+def test_a_wrong_knob_is_not_compared_with_the_url() -> None:
+    assert "whole number" in fault(url=f"{URL}?connection_limit=5", pool_max=0)
+
+
+def test_an_argument_of_none_leaves_the_word_to_the_url() -> None:
+    assert make(url=f"{URL}?sslmode=require", sslmode=None).target.sslmode == "require"
+
+
+def test_a_url_that_names_no_host_is_refused() -> None:
+    assert "names no host" in fault(url="postgresql://someone@/app")
+
+
+def test_a_url_that_names_no_user_is_refused() -> None:
+    assert "names no user" in fault(url="postgresql://db.example/app")
+
+
+def test_a_url_that_is_no_text_is_one_fault() -> None:
+    assert "url (LAMBDA_DATABASE_URL, else DATABASE_URL) must be a text" in fault(url=5432)
+
+
+# Where the settings lead
+
+
+def test_the_target_is_what_the_url_says() -> None:
+    target = make(url=f"{URL}?application_name=signup&schema=tenant").target
+    assert (target.host, target.port, target.user, target.database) == ("db.example", 5432, "someone", "app")
+    assert (target.application_name, target.schema) == ("signup", "tenant")
+    assert target.password is not None
+    assert target.password.get_secret_value() == "s3cr3t-word"
+
+
+def test_a_database_that_is_not_named_is_named_like_the_user() -> None:
+    assert make(url="postgresql://someone@db.example").target.database == "someone"
+
+
+@pytest.mark.parametrize(
+    ("proxy_host", "host", "port"),
+    [("proxy.example", "proxy.example", 6000), ("proxy.example:6432", "proxy.example", 6432), ("[::1]:1", "::1", 1)],
+)
+def test_the_proxy_host_takes_the_place_of_the_urls(proxy_host: str, host: str, port: int) -> None:
+    target = make(url="postgresql://u@db.example:6000/d", proxy_host=proxy_host).target
+    assert (target.host, target.port) == (host, port)
+
+
+def test_a_proxy_host_serves_a_url_without_a_host() -> None:
+    assert make(url="postgresql://someone@/app", proxy_host="proxy.example").target.host == "proxy.example"
+
+
+@pytest.mark.parametrize("proxy_host", ["::1", ":6432", "proxy.example:0", "http://proxy.example"])
+def test_a_proxy_host_that_is_none_is_refused(proxy_host: str) -> None:
+    assert any(
+        "proxy_host (LAMBDA_DATABASE_PROXY_HOST) must be host" in x for x in refusal(proxy_host=proxy_host).faults
+    )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "proxied"),
+    [
+        ({}, False),
+        ({"proxy_host": "proxy.example"}, True),
+        ({"proxy_host": "proxy.example", "proxy_profile": False}, False),
+        ({"proxy_profile": True}, True),
+        ({"url": f"{URL}?pgbouncer=true"}, True),
+        ({"url": f"{URL}?pgbouncer=false"}, False),
+    ],
+)
+def test_the_proxy_profile_is_on_where_something_says_so(knobs: dict[str, Any], proxied: bool) -> None:
+    assert make(**knobs).proxied is proxied
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reset"),
+    [
+        ({}, True),
+        ({"session_reset": "never"}, False),
+        ({"proxy_profile": True}, False),
+        ({"proxy_profile": True, "session_reset": "always"}, True),
+    ],
+)
+def test_sessions_are_reset_except_under_the_proxy_profile(knobs: dict[str, Any], reset: bool) -> None:
+    assert make(**knobs).reset_sessions is reset
+
+
+def test_resetting_under_the_proxy_profile_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    make(proxy_profile=True, session_reset="always")
+    assert [(record.name, record.levelno) for record in caplog.records] == [("asyncdb_guard", logging.WARNING)]
+    assert "session_reset (LAMBDA_DATABASE_SESSION_RESET)" in caplog.text
+
+
+def test_resetting_a_direct_connection_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+    make(session_reset="always")
+    assert caplog.records == []
+
+
+def test_a_schema_other_than_public_is_refused_under_the_proxy_profile() -> None:
+    assert "can only be public" in fault(url=f"{URL}?schema=tenant&pgbouncer=true")
+
+
+def test_the_public_schema_is_left_to_the_server_under_the_proxy_profile() -> None:
+    assert make(url=f"{URL}?schema=public&pgbouncer=true").target.schema is None
+
+
+# TLS
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "[::1]", "localhost", "LOCALHOST"])
+def test_loopback_is_plain_unless_said_otherwise(host: str) -> None:
+    assert make(url=f"postgresql://u@{host}/d").target.sslmode == "disable"
+
+
+@pytest.mark.parametrize("host", ["db.example", "10.0.0.1", "[2001:db8::1]", "localhost.example", "127.1"])
+def test_any_other_host_is_verified_unless_said_otherwise(host: str) -> None:
+    assert make(url=f"postgresql://u@{host}/d").target.sslmode == "verify-full"
+
+
+def test_it_is_the_proxy_host_whose_place_decides_on_tls() -> None:
+    assert make(url=LOCAL, proxy_host="proxy.example").target.sslmode == "verify-full"
+
+
+@pytest.mark.parametrize("knobs", [{"ssl_root_cert": "/opt/ca.pem"}, {"iam_auth": True}])
+def test_loopback_is_verified_where_something_asks_for_tls(knobs: dict[str, Any]) -> None:
+    assert make(url=LOCAL, **knobs).target.sslmode == "verify-full"
+
+
+@pytest.mark.parametrize("word", ["disable", "require", "verify-ca", "verify-full"])
+def test_the_word_that_is_said_is_what_is_done(word: str) -> None:
+    assert make(sslmode=word).target.sslmode == word
+
+
+def test_require_with_a_root_certificate_verifies_it_as_in_libpq() -> None:
+    target = make(url=f"{URL}?sslmode=require&sslrootcert=/opt/ca.pem").target
+    assert (target.sslmode, target.ssl_root_cert) == ("verify-ca", "/opt/ca.pem")
+
+
+def test_a_root_certificate_without_tls_is_refused() -> None:
+    assert "ssl_root_cert (LAMBDA_DATABASE_SSL_ROOT_CERT) is set" in fault(ssl_root_cert="/ca", sslmode="disable")
+
+
+def test_the_systems_trust_store_can_be_named() -> None:
+    target = make(ssl_root_cert="system").target
+    assert (target.sslmode, target.ssl_root_cert) == ("verify-full", None)
+
+
+@pytest.mark.parametrize("word", ["require", "verify-ca"])
+def test_the_systems_trust_store_needs_the_host_verified(word: str) -> None:
+    assert "needs sslmode (LAMBDA_DATABASE_SSLMODE) to be verify-full" in fault(ssl_root_cert="system", sslmode=word)
+
+
+def test_a_host_that_is_not_known_yet_is_no_loopback() -> None:
+    assert not is_loopback(None)
+
+
+# Credentials from elsewhere
+
+
+def test_a_secret_needs_no_url() -> None:
+    target = DatabaseSettings(secret_arn=ARN).target
+    assert (target.host, target.port, target.user, target.password, target.database) == (None,) * 5
+    assert target.sslmode == "verify-full"
+
+
+def test_the_url_beats_the_secret_where_it_says_something() -> None:
+    target = make(url="postgresql://db.example:6000/app", secret_arn=ARN).target
+    assert (target.host, target.port, target.user, target.database) == ("db.example", 6000, None, "app")
+
+
+@pytest.mark.parametrize("url", [URL, "postgresql://someone@db.example"])
+def test_a_login_from_both_the_secret_and_the_url_is_refused(url: str) -> None:
+    assert "take them out of the URL" in fault(url=url, secret_arn=ARN)
+
+
+def test_a_secret_and_a_token_exclude_each_other() -> None:
+    assert "exclude each other" in fault(url=None, secret_arn=ARN, iam_auth=True)
+
+
+def test_a_password_beside_a_token_is_refused() -> None:
+    assert "take the password out" in fault(iam_auth=True)
+
+
+def test_a_token_needs_tls() -> None:
+    assert "iam_auth (LAMBDA_DATABASE_IAM_AUTH) needs TLS" in fault(url=LOCAL, iam_auth=True, sslmode="disable")
+
+
+# Sealed, and silent about secrets
+
+PRIVATE = ("someone", "s3cr3t-word", "db.example", "proxy.example", "cache.example", "SELECT", "signup-AbCdEf")
+
+
+def full() -> DatabaseSettings:
+    return make(
+        proxy_host="proxy.example",
+        claims_cache_url="redis://:s3cr3t-word@cache.example",
+        claims_sql="SELECT role",
+        provision_sql="SELECT add($1)",
+    )
+
+
+def shown(built: DatabaseSettings) -> list[str]:
+    """Every way in which settings end in a log."""
+    return [repr(built), str(built), repr(built.model_dump()), built.model_dump_json(), repr(built.target)]
+
+
+def test_nothing_private_is_shown() -> None:
+    assert not any(word in text for text in shown(full()) for word in PRIVATE)
+
+
+def test_the_secret_arn_is_not_shown() -> None:
+    built = DatabaseSettings(secret_arn=ARN)
+    assert not any(ARN in text for text in shown(built))
+
+
+def pickled(built: DatabaseSettings) -> DatabaseSettings:
+    again: DatabaseSettings = pickle.loads(pickle.dumps(built))
+    return again
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, DatabaseSettings.model_copy, pickled])
+def test_a_copy_is_whole(duplicate: Callable[[DatabaseSettings], DatabaseSettings]) -> None:
+    again = duplicate(full())
+    assert again == full()
+    assert again.target == full().target
+
+
+@pytest.mark.parametrize("knob", ["pool_max", "url", "nonsense"])
+def test_made_settings_are_sealed(knob: str) -> None:
+    built = make()
+    with pytest.raises(ConfigurationError, match="sealed once made"):
+        setattr(built, knob, "postgresql://other:s3cr3t-word@h")
+
+
+def test_nothing_can_be_deleted_from_made_settings() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        del make().pool_max
+
+
+def test_a_copy_with_changes_is_refused_as_nothing_would_check_them() -> None:
+    with pytest.raises(ConfigurationError, match="sealed once made"):
+        make().model_copy(update={"pool_max": 5000})
+
+
+def test_settings_can_be_a_field_of_another_model() -> None:
+    class Service(BaseModel):
+        database: DatabaseSettings
+
+    built = make()
+    assert Service(database=built).database is built
+
+
+def test_what_is_no_mapping_makes_no_settings() -> None:
+    with pytest.raises(ValidationError) as caught:
+        DatabaseSettings.model_validate("s3cr3t-word")
+    assert "s3cr3t-word" not in str(caught.value)
+
+
+@given(
+    password=st.text(st.sampled_from("XYZ890:/?#[]@!$&'()*+,;=%\\^`{|}~"), min_size=8, max_size=24), raw=st.booleans()
+)
+@settings(max_examples=100, deadline=None)
+def test_no_error_shows_a_piece_of_the_url(password: str, raw: bool) -> None:
+    written = password if raw else quote(password, safe="")
+    url = f"postgresql://zz-user:{written}@zz-host.example:99999/zz-database?zz-parameter=zz-value&pool_timeout=0"
+    error = refusal(url=url, sslmode="zz-mode", claims_cache_url=f"zz-cache://{written}", pool_max=-5)
+    told = everything_about(error)
+    assert "zz-" not in told
+    assert password not in told
+    assert written not in told
+    assert [link for link in chain(error) if isinstance(link, ValidationError)] == []
+
+
+def test_a_report_with_the_variables_of_each_frame_shows_no_secret_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}URL", f"{URL}?unheard=of")
+    monkeypatch.setenv(f"{PREFIX}CLAIMS_CACHE_URL", "memcached://:s3cr3t-word@cache.example")
+    with pytest.raises(ConfigurationError) as caught:
+        DatabaseSettings()
+    report = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "s3cr3t-word" not in report
+    assert "cache.example" not in report
