@@ -51,14 +51,14 @@ def pytest_with_coverage(session: nox.Session, *arguments: str) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """All tests that need nothing but Python's packages."""
-    session.install("-e", ".[aws,redis]", *group("tests"))
+    session.install("-e", ".[aws,redis,demo]", *group("tests"))
     pytest_with_coverage(session, "-m", "not debian")
 
 
 @nox.session
 def services(session: nox.Session) -> None:
     """The tests that need programs of Debian packages: pgbouncer, redis-server, postgresql."""
-    session.install("-e", ".[aws,redis]", *group("tests"))
+    session.install("-e", ".[aws,redis,demo]", *group("tests"))
     session.run("python", "-m", "pytest", "-m", "debian", *session.posargs)
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
-from asyncdb_guard.session import Session
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
 from asyncdb_guard.guard import Guard
 from asyncdb_guard.judgement import Verdict, judge
 from asyncdb_guard.lending import Lending
+from asyncdb_guard.session import Session
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -75,7 +75,7 @@ class Acquisition:
         finally:
             now = clock.now()
             lending.settle(self._permit, self._judge(error, now), now)
-            if lending.slots.must_tidy(session):
+            if lending.slots.must_tidy(session, failed=error is not None):
                 await lending.tidy(session, cancelled=isinstance(error, asyncio.CancelledError))
             else:
                 lending.slots.give_back(session)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from aiobreaker import CircuitBreaker as Circuit
@@ -47,14 +47,14 @@ class CircuitBreaker:
         reset_timeout_max: float,
         trial_lease: float,
         emit: Callable[[Event], None],
-        draw: Callable[[float, float], float] = random.SystemRandom().uniform,
+        draw: Callable[[float, float], float] | None = None,
     ) -> None:
         self._fail_max = fail_max
         self._first_period = reset_timeout
         self._longest_period = reset_timeout_max
         self._trial_lease = trial_lease
         self._emit = emit
-        self._draw = draw
+        self._draw = draw or random.SystemRandom().uniform
         self._period = reset_timeout
         self._open_for = 0.0
         self._opened_at: Instant = (0.0, 0.0)
@@ -126,8 +126,7 @@ class CircuitBreaker:
         self._open_for = self._draw(self._period / 2, self._period)
         self.generation += 1
         # aiobreaker's own open() reads utcnow(), deprecated since 3.12
-        self._storage.opened_at = datetime.fromtimestamp(now[1], timezone.utc)
-        self._circuit.timeout_duration = timedelta(seconds=self._open_for)
+        self._storage.opened_at = datetime.fromtimestamp(now[1], UTC)
         self._enter(_OPEN)
 
     def _enter(self, state: CircuitBreakerState) -> None:

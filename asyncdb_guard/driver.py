@@ -7,17 +7,17 @@ import contextlib
 import random
 import socket
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import asyncpg
 
 from asyncdb_guard import clock
 from asyncdb_guard.credentials import Credentials, FixedCredentials
-from asyncdb_guard.session import Session, gone
+from asyncdb_guard.diagnosis import login_refused
+from asyncdb_guard.session import ProxiedConnection, Session, gone
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.target import ConnectTarget
-from asyncdb_guard.tls import tls_context
+from asyncdb_guard.tls import TlsContexts
 
 _SERVER_GRACE = 0.25
 """Seconds by which the server's idle timeout is later than ours, so that a live process always ends its own."""
@@ -29,19 +29,6 @@ _GOODBYE = 0.25
 """Seconds to wait, at most, until the server has let go of a session that was left behind on another event loop."""
 
 
-class _Attempt:
-    """One try to open sessions, for which a borrower asked."""
-
-    __slots__ = ("dialling", "over")
-
-    def __init__(self) -> None:
-        self.over = False
-        self.dialling: set[asyncio.Task[Any]] = set()
-
-
-_attempt: ContextVar[_Attempt | None] = ContextVar("asyncdb_guard_attempt", default=None)
-
-
 class Driver:
     """Opens sessions through one asyncpg pool; lives as long as its event loop.
 
@@ -51,101 +38,99 @@ class Driver:
     """
 
     def __init__(
-        self, settings: DatabaseSettings, credentials: Credentials | None, leaving: Sequence[socket.socket] = ()
+        self, settings: DatabaseSettings, credentials: Credentials, leaving: Sequence[socket.socket] = ()
     ) -> None:
         self._settings = settings
         self._leaving = list(leaving)
-        self._fixed = credentials is None
-        self._credentials: Credentials = credentials or FixedCredentials()
+        self._credentials = credentials
+        self._tls = TlsContexts()
         self._pool: asyncpg.Pool | None = None
+        self._asked_for: list[asyncpg.Connection] = []
         self._understands_timeouts = True
 
     @property
-    def opens_all(self) -> bool:
-        """Whether the next connect opens all `pool_max` sessions at once, as asyncpg's min_size demands."""
-        return self._pool is None
+    def opens(self) -> int:
+        """How many sessions the next connect opens: all `pool_max` the first time, as asyncpg's min_size demands."""
+        return self._settings.pool_max if self._pool is None else 1
 
     @property
     def renews_login(self) -> bool:
         """Whether a login that the server refuses is tried once more with credentials fetched anew."""
-        return not self._fixed
+        return not isinstance(self._credentials, FixedCredentials)
 
     async def open(self) -> list[Session]:
-        """Open one session, or all of them the first time. Raises what the driver raises.
+        """Open one session, or all of them the first time, within `connect_timeout`.
 
-        Whoever calls this bounds it in time; a cancelled call leaves nothing behind.
+        Raises what the driver raises. Whatever had opened by then is closed, and the server has let go of it.
         """
-        attempt = _Attempt()
-        opened: list[Session] = []
-        token = _attempt.set(attempt)
+        connects: list[asyncio.Task[asyncpg.Connection]] = []
         try:
-            while self._leaving:
-                await gone(self._leaving.pop(), _GOODBYE)
-            pool = self._pool
-            count = 1
-            if pool is None:
-                pool, count = self._create_pool(), self._settings.pool_max
-                await pool
-                self._pool = pool
-            for _ in range(count):
-                opened.append(Session(await pool.acquire(), clock.now(), self._lifetime()))
-            return opened
+            async with asyncio.timeout(self._settings.connect_timeout):
+                while self._leaving:
+                    await gone(self._leaving.pop(), _GOODBYE)
+                connects += [asyncio.create_task(self._log_in()) for _ in range(self.opens)]
+                # to the end, also when one fails: a connect that is torn leaves the server with a session to clear up
+                await asyncio.wait(connects)
+                self._asked_for += [connect.result() for connect in connects]
+                return await self._check_out(len(connects))
         except BaseException:
-            for session in opened:
-                session.terminate()
+            self._asked_for.clear()
+            await self._undo(connects)
             raise
-        finally:
-            attempt.over = True
-            _attempt.reset(token)
-            # asyncpg/pool.py gathers its first connects: when one fails, the others would go on
-            for task in attempt.dialling:
-                task.cancel()
+
+    async def _check_out(self, count: int) -> list[Session]:
+        pool = self._pool
+        if pool is None:
+            pool = self._create_pool()
+            await pool
+            self._pool = pool
+        return [Session(await pool.acquire(), clock.now(), self._lifetime()) for _ in range(count)]
+
+    async def _undo(self, connects: list[asyncio.Task[asyncpg.Connection]]) -> None:
+        for connect in connects:
+            connect.cancel()
+        outcomes = await asyncio.gather(*connects, return_exceptions=True)
+        opened = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        await asyncio.gather(*(connection.close(timeout=_GOODBYE) for connection in opened), return_exceptions=True)
 
     def _create_pool(self) -> asyncpg.Pool:
-        settings = self._settings
         return asyncpg.create_pool(
-            min_size=settings.pool_max,
-            max_size=settings.pool_max,
+            min_size=self._settings.pool_max,
+            max_size=self._settings.pool_max,
             # asyncpg/pool.py: min_size is a floor since 0.32, so its own idle timer closes nothing; ours does
             max_inactive_connection_lifetime=0,
-            connect=self._connect,
-            command_timeout=settings.command_timeout,
-            statement_cache_size=0 if settings.proxied else 100,
+            connect=self._hand_over,
         )
 
-    async def _connect(self, *_dsn: object, **options: Any) -> asyncpg.Connection:
-        """What asyncpg's pool calls for each physical connection."""
-        attempt = _attempt.get()
-        if attempt is None or attempt.over:
+    async def _hand_over(self, *_dsn: object, **_options: object) -> asyncpg.Connection:
+        """What asyncpg's pool calls for each physical connection: it gets those that a borrower asked for."""
+        if not self._asked_for:
             # asyncpg/pool.py: the floor maintenance connects though nobody asked; it passes a CancelledError on
             # without a log or a retry
             raise asyncio.CancelledError
-        task = asyncio.current_task()
-        assert task is not None
-        attempt.dialling.add(task)
-        try:
-            return await self._log_in(options)
-        finally:
-            attempt.dialling.discard(task)
+        return self._asked_for.pop()
 
-    async def _log_in(self, options: dict[str, Any]) -> asyncpg.Connection:
+    async def _log_in(self) -> asyncpg.Connection:
         target = await self._credentials.complete(self._settings.target)
         try:
-            return await self._dial(target, options)
-        except asyncpg.InvalidAuthorizationSpecificationError:
-            if self._fixed:
+            return await self._dial(target)
+        except asyncpg.PostgresError as error:
+            if not (self.renews_login and login_refused(error)):
                 raise
         # outside the except block: a second refusal must not drag the first along
-        return await self._dial(await self._credentials.complete(self._settings.target, renew=True), options)
+        return await self._dial(await self._credentials.complete(self._settings.target, refused=target))
 
-    async def _dial(self, target: ConnectTarget, options: dict[str, Any]) -> asyncpg.Connection:
-        options = options | {
+    async def _dial(self, target: ConnectTarget) -> asyncpg.Connection:
+        options: dict[str, Any] = {
             "host": target.host,
             "port": target.port,
             "user": target.user,
             "password": target.password.get_secret_value() if target.password is not None else None,
             "database": target.database,
-            "ssl": tls_context(target),
+            "ssl": self._tls.context(target),
+            "command_timeout": self._settings.command_timeout,
+            "statement_cache_size": 0 if self._settings.proxied else 100,
+            "connection_class": ProxiedConnection if self._settings.proxied else asyncpg.Connection,
         }
         if not self._settings.proxied and self._understands_timeouts:
             try:
@@ -178,7 +163,7 @@ class Driver:
 
 def _plain_settings(target: ConnectTarget) -> dict[str, str]:
     """Startup parameters that every server takes; a proxy, too, since it is given no search_path."""
-    settings = {}
+    settings: dict[str, str] = {}
     if target.application_name is not None:
         settings["application_name"] = target.application_name
     if target.schema is not None:

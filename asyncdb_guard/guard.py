@@ -9,7 +9,7 @@ from socket import socket
 from weakref import WeakSet
 
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.credentials import Credentials
+from asyncdb_guard.credentials import Credentials, credentials_for
 from asyncdb_guard.errors import PoolClosedError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.lending import Lending
@@ -59,7 +59,8 @@ class Guard:
         listeners: Listener | Iterable[Listener],
     ) -> None:
         self._settings = settings
-        self._credentials = credentials
+        self._own_credentials = credentials
+        self._credentials: Credentials | None = None
         self._breaker: CircuitBreaker | None = None
         self.events = Events(listeners)
         self.counters = Counters()
@@ -98,6 +99,8 @@ class Guard:
         if self.closed:
             raise PoolClosedError("The pool was closed.")
         settings, breaker = self.settings, self.breaker
+        if self._credentials is None:
+            self._credentials = credentials_for(settings, self._own_credentials)
         leaving = self._leave(lending) if lending is not None else []
         self.lending = Lending(settings, self._credentials, breaker, self.events, self.counters, leaving)
         _remember(self)

@@ -1,7 +1,8 @@
 """Lambda entry points without code of the user's: the statements are LAMBDA_DATABASE_CLAIMS_SQL and _PROVISION_SQL.
 
 Handlers: `asyncdb_guard.handlers.load_claims` for pre token generation, and `asyncdb_guard.handlers.provision_user`
-for post confirmation. Nothing is read before the first event.
+for post confirmation. In Lambda, importing them opens the connection, as `lambda_handler(prewarm=)` does; elsewhere
+nothing is read before the first event.
 """
 
 from __future__ import annotations
@@ -15,5 +16,6 @@ pool = GuardedPool()
 
 triggers = CognitoTriggers(pool)
 
-load_claims = lambda_handler(triggers.load_claims)
+# Whichever of the two is used, this opens its connection in the init phase: both are made here.
+load_claims = lambda_handler(triggers.load_claims, prewarm=pool)
 provision_user = lambda_handler(triggers.provision_user)

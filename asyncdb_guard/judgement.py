@@ -7,7 +7,7 @@ import sys
 
 import asyncpg
 
-from asyncdb_guard.errors import DeadlineExceededError
+from asyncdb_guard.errors import ConnectFailedError, DeadlineExceededError
 
 
 class Verdict(enum.Enum):
@@ -69,15 +69,16 @@ def judge(error: BaseException | None, *, lost: bool = False, paused: bool = Fal
 def judge_connect(error: Exception, *, renewed: bool = False) -> Verdict:
     """The same for a connect that failed: whatever the network or our own bound raised is the database's failure.
 
+    A ConnectFailedError is that of a provider of credentials which has none just now.
     `renewed`: the login was tried once more with credentials fetched anew. Then its refusal is a failure, too.
     """
-    if isinstance(error, OSError) or (renewed and _class_of(error) == _LOGIN_REFUSED):
+    if isinstance(error, OSError | ConnectFailedError) or (renewed and _class_of(error) == _LOGIN_REFUSED):
         return Verdict.FAILURE
     return judge(error)
 
 
 def _judge_sqlstate(error: asyncpg.PostgresError) -> Verdict:
-    # asyncpg/protocol/protocol.pyx: a FATAL that ended the session is the cause of a ConnectionDoesNotExistError (08003)
+    # asyncpg/protocol/protocol.pyx: the FATAL that ended a session is the cause of its ConnectionDoesNotExistError
     last_words = error.__cause__ if isinstance(error, asyncpg.ConnectionDoesNotExistError) else None
     if sqlstate_of(error) in _OURS_TO_BLAME or sqlstate_of(last_words) in _OURS_TO_BLAME:
         return Verdict.NEUTRAL

@@ -39,7 +39,7 @@ class Knobs(BaseSettings):
         hide_input_in_errors=True,
         str_min_length=1,
         str_strip_whitespace=True,
-        # Built once, for `DatabaseSettings`: nobody makes one of these, and a cold start pays for each.
+        # With the first instance, as pydantic then looks for plugins: in the environment, and on the disk.
         defer_build=True,
     )
 

@@ -13,10 +13,10 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.credentials import Credentials
 from asyncdb_guard.diagnosis import connect_error
 from asyncdb_guard.driver import Driver
-from asyncdb_guard.session import Session
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.judgement import Verdict
+from asyncdb_guard.session import Session
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.slots import Slots
 from asyncdb_guard.stats import Counters
@@ -35,7 +35,7 @@ class Lending:
     def __init__(
         self,
         settings: DatabaseSettings,
-        credentials: Credentials | None,
+        credentials: Credentials,
         breaker: CircuitBreaker,
         events: Events,
         counters: Counters,
@@ -92,17 +92,17 @@ class Lending:
         now = clock.now()
         waited = elapsed(waiter.since, now)
         self._events.emit(AcquireTimeout(waited))
-        dial = self.slots.dial
+        dial = self.slots.dials.oldest
         if dial is None:
             waiter.future.set_exception(AcquireTimeoutError(f"No connection became free within {waited:.1f} s."))
             self._breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
-        if min(waited, elapsed(dial.since, now)) < self._connect_timeout / 2:
-            # with so small a remainder of its own this caller has not seen enough to call the database down
+        if dial.blamed or min(waited, elapsed(dial.since, now)) < self._connect_timeout / 2:
+            # one failure a connect; and with a small remainder of its own a caller has not seen enough to report one
             self._breaker.released(waiter.permit)
         else:
-            dial.give_up()
+            dial.blamed = True
             self.settle(waiter.permit, Verdict.FAILURE, now)
 
     def settle(self, permit: int, verdict: Verdict, now: Instant) -> None:
@@ -116,29 +116,26 @@ class Lending:
             self._breaker.failed(permit, now)
             if self._breaker.generation != before:
                 self.queue.refuse(self._breaker, now)
+                self.slots.dials.cancel()
 
     async def tidy(self, session: Session, cancelled: bool) -> None:
         """Make a session fit for the next borrower; a cancelled borrower doesn't wait for the end of that."""
-        task = self.slots.tidy(session)
-        if cancelled:
-            await asyncio.wait({task}, timeout=_PARTING)
-        else:
-            await asyncio.shield(task)
+        # no shield: it would raise here when the end of the pool cancels that task
+        await asyncio.wait({self.slots.tidy(session)}, timeout=_PARTING if cancelled else None)
 
     async def close(self, timeout: float, *, patient: bool = True, reason: str = "close") -> None:
-        """End all sessions within `timeout` seconds. Patience lets the borrowers finish first, as far as time allows."""
+        """End all sessions within `timeout` seconds. Patience gives the borrowers three quarters of it to finish."""
         self.closed = True
         for waiter in self.queue.drain():
             waiter.future.set_exception(PoolClosedError("The pool was closed."))
             self._breaker.released(waiter.permit)
         end = self.loop.time() + timeout
-        while patient and self.slots.lent and self.loop.time() < end:
-            self.slots.returned.clear()
-            try:
-                async with asyncio.timeout_at(end):
-                    await self.slots.returned.wait()
-            except TimeoutError:
-                break
+        if patient:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(end - timeout / 4):  # the rest is for the goodbyes
+                    while self.slots.lent:
+                        self.slots.returned.clear()
+                        await self.slots.returned.wait()
         await self.slots.end(reason, max(end - self.loop.time(), 0.0))
         await self._dismiss_guardian()
 

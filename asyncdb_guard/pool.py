@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncdb_guard.acquisition import Acquisition
 from asyncdb_guard.credentials import Credentials
@@ -15,9 +15,12 @@ from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.stats import PoolStats
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from asyncpg import Record
     from asyncpg.pool import PoolConnectionProxy
-    from typing_extensions import Self
+
+    Isolation: TypeAlias = Literal["read_committed", "read_uncommitted", "repeatable_read", "serializable"]
 
 
 class GuardedPool:
@@ -92,7 +95,7 @@ class GuardedPool:
     async def transaction(
         self,
         *,
-        isolation: str | None = None,
+        isolation: Isolation | None = None,
         readonly: bool = False,
         deferrable: bool = False,
         timeout: float | None = None,
@@ -120,7 +123,7 @@ class GuardedPool:
             idle=len(lending.slots.idle) if lending is not None else 0,
             lent=len(lending.slots.lent) if lending is not None else 0,
             waiting=len(lending.queue) if lending is not None else 0,
-            **guard.counters.as_dict(),
+            **guard.counters.snapshot(),
         )
 
     def __repr__(self) -> str:
@@ -129,9 +132,11 @@ class GuardedPool:
             return "<GuardedPool closed>"
         if guard.lending is None:
             return "<GuardedPool without a session>"
-        shown = ("circuit", "idle", "lent", "waiting", "pool_max")
-        stats = self.stats()
-        return "<GuardedPool " + " ".join(f"{name}={stats[name]}" for name in shown) + ">"
+        now = self.stats()
+        return (
+            f"<GuardedPool circuit={now['circuit']} idle={now['idle']} lent={now['lent']} waiting={now['waiting']}"
+            f" pool_max={now['pool_max']}>"
+        )
 
     async def close(self, timeout: float = 1.0) -> None:
         """End the pool for good within `timeout` seconds: borrowers may finish, then they are cut off."""

@@ -20,21 +20,54 @@ from asyncdb_guard.clock import Instant
 from asyncdb_guard.liveness import socket_probe
 
 
+class ProxiedConnection(asyncpg.Connection):
+    """A connection that knows whether a pooler may still keep a backend for it.
+
+    asyncpg/protocol/coreproto.pyx: without a statement cache it sends Parse, Describe and Flush, and Sync only with the
+    Bind that follows. A pooler keeps the backend in between. Where nothing follows, since the arguments don't fit or the
+    borrower was cancelled, an idle session would keep it for good: as many of those as there are backends stop a fleet.
+    """
+
+    keeps_backend = False
+
+    async def _get_statement(self, *arguments: Any, **options: Any) -> Any:
+        self.keeps_backend = True
+        return await super()._get_statement(*arguments, **options)
+
+    async def _do_execute(self, *arguments: Any, **options: Any) -> Any:
+        answer = await super()._do_execute(*arguments, **options)
+        self.keeps_backend = False
+        return answer
+
+
 class Session:
     """One server session, checked out of asyncpg's pool; lives as long as the session does."""
 
-    __slots__ = ("_connection", "_holder", "_transport", "idle_since", "lifetime", "opened_at", "readable")
+    __slots__ = (
+        "_connection",
+        "_holder",
+        "_proxied",
+        "_transport",
+        "ending",
+        "idle_since",
+        "lifetime",
+        "opened_at",
+        "readable",
+    )
 
     def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float) -> None:
-        self._holder = proxy._holder
+        bare: Any = proxy  # asyncpg's private names have no types
+        self._holder = bare._holder
         # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
-        connection = proxy._detach()
-        assert connection is not None
-        self._connection: asyncpg.Connection = connection
-        self._transport = connection._transport
+        self._connection: Any = bare._detach()
+        self._transport: Any = self._connection._transport
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() say yes to every connection
+        self._proxied = type(self._connection) is ProxiedConnection
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
+        self.ending = False
+        """Whether its goodbye has begun: it is not to be lent again."""
         raw = self._transport.get_extra_info("socket")
         self.readable: Callable[[], bool] = socket_probe(raw.fileno() if raw is not None else None)
 
@@ -49,14 +82,21 @@ class Session:
 
     def take_back(self, lent: PoolConnectionProxy) -> None:
         """End a loan: the borrower's connection, statements and cursors are useless from now on."""
-        lent._detach()
+        bare: Any = lent
+        bare._detach()
         # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over
         self._connection._on_release()
 
     @property
     def unsettled(self) -> bool:
-        """Whether a statement is still being cancelled, or a transaction was left open."""
-        return bool(self._connection._protocol._is_cancelling() or self._connection.is_in_transaction())
+        """Whether a statement is still being cancelled or still runs, or a transaction or a pooler's backend is held."""
+        connection = self._connection
+        return bool(
+            connection._protocol._is_cancelling()
+            or connection.is_in_transaction()
+            or connection._stmt_exclusive_section._acquired
+            or (self._proxied and connection.keeps_backend)
+        )
 
     async def settle(self, timeout: float) -> bool:
         """Wait until a cancelled statement is over; return whether the session is then free of a transaction."""

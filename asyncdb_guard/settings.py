@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NoReturn, Self
 
 from pydantic import ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
@@ -44,8 +44,6 @@ class DatabaseSettings(Knobs):
     `ConfigurationError` with all the faults. Sealed once made; lives as long as you keep it. No repr and no dump of it
     shows a secret, a host or a statement (a pickle has to carry them).
     """
-
-    model_config = SettingsConfigDict(defer_build=False)
 
     @cached_property
     def target(self) -> ConnectTarget:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict, cast
 
 
-class PoolStats(TypedDict):
-    """A snapshot. `requests` is always the sum of `acquired`, `acquire_timeouts`, `rejections`, `failures`,
-    `cancellations` and `waiting`; `connects` that of `closed`, `replaced`, `idle`, `lent` and those in between.
+class Counts(TypedDict):
+    """What has happened in the life of a pool, over all its event loops.
+
+    `requests` is the sum of `acquired`, `acquire_timeouts`, `rejections`, `failures`, `cancellations` and of the
+    callers that wait just now.
     """
 
-    pool_max: int
-    circuit: str
-    """`closed`, `open` or `half_open`."""
-    idle: int
-    lent: int
-    waiting: int
     requests: int
     acquired: int
     acquire_timeouts: int
@@ -25,43 +21,49 @@ class PoolStats(TypedDict):
     """Ended with any other error: a connect failed, a setting is wrong, the pool was closed."""
     cancellations: int
     connects: int
+    """Sessions opened."""
+    connect_failures: int
+    replaced: int
+    """Sessions that were found unusable at a borrow, and had another opened in their place."""
+    closed: int
+    """Sessions that ended otherwise."""
+    wait_ms: float
+    """Time that callers have spent in the queue before they got a connection, all together."""
+
+
+class PoolStats(Counts):
+    """A snapshot of a pool."""
+
+    pool_max: int
+    circuit: str
+    """`closed`, `open` or `half_open`."""
+    idle: int
+    lent: int
+    """Sessions that a borrower has, or that are being made fit for the next one."""
+    waiting: int
+
+
+class Counters:
+    """The same counts, as they go up."""
+
+    __slots__ = tuple(Counts.__annotations__)
+
+    requests: int
+    acquired: int
+    acquire_timeouts: int
+    rejections: int
+    failures: int
+    cancellations: int
+    connects: int
     connect_failures: int
     replaced: int
     closed: int
     wait_ms: float
-    """Time that callers have spent in the queue, all together."""
-
-
-class Counters:
-    """Counts for the life of a pool, over all its event loops."""
-
-    __slots__ = (
-        "acquire_timeouts",
-        "acquired",
-        "cancellations",
-        "closed",
-        "connect_failures",
-        "connects",
-        "failures",
-        "rejections",
-        "replaced",
-        "requests",
-        "wait_ms",
-    )
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.acquired = 0
-        self.acquire_timeouts = 0
-        self.rejections = 0
-        self.failures = 0
-        self.cancellations = 0
-        self.connects = 0
-        self.connect_failures = 0
-        self.replaced = 0
-        self.closed = 0
-        self.wait_ms = 0.0
+        for name in self.__slots__:
+            setattr(self, name, 0)
 
-    def as_dict(self) -> dict[str, Any]:
-        """All counts by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    def snapshot(self) -> Counts:
+        """The counts so far."""
+        return cast("Counts", {name: getattr(self, name) for name in self.__slots__})

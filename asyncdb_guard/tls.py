@@ -5,27 +5,45 @@ from __future__ import annotations
 import ssl
 
 from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.faults import label
 from asyncdb_guard.target import ConnectTarget
 
 
-def tls_context(target: ConnectTarget) -> ssl.SSLContext | bool:
-    """Return the context for asyncpg, or False for plain text. Raises ConfigurationError for a useless CA file."""
-    if target.sslmode == "disable":
-        return False
+class TlsContexts:
+    """Makes each context once: reading the system's trust store alone takes 10 ms and more."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str | None], ssl.SSLContext] = {}
+
+    def context(self, target: ConnectTarget) -> ssl.SSLContext | bool:
+        """Return the context for asyncpg, or False for plain text. Raises ConfigurationError for a useless CA file.
+
+        asyncpg/connect_utils.py: given a context it refuses a server without TLS, and never goes on in plain text.
+        """
+        if target.sslmode == "disable":
+            return False
+        key = target.sslmode, target.ssl_root_cert
+        if key not in self._made:
+            self._made[key] = _make(target)
+        return self._made[key]
+
+
+def _make(target: ConnectTarget) -> ssl.SSLContext:
+    # not ssl.create_default_context(), which since Python 3.13 refuses certificates that libpq takes
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = target.sslmode == "verify-full"
     if target.sslmode == "require":
         context.verify_mode = ssl.CERT_NONE
-        return context
-    if target.ssl_root_cert is None:
+    elif target.ssl_root_cert is None:
         context.load_default_certs()
-        return context
-    try:
-        context.load_verify_locations(cafile=target.ssl_root_cert)
-    except OSError:
-        usable = False
-    else:
-        usable = True
-    if not usable:
-        raise ConfigurationError("LAMBDA_DATABASE_SSL_ROOT_CERT names no readable PEM file of CA certificates.")
+    elif not _loaded(context, target.ssl_root_cert):
+        raise ConfigurationError(f"{label('ssl_root_cert')} must name a readable PEM file of CA certificates.")
     return context
+
+
+def _loaded(context: ssl.SSLContext, path: str) -> bool:
+    try:
+        context.load_verify_locations(cafile=path)
+    except OSError:  # no such file, no right to read it, no certificate in it
+        return False
+    return True

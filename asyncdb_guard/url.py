@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from pydantic import SecretStr
@@ -35,8 +35,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _NO_SOCKET = "The database URL names a Unix socket, which is not supported: name a host, such as localhost."
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class DatabaseUrl:
+class DatabaseUrl(NamedTuple):
     """What a URL says, decoded: None where it says nothing, "" where it can't be read. Its repr shows none of it."""
 
     host: str | None = None
@@ -46,8 +45,11 @@ class DatabaseUrl:
     database: str | None = None
     application_name: str | None = None
     schema: str | None = None
-    knobs: Mapping[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])
+    knobs: Mapping[str, str | int | bool] = MappingProxyType({})
     """What the parameters say of the knobs, by their names, still to be checked against each knob's range."""
+
+    def __repr__(self) -> str:
+        return "<DatabaseUrl>"
 
 
 _UNREADABLE = DatabaseUrl(host="", user="")
@@ -55,7 +57,9 @@ _UNREADABLE = DatabaseUrl(host="", user="")
 
 def nearest(name: str, known: list[str]) -> str | None:
     """The known name that is most like `name`, or None where none is."""
-    return next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
+    from difflib import get_close_matches  # only for faults, so not at a cold start
+
+    return next(iter(get_close_matches(name.lower(), known, n=1)), None)
 
 
 def parse_endpoint(text: str) -> tuple[str | None, int | None] | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant
-from asyncdb_guard.session import Session
 from asyncdb_guard.errors import CircuitOpenError
+from asyncdb_guard.session import Session
 
 
 class Waiter:
@@ -38,8 +38,8 @@ class WaitQueue:
 
     @property
     def head(self) -> Waiter | None:
-        """Whoever has waited longest."""
-        return next(iter(self._waiters), None)
+        """Whoever has waited longest, and still waits."""
+        return next((waiter for waiter in self._waiters if not waiter.future.done()), None)
 
     def join(self, waiter: Waiter) -> None:
         self._waiters[waiter] = None
@@ -68,8 +68,3 @@ class WaitQueue:
                 breaker.admit(now)
             except CircuitOpenError as error:
                 waiter.future.set_exception(error)
-
-    def fail(self, error: Exception) -> None:
-        """Nobody will be served any more. Each gets an error of its own: a shared one would collect tracebacks."""
-        for waiter in self.drain():
-            waiter.future.set_exception(type(error)(*error.args))

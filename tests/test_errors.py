@@ -83,50 +83,57 @@ def test_retry_after_is_none_where_nobody_knows():
 
 
 SECRETS = ("db.internal.example", "appuser", "hunter2", "app_user")
-SAID = "connection to {0} as {1} with {2}, relation {3}".format(*SECRETS)
+SAID = "connection to {} as {} with {}, relation {}".format(*SECRETS)
 
 
-def refused(sqlstate: str) -> asyncpg.PostgresError:
+def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
     """The error that asyncpg makes of a server's refusal."""
-    return asyncpg.PostgresError.new({"C": sqlstate, "M": SAID, "t": "app_user"})
+    return asyncpg.PostgresError.new({"C": sqlstate, "M": text + SAID, "t": "app_user"})
 
 
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
-        pytest.param(refused("28P01"), "the server refused the password (SQLSTATE 28P01)", id="password"),
+        pytest.param(refused("28P01"), "refused the password (SQLSTATE 28P01)", id="password"),
         pytest.param(
-            refused("28000"), "the server refused the login; check the user and its rights (SQLSTATE 28000)", id="login"
+            refused("08P01", "authentication failed"), "refused the password (SQLSTATE 08P01)", id="pgbouncer"
         ),
+        pytest.param(refused("28000"), "refused the login; check the user and its rights", id="login"),
+        pytest.param(refused("28999"), "(SQLSTATE 28999)", id="unheard-of-login"),
+        pytest.param(refused("3D000"), "named in LAMBDA_DATABASE_URL does not exist (SQLSTATE 3D000)", id="database"),
+        pytest.param(refused("53300"), "the role has no connection left (SQLSTATE 53300)", id="full-server"),
+        pytest.param(refused("57P03"), "starting up or shutting down (SQLSTATE 57P03)", id="starting-up"),
         pytest.param(
-            refused("3D000"),
-            "the database named in LAMBDA_DATABASE_URL does not exist (SQLSTATE 3D000)",
-            id="database",
+            refused("08P01", "unsupported startup parameter: "), "set LAMBDA_DATABASE_PROXY_PROFILE=true", id="pooler"
         ),
-        pytest.param(
-            refused("53300"), "the server or the role has no connection left (SQLSTATE 53300)", id="full-server"
-        ),
-        pytest.param(
-            refused("57P03"), "the server is starting up or shutting down (SQLSTATE 57P03)", id="starting-up"
-        ),
-        pytest.param(
-            refused("08P01"),
-            "the server refused a startup parameter; if it is a pooler, set LAMBDA_DATABASE_PROXY_PROFILE=true"
-            " (SQLSTATE 08P01)",
-            id="pooler",
-        ),
+        pytest.param(refused("08P01"), "refused what it was sent (SQLSTATE 08P01)", id="protocol"),
         pytest.param(refused("XX000"), "the server refused the connection (SQLSTATE XX000)", id="any-other"),
-        pytest.param(ConnectionRefusedError(111, SAID), "ConnectionRefusedError", id="refused"),
-        pytest.param(socket.gaierror(-2, SAID), "gaierror", id="unknown-host"),
-        pytest.param(asyncpg.InterfaceError(SAID), "InterfaceError", id="interface"),
+        pytest.param(ConnectionRefusedError(111, SAID), "nothing listens at its host and port", id="nobody-listens"),
+        pytest.param(socket.gaierror(-2, SAID), "its host name could not be resolved", id="unknown-host"),
+        pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not speak TLS", id="no-tls"),
+        pytest.param(ssl.SSLError(1, SAID), "the TLS handshake failed", id="handshake"),
+        pytest.param(ConnectionError(SAID), "reached: ConnectionError.", id="network"),
+        pytest.param(asyncpg.InterfaceError(SAID), "reached: InterfaceError.", id="interface"),
     ],
 )
-def test_a_failed_connect_says_why_and_names_nobody(cause, reason):
-    error = connect_error(cause)
+@pytest.mark.parametrize("renewed", [False, True], ids=["once", "renewed"])
+def test_a_failed_connect_says_why_and_names_nobody(cause, reason, renewed):
+    error = connect_error(cause, renewed=renewed)
     assert type(error) is ConnectFailedError
-    assert str(error) == f"The database could not be reached: {reason}."
+    text = str(error)
+    assert text.startswith("The database could not be reached: ")
+    assert reason.partition(" (")[0] in text
+    assert reason.rpartition(" (")[2] in text
+    assert text.endswith(".")
+    assert not any(secret in text for secret in SECRETS)
     assert error.__cause__ is cause
     assert error.retry_after is None
+
+
+@pytest.mark.parametrize("sqlstate", ["28P01", "28000"])
+def test_a_login_that_was_refused_twice_says_so(sqlstate):
+    assert "fetched anew" in str(connect_error(refused(sqlstate), renewed=True))
+    assert "fetched anew" not in str(connect_error(refused(sqlstate)))
 
 
 def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout():
@@ -147,9 +154,9 @@ def test_whatever_the_server_said_the_text_holds_nothing_but_its_code(sqlstate):
 @pytest.mark.parametrize(
     ("name", "trusted", "reason"),
     [
-        pytest.param("db.internal.example", False, "unable to get local issuer certificate", id="unknown-authority"),
-        pytest.param("other.example", True, "Hostname mismatch", id="another-host"),
-        pytest.param("192.0.2.7", True, "IP address mismatch", id="another-address"),
+        pytest.param("db.internal.example", False, "comes from a CA that is not trusted", id="unknown-authority"),
+        pytest.param("other.example", True, "is for another host name", id="another-host"),
+        pytest.param("192.0.2.7", True, "does not carry the address that was dialled", id="another-address"),
     ],
 )
 def test_a_certificate_that_is_refused_is_explained_without_the_host(name, trusted, reason):
@@ -161,7 +168,7 @@ def test_a_certificate_that_is_refused_is_explained_without_the_host(name, trust
         authority.configure_trust(client_side)
 
     error = connect_error(refused_certificate(client_side, server_side, name))
-    assert str(error) == f"The database could not be reached: its TLS certificate could not be verified ({reason})."
+    assert str(error).startswith(f"The database could not be reached: its TLS certificate {reason}; ")
     assert name not in str(error)
 
 

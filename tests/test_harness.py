@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 import trustme
 
+from examples.harness.environment import PORTABLE
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from examples.harness.runtime_api import EnvironmentFailed, RuntimeApi
@@ -297,6 +298,18 @@ def test_an_environment_answers_one_event_after_the_other(runtime_api: RuntimeAp
         assert environment.invoke({"large": large}).payload["event"]["large"] == large
         assert "said asyncdb-guard" in environment.stdout
     assert environment.returncode is not None
+
+
+def test_awslambdaric_works_where_its_native_part_was_not_built(runtime_api: RuntimeApi, code: Path) -> None:
+    (code / "which.py").write_text("import runtime_client\nfrom app import handler\nprint(runtime_client.__file__)")
+    paths = os.pathsep.join((str(code), str(PORTABLE)))
+    with runtime_api.environment("which.handler", cwd=code, env={"PYTHONPATH": paths}) as environment:
+        assert environment.invoke({"n": 1}).payload["event"] == {"n": 1}
+        failed = environment.invoke({"fail": "so"})
+        assert failed.error is not None
+        assert (failed.error["errorType"], failed.error["errorMessage"]) == ("ValueError", "so")
+        assert str(PORTABLE) in environment.stdout
+    assert environment.returncode == 1
 
 
 def test_a_handler_that_cannot_be_imported_is_told(runtime_api: RuntimeApi, code: Path) -> None:

@@ -42,16 +42,17 @@ def _callback(
         return statement(setting, knob)
     if isinstance(given, str):
         return statement(given, f"{name}= of CognitoTriggers")
-    needed = ConfigurationError(
-        f"{name}= of CognitoTriggers must be an `async def {name}(conn, user)`, or a text of SQL."
-    )
     if not callable(given):
-        raise needed
+        raise _unfit(name)
 
     async def call(conn: Any, user: CognitoUser) -> Any:
         answer = given(conn, user)
         if not inspect.isawaitable(answer):
-            raise needed
+            raise _unfit(name)
         return await answer
 
     return functools.update_wrapper(call, given)
+
+
+def _unfit(name: str) -> ConfigurationError:
+    return ConfigurationError(f"{name}= of CognitoTriggers must be an `async def {name}(conn, user)`, or an SQL text.")

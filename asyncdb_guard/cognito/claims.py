@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from asyncdb_guard.cognito.event import CognitoUser, TokenRequest
 from asyncdb_guard.cognito.values import MAX_SIZE, ClaimError, Json, Values, as_text, is_mapping, is_utf8, pairs, shown
@@ -28,12 +28,12 @@ _GROUP_KEYS = ("groupsToOverride", "iamRolesToOverride", "preferredRole")
 class TokenClaims:
     """What a claims callback returns that has more to say than a mapping can. Checked once it is returned."""
 
-    claims: Mapping[str, object] = field(default_factory=dict, repr=False)
+    claims: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
     """For both tokens; in version 1, which has no say in the access token, for the ID token."""
     _: KW_ONLY
-    id: Mapping[str, object] = field(default_factory=dict, repr=False)
+    id: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
     """For the ID token alone; stronger than `claims`."""
-    access: Mapping[str, object] = field(default_factory=dict, repr=False)
+    access: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
     """For the access token alone; stronger than `claims`. Not in version 1."""
     suppress: Collection[str] = ()
     """Claims to leave out of both tokens (version 1: the ID token). Suppressing is stronger than adding."""
@@ -221,7 +221,7 @@ def _mapping(field: str, value: object) -> dict[object, object]:
 def _names(field: str, value: object) -> list[str]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
         raise ClaimError(f"{field} of TokenClaims must be a list of names, not a {type(value).__name__}.")
-    return [_name(field, name) for name in value]
+    return [_name(field, name) for name in cast("Collection[object]", value)]
 
 
 def _name(field: str, value: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from asyncdb_guard.cognito.values import as_text
 from asyncdb_guard.errors import TriggerEventError
@@ -68,9 +68,10 @@ class TokenRequest:
 
 def trigger_source(event: object) -> str:
     """Return why Cognito called. Raises TriggerEventError if this is no event at all."""
-    if not isinstance(event, dict):
+    envelope = _object(event)
+    if envelope is None:
         raise TriggerEventError("This is not a Cognito event: it is no object")
-    source = event.get("triggerSource")
+    source = envelope.get("triggerSource")
     if not isinstance(source, str) or not source:
         raise _unfit("triggerSource")
     return source
@@ -82,11 +83,9 @@ def read_token_event(event: Event) -> TokenRequest:
         raise _unfit("triggerSource")
     request = _request(event)
     configuration = request.get("groupConfiguration")
-    if configuration is None:
-        configuration = {}
     return TokenRequest(
         user=_read_user(event, request, _version(event, request)),
-        group_configuration=configuration if isinstance(configuration, dict) else None,
+        group_configuration={} if configuration is None else _object(configuration),
     )
 
 
@@ -96,14 +95,14 @@ def read_confirmation_event(event: Event) -> CognitoUser:
 
 
 def _read_user(event: Event, request: Mapping[str, Any], version: int) -> CognitoUser:
-    attributes = request.get("userAttributes")
-    if not isinstance(attributes, dict):
+    attributes = _object(request.get("userAttributes"))
+    if attributes is None:
         raise _unfit("request.userAttributes")
     sub = attributes.get("sub")
     if not isinstance(sub, str) or not sub:
         raise _unfit("request.userAttributes.sub")
-    caller = event.get("callerContext")
-    groups = request.get("groupConfiguration")
+    caller = _object(event.get("callerContext")) or {}
+    configuration = _object(request.get("groupConfiguration")) or {}
     texts = _texts(attributes)
     return CognitoUser(
         sub=sub,
@@ -111,20 +110,20 @@ def _read_user(event: Event, request: Mapping[str, Any], version: int) -> Cognit
         email=texts.get("email"),
         email_verified={"true": True, "false": False}.get(texts.get("email_verified", "").lower()),
         attributes=texts,
-        groups=_names(groups.get("groupsToOverride") if isinstance(groups, dict) else None),
+        groups=_names(configuration.get("groupsToOverride")),
         scopes=_names(request.get("scopes")),
         user_pool_id=_text(event, "userPoolId"),
         client_id=_text(caller, "clientId"),
         trigger_source=event["triggerSource"],
-        client_metadata=_texts(request.get("clientMetadata")),
+        client_metadata=_texts(_object(request.get("clientMetadata")) or {}),
         region=_text(event, "region"),
         version=version,
     )
 
 
 def _request(event: Event) -> dict[str, Any]:
-    request = event.get("request")
-    if not isinstance(request, dict):
+    request = _object(event.get("request"))
+    if request is None:
         raise _unfit("request")
     return request
 
@@ -140,25 +139,27 @@ def _version(event: Event, request: Mapping[str, Any]) -> int:
         return _VERSIONS[said]
     if said.isdecimal() and said != "1":
         raise _unfit("version")
-    response = event.get("response")
-    answers_both = isinstance(response, dict) and "claimsAndScopeOverrideDetails" in response
-    return 2 if answers_both or request.get("scopes") is not None else 1
+    response = _object(event.get("response")) or {}
+    return 2 if "claimsAndScopeOverrideDetails" in response or request.get("scopes") is not None else 1
 
 
-def _text(holder: object, name: str) -> str:
-    value = holder.get(name) if isinstance(holder, dict) else None
+def _object(value: object) -> dict[str, Any] | None:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _text(holder: dict[str, Any], name: str) -> str:
+    value = holder.get(name)
     return value if isinstance(value, str) else ""
 
 
-def _texts(holder: object) -> Mapping[str, str]:
-    if not isinstance(holder, dict):
-        return MappingProxyType({})
+def _texts(holder: dict[str, Any]) -> Mapping[str, str]:
     texts = ((name, as_text(value)) for name, value in holder.items())
     return MappingProxyType({name: text for name, text in texts if text is not None})
 
 
 def _names(value: object) -> tuple[str, ...]:
-    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
+    names = cast("list[object]", value) if isinstance(value, list) else []
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def _unfit(field: str) -> TriggerEventError:

@@ -29,7 +29,7 @@ class StatementFailedError(DatabaseUnavailableError):
 
 
 class CallbackError(GuardError):
-    """The callback raised what only a trigger raises. Its text is not ours, so users must not see it."""
+    """The callback raised what only a trigger raises."""
 
 
 async def with_connection(
@@ -62,10 +62,12 @@ async def with_connection(
     except DatabaseUnavailableError:
         raise
     except TriggerFailedError as error:
-        raise CallbackError("The callback refused.") from error
+        refused = type(error).__name__
     except Exception as error:
         if is_lost(error, lost=lost):
             raise SessionLostError("The session was lost.") from error
         if judge(error, lost=lost) is Verdict.FAILURE or sqlstate_of(error) == _STOPPED:
             raise StatementFailedError("A statement did not end well.") from error
         raise
+    # its text is the callback's own, so neither users nor the log may have it
+    raise CallbackError(f"The callback raised a {refused}.")

@@ -45,7 +45,7 @@ class SharedCache:
         names = [_generation(key.user), _name(key)]
         found: Any = await self._run(lambda: self._client.mget(names))
         generation, text = found
-        entry = json.loads(text) if text is not None else {}
+        entry: dict[str, Any] = json.loads(text) if text is not None else {}
         return json.dumps(entry["claims"]) if entry.get("generation", "none") == generation else None
 
     async def put(self, key: CacheKey, value: str, ttl: float) -> None:
@@ -87,7 +87,7 @@ def _client(url: str) -> Redis:
         fault = f"{_SETTING} needs the extra `redis`: pip install 'asyncdb-guard[redis]'."
     else:
         try:
-            return redis.Redis.from_url(
+            return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType] -- its **kwargs have no types
                 url,
                 decode_responses=True,
                 protocol=2,

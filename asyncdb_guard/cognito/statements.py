@@ -12,7 +12,7 @@ from asyncdb_guard.cognito.placeholders import Scan, StatementError, scan
 from asyncdb_guard.cognito.values import ClaimError
 from asyncdb_guard.errors import ConfigurationError
 
-_AS_JSON = "SELECT row_to_json(asyncdb_guard_row)::text FROM (\n{}\n) AS asyncdb_guard_row LIMIT 2"
+_AS_JSON = "SELECT row_to_json(asyncdb_guard_row.*)::text FROM (\n{}\n) AS asyncdb_guard_row LIMIT 2"
 _PARAMETERS = {1: "${}", 2: "${}", 3: "(${}::jsonb)"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -72,17 +71,17 @@ def lambda_handler(
     if handler is _ABSENT:
         return functools.partial(lambda_handler, prewarm=prewarm, expose=expose)
     _check(handler)
-    pools = tuple(prewarm) if isinstance(prewarm, Iterable) else (prewarm,)
+    pools = (prewarm,) if isinstance(prewarm, GuardedPool) else tuple(prewarm)
     process.prepare()
-    if pools and process.initialising:
-        process.run(_prewarm, pools)
+    if process.initialising:
+        _prewarm(pools)
 
     @functools.wraps(handler)
     def invoke(*args: P.args, **kwargs: P.kwargs) -> R:
         result, error = process.run(handler, *args, **kwargs)
         if error is None:
             return cast(R, result)
-        if not isinstance(error, Exception) or not isinstance(error, (TriggerFailedError, expose)):
+        if not isinstance(error, (TriggerFailedError, expose)):
             logger.error("The handler %s failed with %s", _name(handler), describe(error))
             error = TriggerFailedError(_SAFE_TEXT)
         raise error
@@ -109,7 +108,8 @@ def _name(handler: object) -> str:
     return getattr(handler, "__qualname__", None) or type(handler).__qualname__
 
 
-async def _prewarm(pools: Iterable[GuardedPool]) -> None:
-    for outcome in await asyncio.gather(*(pool.ping() for pool in pools), return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            logger.warning("A pool could not be prewarmed: %s", describe(outcome))
+def _prewarm(pools: Iterable[GuardedPool]) -> None:
+    for pool in pools:
+        _, error = process.run(pool.ping)
+        if error is not None:
+            logger.warning("A pool could not be prewarmed: %s", describe(error))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import contextvars
 import importlib
 import logging
 import os
@@ -74,8 +73,8 @@ class Process:
                 return None, error
 
         loop = self._idle_loop()
-        # Runner.run() would give all calls one and the same context, and so one call's variables to the next
-        task = loop.create_task(settle(), context=contextvars.copy_context())
+        # not Runner.run(): it gives all calls one and the same context, and so one call's variables to the next
+        task = loop.create_task(settle())
         stray: BaseException | None = None
         while not task.done():
             try:
@@ -111,8 +110,7 @@ class Process:
     def _start_afresh(self) -> None:
         """In a forked child: leave the parent's loop alone, and SIGTERM as it was."""
         if self._runner is not None:
-            # closing it, as a finaliser would, takes the wake-up socket out of the epoll that the parent still uses
-            self._runner.get_loop().close = lambda: None  # type: ignore[method-assign]
+            # kept for good: its finaliser would take the wake-up socket out of the epoll that the parent still uses
             self._inherited.append(self._runner)
             self._runner = None
         if self._guards_sigterm:

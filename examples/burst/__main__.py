@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from examples.burst import picture, report, triggers
 from examples.burst.fleet import FleetError
 from examples.burst.incident import happen
+from examples.burst.interruption import Interruption
 from examples.burst.measurements import Run, shown
 from examples.burst.scenario import ASYNCPG_DEFAULT_POOL, FLEET, SCHEMA, PoolName, Scenario
 from examples.burst.triggers import TriggerRefusedError
@@ -36,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     began = time.monotonic()
     try:
-        with _interruptible():
-            plain, guarded = _story(scenario, console)
+        with Interruption() as interruption:
+            plain, guarded = _story(scenario, console, interruption)
             picture.draw(plain, guarded, output)
     except KeyboardInterrupt:
         console.print("\nStopped. Nothing is left running.")
@@ -53,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if shown(plain, guarded) else 1
 
 
-def _story(scenario: Scenario, console: Console) -> tuple[Run, Run]:
+def _story(scenario: Scenario, console: Console, interruption: Interruption) -> tuple[Run, Run]:
     console.rule("[bold]A database", align="left")
     with Cluster.start(max_connections=scenario.max_connections) as server:
         server.psql(SCHEMA)
@@ -74,11 +71,11 @@ def _story(scenario: Scenario, console: Console) -> tuple[Run, Run]:
             f"After {scenario.outage_after:.0f} s the database goes down for {scenario.outage:.0f} s. "
             f"First with asyncpg's own pool, then guarded; nothing else differs."
         )
-        plain, guarded = (_run(server, pool, scenario, console) for pool in ("plain", "guarded"))
+        plain, guarded = (_run(server, pool, scenario, console, interruption) for pool in ("plain", "guarded"))
     return plain, guarded
 
 
-def _run(server: Cluster, pool: PoolName, scenario: Scenario, console: Console) -> Run:
+def _run(server: Cluster, pool: PoolName, scenario: Scenario, console: Console, interruption: Interruption) -> Run:
     wants = scenario.plain_demand if pool == "plain" else scenario.processes
     console.print(
         f"\n[bold]{report.NAMES[pool]}[/]: {scenario.processes} processes, which want {wants} sessions in all"
@@ -90,31 +87,15 @@ def _run(server: Cluster, pool: PoolName, scenario: Scenario, console: Console) 
         environment["LAMBDA_DATABASE_BREAKER_RESET_TIMEOUT_MS"] = f"{scenario.breaker_reset * 1000:.0f}"
     try:
         with report.progress(console) as show:
-            return asyncio.run(happen(server, pool, scenario, environment, show))
-    except ExceptionGroup as group:
+            return interruption.run(happen(server, pool, scenario, environment, show))
+    except* FleetError as group:
         failures = group
     # The processes do the same and fail for the same reason: the first tells it.
-    failure: Exception = failures
-    while isinstance(failure, ExceptionGroup):
-        failure = failure.exceptions[0]
-    raise failure
+    raise _first(failures)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the block; no further one tears the cleaning up."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _first(failure: Exception) -> Exception:
+    return _first(failure.exceptions[0]) if isinstance(failure, ExceptionGroup) else failure
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Scenario, Path]:

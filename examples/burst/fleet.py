@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -27,13 +27,16 @@ class FleetError(Exception):
 class Fleet:
     """The processes of one run. They live as long as the block of `started`, whatever ends it."""
 
-    def __init__(self, workers: list[Process], log: BinaryIO) -> None:
+    def __init__(self, scenario: Scenario, workers: list[Process], log: BinaryIO) -> None:
+        self._scenario = scenario
         self._workers = workers
         self._log = log
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, pool: PoolName, scenario: Scenario, environment: Mapping[str, str]) -> AsyncIterator[Self]:
+    async def started(
+        cls, pool: PoolName, scenario: Scenario, environment: Mapping[str, str]
+    ) -> AsyncGenerator[Self, None]:
         """Start a process for each environment; none of them connects before `go`."""
         workers: list[Process] = []
         with tempfile.TemporaryFile() as log:
@@ -41,7 +44,7 @@ class Fleet:
                 for number in range(scenario.processes):
                     order = {"name": pool, "number": number, "arrivals": scenario.arrivals}
                     workers.append(await _spawn(json.dumps(order), environment, log))
-                yield cls(workers, log)
+                yield cls(scenario, workers, log)
             finally:
                 # All at once, before the first wait: no second interruption can leave one alive.
                 for worker in workers:
@@ -68,13 +71,13 @@ class Fleet:
             worker.stdin.write(b"go\n")
 
     async def collect(self, sign_ups: list[SignUp]) -> None:
-        """Add each sign-up as it is told, until the last process ends. Raises FleetError if one ends badly."""
+        """Add each sign-up as it is told, until everybody's is known. Raises FleetError if a process dies before."""
 
         async def one(worker: Process) -> None:
-            while line := await _line(worker):
+            for _ in self._scenario.arrivals:
+                if not (line := await _line(worker)):
+                    raise self._failure()
                 sign_ups.append(SignUp(**json.loads(line)))
-            if await worker.wait():
-                raise self._failure()
 
         async with asyncio.TaskGroup() as collecting:
             for worker in self._workers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,8 +15,8 @@ from examples.burst.watch import ClosedDoor, observe, visit
 from examples.harness.postgres import Cluster
 
 SHOW_EVERY = 0.2
-LAST_SECONDS = 30.0
-"""After the last arrival. Nobody needs more: three tries of five seconds, and two pauses."""
+LAST_SECONDS = 60.0
+"""After the last arrival. Three tries of five seconds and two pauses are what a person needs at most."""
 
 
 async def happen(
@@ -41,7 +41,7 @@ async def happen(
 
     up = asyncio.Event()
     up.set()
-    async with Fleet.started(pool, scenario, environment) as fleet, _meanwhile(keep_showing()):
+    async with _meanwhile(keep_showing()), Fleet.started(pool, scenario, environment) as fleet:
         await fleet.wait_ready()
         start = time.monotonic()
         run.phase = "burst"
@@ -76,7 +76,7 @@ async def _take_away(server: Cluster, seconds: float, clock: Callable[[], float]
 
 
 @asynccontextmanager
-async def _meanwhile(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _meanwhile(*jobs: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
     """Run endless `jobs` beside the block and end them with it. The error of one ends the block, too."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(job) for job in jobs]

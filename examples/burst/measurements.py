@@ -71,9 +71,9 @@ class Run:
         return sum(sign_up.error is not None for sign_up in self.sign_ups)
 
     @property
-    def failed_before_outage(self) -> int:
-        """Sign-ups that were given up while nothing was wrong with the database but the fleet itself."""
-        return sum(s.error is not None and s.at + s.seconds < self.outage[0] for s in self.sign_ups)
+    def done_before_outage(self) -> int:
+        """Sign-ups that worked out while nothing was wrong with the database but the fleet itself."""
+        return sum(s.error is None and s.at + s.seconds < self.outage[0] for s in self.sign_ups)
 
     def percentile(self, percent: float) -> float:
         """The time that `percent` of the successful sign-ups did not exceed, in seconds; NaN without any."""
@@ -83,4 +83,6 @@ class Run:
 
 def shown(plain: Run, guarded: Run) -> bool:
     """Whether the two runs show what the demo is about."""
-    return plain.turned_away > 0 and guarded.turned_away == 0 and guarded.peak <= guarded.scenario.processes
+    bystander = plain.turned_away > 0 and guarded.turned_away == 0
+    bound = guarded.peak <= guarded.scenario.processes
+    return bystander and bound and guarded.done > plain.done and guarded.attempts < plain.attempts

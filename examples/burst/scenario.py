@@ -23,7 +23,7 @@ SCHEMA = f"""
 ASYNCPG_DEFAULT_POOL = 10
 """asyncpg.create_pool() opens this many sessions at once when nobody says otherwise."""
 RESERVED_FOR_SUPERUSERS = 3
-"""PostgreSQL's own default; one of them is the seat from which the demo watches."""
+"""PostgreSQL's own default: ordinary roles are turned away once no more than this many seats are free."""
 TRIES = 3
 """Cognito calls a trigger up to three times before it gives up."""
 TRY_SECONDS = 5.0
@@ -78,7 +78,8 @@ class Scenario:
 
     def fault(self) -> str | None:
         """Why this scenario would show nothing, in one sentence with its remedy; None if it is a good one."""
-        seats = self.max_connections - RESERVED_FOR_SUPERUSERS
+        observer = 1
+        seats = self.max_connections - RESERVED_FOR_SUPERUSERS - observer
         if self.seconds < 3:
             return "--seconds must be at least 3: less leaves no room for the outage."
         if self.processes >= seats:

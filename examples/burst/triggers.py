@@ -59,8 +59,8 @@ def act(server: Cluster, console: Console) -> None:
             answer = _ask(function, confirmation())
             console.print(f"\n[bold]Post confirmation[/]: ada has signed up. Answered in {_ms(answer)}; of the event:")
             console.print_json(data={key: answer.payload[key] for key in ("version", "triggerSource", "response")})
-            console.print("The row that it left in app_user:")
-            console.print("  " + server.psql("SELECT cognito_sub, email, role, tenant_id FROM app_user"))
+            row = server.psql("SELECT email, role, tenant_id FROM app_user")
+            console.print(f"Her row in app_user: {row.replace('|', ', ')}", soft_wrap=True)
         with api.environment("examples.burst.lambda_app.pre_token", env=environment, cwd=ROOT) as function:
             for version in ("1", "2", "3"):
                 answer = _ask(function, token_request(version))

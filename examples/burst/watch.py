@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -26,7 +26,7 @@ Clock = Callable[[], float]
 
 
 async def observe(server: Cluster, clock: Clock, up: asyncio.Event, samples: list[Sample]) -> None:
-    """Count the fleet's sessions from a superuser's reserved seat. An absent server has none."""
+    """Count the fleet's sessions, as a superuser, whom a full server still lets in. An absent server has none."""
     observer = Observer(server)
     try:
         while True:
@@ -77,7 +77,7 @@ class ClosedDoor(asyncio.Protocol):
 
     @classmethod
     @asynccontextmanager
-    async def at(cls, host: str, port: int) -> AsyncIterator[ClosedDoor]:
+    async def at(cls, host: str, port: int) -> AsyncGenerator[ClosedDoor, None]:
         """Stand at `port`, which the stopped server has just left, until the block ends."""
         door = cls()
         listener = await asyncio.get_running_loop().create_server(lambda: door, host, port, backlog=1024)

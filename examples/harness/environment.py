@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .endpoint import FUNCTION, REGION, Answer, Endpoint
@@ -13,11 +15,13 @@ from .endpoint import FUNCTION, REGION, Answer, Endpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
-    from pathlib import Path
 
     from .runtime_api import RuntimeApi
 
 _INHERITED = ("COVERAGE_", "DYLD_", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")
+
+PORTABLE = Path(__file__).parent / "portable"
+"""Stands in for the native part of `awslambdaric` where that was not built: beyond Linux."""
 
 
 class Environment:
@@ -126,6 +130,7 @@ class Environment:
         await self._ended
 
     def _variables(self, address: str) -> dict[str, str]:
+        paths = [self._cwd] if find_spec("runtime_client") else [self._cwd, PORTABLE]
         inherited = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
         return {
             **inherited,
@@ -139,7 +144,7 @@ class Environment:
             "AWS_LAMBDA_RUNTIME_API": address,
             "AWS_REGION": REGION,
             "LAMBDA_TASK_ROOT": str(self._cwd),
-            "PYTHONPATH": str(self._cwd),
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "TZ": ":UTC",
             "_HANDLER": self._handler,
             **self._env,

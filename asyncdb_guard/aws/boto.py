@@ -1,0 +1,54 @@
+"""What the rooms beside this one share: boto3, in a thread, with its errors in our words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, GuardError
+
+T = TypeVar("T")
+
+_NO_ROLE = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
+
+
+def off_loop(work: Callable[[], T]) -> Future[T]:
+    """Do blocking `work` in a thread of its own; `asyncio.wrap_future` waits for it.
+
+    A daemon: a thread of the loop's executor would keep the process from ending for as long as AWS doesn't answer.
+    """
+    future: Future[T] = Future()
+    # a waiter that is cancelled must not cancel it for the others
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="asyncdb_guard.aws", daemon=True).start()
+    return future
+
+
+def new_session() -> Any:
+    """A session that finds the role's present credentials, also after a fork or a SnapStart restore."""
+    try:
+        from boto3.session import Session
+    except ImportError:
+        Session = None  # noqa: N806
+    if Session is None:
+        raise ConfigurationError("Credentials from AWS need an extra: pip install 'asyncdb-guard[aws]'.")
+    return Session()
+
+
+def trouble(error: Exception, service: str, remedy: str) -> GuardError:
+    """The error to raise for a `BotoCoreError`; `remedy` says what to do where `service` can't be reached."""
+    kind = type(error).__name__
+    if kind in _NO_ROLE:
+        return ConfigurationError(f"No AWS credentials were found for {service}: give the function a role ({kind}).")
+    return ConnectFailedError(f"{service} could not be used: {remedy} ({kind}).")

@@ -1,0 +1,66 @@
+"""RDS's IAM authentication: a signed token in place of a password."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from dataclasses import replace
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from asyncdb_guard.aws.boto import new_session, off_loop, trouble
+from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.faults import label
+from asyncdb_guard.target import ConnectTarget
+
+_LIFETIME = 900
+"""Seconds for which RDS takes a token, and only for logging in."""
+
+_RDS_HOST = re.compile(r"\.(?P<region>[a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?\.?", re.IGNORECASE)
+
+
+class IamCredentials:
+    """Signs a token for each connect, without a network call of its own. Keeps nothing."""
+
+    async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
+        """Add a token for the host that is dialled, the proxy's included.
+
+        Raises ConfigurationError where there is no role or no region, ConnectFailedError where the role's credentials
+        can't be had just now.
+        """
+        token = await asyncio.wrap_future(off_loop(lambda: SecretStr(_token(target))))
+        return replace(target, password=token)
+
+
+def _token(target: ConnectTarget) -> str:
+    session = new_session()
+    from botocore.exceptions import BotoCoreError, NoCredentialsError
+    from botocore.model import ServiceId
+    from botocore.signers import RequestSigner
+
+    url = f"https://{target.host}:{target.port}/?Action=connect&DBUser={quote(str(target.user), safe='')}"
+    try:
+        region = _region(target, session.region_name)
+        credentials = session.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        signer = RequestSigner(ServiceId("rds-db"), region, "rds-db", "v4", credentials, session.events)
+        signed: str = signer.generate_presigned_url(
+            {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}},
+            operation_name="connect",
+            expires_in=_LIFETIME,
+        )
+    except BotoCoreError as error:
+        raise trouble(error, f"{label('iam_auth')}", "the role's credentials could not be had") from error
+    return signed.removeprefix("https://")
+
+
+def _region(target: ConnectTarget, configured: str | None) -> str:
+    """The database's own region where its host name tells, since a token is good for that one only."""
+    named = _RDS_HOST.search(str(target.host))
+    region = named["region"] if named is not None else os.environ.get("AWS_REGION") or configured
+    if not region:
+        raise ConfigurationError(f"{label('iam_auth')} finds no region: set AWS_REGION, or name RDS's own endpoint.")
+    return region

@@ -1,0 +1,157 @@
+"""The login from a secret of AWS Secrets Manager, in the form that RDS gives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+from pydantic import SecretStr
+
+from asyncdb_guard.aws.boto import new_session, off_loop, trouble
+from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, GuardError
+from asyncdb_guard.faults import label
+from asyncdb_guard.target import DEFAULT_PORT, ConnectTarget
+
+_ARN = re.compile(r"arn:[\w-]+:secretsmanager:(?P<region>[a-z0-9-]+):[0-9]{12}:secret:\S+")
+
+_LABEL = label("secret_arn")
+
+_REMEDIES = {
+    "AccessDeniedException": "allow this role secretsmanager:GetSecretValue on it, and kms:Decrypt with its own key",
+    "DecryptionFailure": "allow this role kms:Decrypt with its key",
+    "InvalidRequestException": "it is scheduled for deletion, or has no value yet",
+    "ResourceNotFoundException": "there is none with this ARN in the region that the ARN names",
+    "UnrecognizedClientException": "the AWS credentials of this process are not valid",
+}
+"""What to do about the errors that no later try mends. Source: the API reference of GetSecretValue."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Secret:
+    user: str
+    password: SecretStr
+    host: str | None
+    port: int | None
+    database: str | None
+
+
+class SecretsManagerCredentials:
+    """Keeps the secret until the server refuses it, and then fetches it anew. Lives as long as its pool.
+
+    `arn` names the secret and its region; `timeout` bounds a connect to AWS, and the wait for its answer, in seconds.
+    """
+
+    def __init__(self, arn: str, timeout: float) -> None:
+        self._arn = arn
+        self._timeout = timeout
+        self._secret: _Secret | None = None
+        self._fetching: Future[None] | None = None
+        self._pid = 0
+
+    async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
+        """Add the secret's user and password, and its host, port and dbname where `target` has none.
+
+        Raises ConnectFailedError while AWS can't answer, and ConfigurationError for a secret that is of no use.
+        """
+        secret = self._secret
+        if secret is None or _merged(target, secret) == refused:
+            secret = await self._fetched()
+        return _merged(target, secret)
+
+    async def _fetched(self) -> _Secret:
+        """The secret, fetched just now; whoever asks meanwhile shares the answer."""
+        if self._fetching is None or self._fetching.done() or self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._fetching = off_loop(self._fetch)
+        await asyncio.wrap_future(self._fetching)
+        assert self._secret is not None
+        return self._secret
+
+    def _fetch(self) -> None:
+        # kept from this thread: a cold start may take longer than one connect may, and then the next one has it
+        self._secret = _parsed(_fetch_text(self._arn, self._timeout))
+
+
+def _fetch_text(arn: str, timeout: float) -> SecretStr:
+    region = _ARN.fullmatch(arn)
+    if region is None:
+        raise ConfigurationError(f"{_LABEL} must be arn:aws:secretsmanager:region:account:secret:name.")
+    session = new_session()
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    # one attempt: a second one would not fit into the bound of a connect
+    config = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
+    try:
+        # never kept: a fork would share its socket
+        client = session.client("secretsmanager", region_name=region["region"], config=config)
+        try:
+            text = client.get_secret_value(SecretId=arn).get("SecretString")
+        finally:
+            client.close()
+    except ClientError as error:
+        raise _refusal(str(error.response.get("Error", {}).get("Code", "unknown"))) from error
+    except BotoCoreError as error:
+        remedy = "in a VPC it takes a NAT gateway, or an interface endpoint in the region that the ARN names"
+        raise trouble(error, "Secrets Manager", remedy) from error
+    if not text:
+        raise ConfigurationError(f"The secret of {_LABEL} has no text: store a JSON object in it.")
+    return SecretStr(text)
+
+
+def _refusal(code: str) -> GuardError:
+    if code in _REMEDIES:
+        return ConfigurationError(f"The secret of {_LABEL} could not be read: {_REMEDIES[code]} ({code}).")
+    return ConnectFailedError(f"Secrets Manager did not answer; trying again later may help ({code}).")
+
+
+def _parsed(text: SecretStr) -> _Secret:
+    # raised where no variable holds the text, for those whose reports show the variables of each frame
+    secret = _read(text.get_secret_value())
+    if isinstance(secret, str):
+        raise ConfigurationError(f"The secret of {_LABEL} {secret}.")
+    return secret
+
+
+def _read(text: str) -> _Secret | str:
+    """The secret, or what is wrong with it."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        return "is no JSON object: store username and password in one"
+    user, password, host, port, database = (
+        _word(fields.get(name)) for name in ("username", "password", "host", "port", "dbname")
+    )
+    if user is None or password is None:
+        missing = [name for name, value in (("username", user), ("password", password)) if value is None]
+        return f"has no {' and no '.join(missing)}: add it as a JSON string"
+    if port is not None and not (port.isdecimal() and 1 <= int(port) <= 65535):
+        return "has a port that is no number from 1 to 65535: correct it, or take it out"
+    return _Secret(user, SecretStr(password), host, int(port) if port is not None else None, database)
+
+
+def _word(value: object) -> str | None:
+    """A text or a whole number, as a text; None for nothing of use."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
+
+
+def _merged(target: ConnectTarget, secret: _Secret) -> ConnectTarget:
+    host = target.host or secret.host
+    if host is None:
+        raise ConfigurationError(
+            f"Neither the database URL nor the secret of {_LABEL} names a host: write one into either."
+        )
+    return replace(
+        target,
+        host=host,
+        port=target.port or secret.port or DEFAULT_PORT,
+        user=secret.user,
+        password=secret.password,
+        database=target.database or secret.database or secret.user,
+    )

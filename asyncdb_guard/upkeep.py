@@ -1,0 +1,51 @@
+"""What a session may need between two borrowers. Each answers with the reason to replace it, or None if it is fit."""
+
+from __future__ import annotations
+
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.liveness import Health, assess
+from asyncdb_guard.session import Session
+
+
+def health_of(session: Session, idle_timeout: float, now: Instant) -> Health:
+    """What a borrower may do with an idle session; costs a poll of its socket and no round trip."""
+    return assess(
+        closed=session.closed,
+        readable=session.readable(),
+        idle=elapsed(session.idle_since, now),
+        idle_timeout=idle_timeout,
+        age=elapsed(session.opened_at, now),
+        lifetime=session.lifetime,
+    )
+
+
+async def tidy(session: Session, *, reset: bool, timeout: float) -> str | None:
+    """Make a session that its borrower left behind fit for the next one, within `timeout` seconds."""
+    try:
+        if reset:
+            await session.reset(timeout)
+        elif not await session.settle(timeout):
+            return "unclean"  # an open transaction: without asyncpg's reset query the safe way is a new session
+    except Exception as error:
+        return _give_up(session, error, otherwise="unclean")
+    return None
+
+
+async def check(session: Session, health: Health, timeout: float) -> str | None:
+    """Find out whether an idle session still works: by one ping of at most `timeout` seconds, where it is suspect."""
+    if health is Health.GOOD:
+        return None
+    if health is not Health.SUSPECT:
+        return str(health.value)
+    try:
+        await session.ping(timeout)
+    except Exception as error:
+        return _give_up(session, error, otherwise="lost")
+    return None
+
+
+def _give_up(session: Session, error: Exception, *, otherwise: str) -> str:
+    if isinstance(error, TimeoutError):
+        session.terminate()  # who did not answer this will not answer a goodbye
+        return "unresponsive"
+    return "lost" if session.closed else otherwise

@@ -1,0 +1,1 @@
+"""How fast it is, beside what else one could take: `python -m tests.benchmarks`."""

@@ -1,0 +1,150 @@
+"""One deadline for all that a trigger does, and the database's share in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncdb_guard import DeadlineExceededError, TriggerFailedError
+from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
+from asyncdb_guard.cognito.deadline import MARGIN, BudgetSpentError, Deadline
+from tests.cognito.conftest import Context, MakePool, returning
+from tests.cognito.events import confirmation_event, id_claims, token_event
+
+if TYPE_CHECKING:
+    from asyncdb_guard import GuardedPool
+    from tests.support.proxy import TcpProxy
+
+
+async def slow(conn: Any, user: CognitoUser) -> None:
+    await conn.execute("SELECT pg_sleep(20)")
+
+
+async def waiting_elsewhere(conn: Any, user: CognitoUser) -> None:
+    await conn.execute("SELECT 1")
+    await asyncio.sleep(20)
+
+
+@pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
+@pytest.mark.parametrize("callback", [slow, waiting_elsewhere])
+async def test_a_slow_callback_ends_with_the_handler_budget(make_pool: MakePool, callback: Any, trigger: str) -> None:
+    triggers = CognitoTriggers(make_pool(handler_budget_ms=300), claims=callback, provision=callback)
+    event = token_event() if trigger == "load_claims" else confirmation_event()
+    began = time.monotonic()
+    with pytest.raises(TriggerFailedError):
+        await getattr(triggers, trigger)(event)
+    assert 0.25 < time.monotonic() - began < 0.9
+
+
+async def test_what_lambda_leaves_is_the_bound_if_it_is_less(make_pool: MakePool) -> None:
+    triggers = CognitoTriggers(make_pool(), claims=slow)
+    began = time.monotonic()
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event(), Context(300 + MARGIN * 1000))
+    assert 0.25 < time.monotonic() - began < 0.9
+
+
+async def test_a_deaf_database_takes_no_longer_than_the_budget(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+) -> None:
+    proxy.hang = True
+    triggers = CognitoTriggers(make_pool(url=proxied_url, handler_budget_ms=300), claims=returning({}))
+    began = time.monotonic()
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event())
+    assert time.monotonic() - began < 0.9
+
+
+async def test_no_time_left_costs_no_connection(make_pool: MakePool, proxy: TcpProxy, proxied_url: str) -> None:
+    triggers = CognitoTriggers(make_pool(url=proxied_url), claims=returning({}), provision=slow)
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event(), Context(50))
+    with pytest.raises(TriggerFailedError):
+        await triggers.provision_user(confirmation_event(), Context(0))
+    assert proxy.accepted == 0
+
+
+async def test_time_spent_in_the_database_opens_the_circuit(make_pool: MakePool, heard: list[str]) -> None:
+    triggers = CognitoTriggers(make_pool(handler_budget_ms=50, breaker_fail_max=2), claims=slow)
+    for _ in range(2):
+        with pytest.raises(TriggerFailedError):
+            await triggers.load_claims(token_event())
+    assert "circuit_opened" in heard
+
+
+async def test_time_spent_elsewhere_does_not(make_pool: MakePool, heard: list[str]) -> None:
+    triggers = CognitoTriggers(make_pool(handler_budget_ms=50, breaker_fail_max=2), claims=waiting_elsewhere)
+    for _ in range(4):
+        with pytest.raises(TriggerFailedError):
+            await triggers.load_claims(token_event())
+    assert "circuit_opened" not in heard
+
+
+async def test_followers_keep_their_own_deadline(make_pool: MakePool, sub: str) -> None:
+    """The first caller has little time and fails; the one that waited behind it loads anew."""
+    asked = 0
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.sleep(20)
+        return {"asked": asked}
+
+    triggers = CognitoTriggers(make_pool(), claims=claims)
+    first = asyncio.create_task(triggers.load_claims(token_event("2", sub="s"), Context(100 + MARGIN * 1000)))
+    await asyncio.sleep(0)
+    second = await triggers.load_claims(token_event("2", sub="s"))
+    assert id_claims(second) == {"asked": 2}
+    with pytest.raises(TriggerFailedError):
+        await first
+
+
+async def test_a_follower_does_not_wait_beyond_its_own_deadline(make_pool: MakePool) -> None:
+    triggers = CognitoTriggers(make_pool(handler_budget_ms=400), claims=waiting_elsewhere)
+    first = asyncio.create_task(triggers.load_claims(token_event("2", sub="s")))
+    await asyncio.sleep(0)
+    began = time.monotonic()
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event("2", sub="s"), Context(100 + MARGIN * 1000))
+    assert time.monotonic() - began < 0.3
+    with pytest.raises(TriggerFailedError):
+        await first
+
+
+@pytest.mark.parametrize(
+    ("remaining", "expected"),
+    [(1200, 1.0), (10_000, 4.0), (0, 0.0), (-5, 0.0), (None, 4.0), ("soon", 4.0), (True, 4.0), (1200.0, 1.0)],
+)
+async def test_the_deadline_is_the_nearer_of_budget_and_context(remaining: Any, expected: float) -> None:
+    assert Deadline(4.0, Context(remaining)).remaining == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("context", [None, object(), "context"])
+async def test_any_context_will_do(context: Any) -> None:
+    assert Deadline(4.0, context).remaining == pytest.approx(4.0, abs=0.05)
+
+
+async def test_a_result_comes_through_and_errors_too(pool: GuardedPool) -> None:
+    async def result() -> int:
+        return 5
+
+    async def own_timeout() -> None:
+        raise TimeoutError("mine")
+
+    deadline = Deadline(1.0)
+    assert await deadline.bound(result()) == 5
+    with pytest.raises(TimeoutError, match="mine"):
+        await deadline.bound(own_timeout())
+
+
+async def test_who_had_the_turn_decides(pool: GuardedPool) -> None:
+    async with pool.acquire() as conn:
+        with pytest.raises(DeadlineExceededError) as caught:
+            await Deadline(0.05).bound(conn.execute("SELECT pg_sleep(20)"))
+        assert caught.value.__context__ is None
+    with pytest.raises(BudgetSpentError):
+        await Deadline(0.05).bound(asyncio.sleep(20))

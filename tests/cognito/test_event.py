@@ -1,0 +1,144 @@
+"""Reading events: lenient, and silent about values."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from asyncdb_guard import TriggerEventError
+from asyncdb_guard.cognito.event import read_confirmation_event, read_token_event, trigger_source
+from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, token_event
+
+
+def without(event: dict[str, Any], path: str) -> dict[str, Any]:
+    event = copy.deepcopy(event)
+    *holders, last = path.split(".")
+    holder = event
+    for name in holders:
+        holder = holder[name]
+    del holder[last]
+    return event
+
+
+def replaced(event: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    event = copy.deepcopy(event)
+    *holders, last = path.split(".")
+    holder = event
+    for name in holders:
+        holder = holder[name]
+    holder[last] = value
+    return event
+
+
+def test_a_user_is_all_that_the_event_says_of_one() -> None:
+    user = read_token_event(token_event("2", sub="the-sub", clientMetadata={"app": "web"})).user
+    assert (user.sub, user.username, user.email, user.email_verified) == ("the-sub", "ada", "ada@example.com", True)
+    assert user.attributes["cognito:user_status"] == "CONFIRMED"
+    assert (user.groups, user.scopes) == (("editors",), ("openid", "email"))
+    assert (user.user_pool_id, user.client_id, user.region) == (POOL_ID, CLIENT_ID, "eu-central-1")
+    assert (user.trigger_source, user.version) == ("TokenGeneration_HostedAuth", 2)
+    assert user.client_metadata == {"app": "web"}
+
+
+def test_a_user_can_not_be_changed() -> None:
+    user = read_confirmation_event(confirmation_event())
+    with pytest.raises(FrozenInstanceError):
+        user.sub = "another"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        user.attributes["sub"] = "another"  # type: ignore[index]
+
+
+def test_the_repr_of_a_user_shows_nothing_personal() -> None:
+    user = read_confirmation_event(confirmation_event("the-sub"))
+    assert repr(user) == "<CognitoUser, version 1>"
+    assert repr(user) in f"{user}"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("true", True), (True, True), ("False", False), (False, False), ("maybe", None), (None, None), ([], None)],
+)
+def test_email_verified_is_read_as_a_text_or_a_boolean(said: Any, expected: bool | None) -> None:
+    event = replaced(token_event(), "request.userAttributes.email_verified", said)
+    assert read_token_event(event).user.email_verified is expected
+
+
+def test_attributes_are_texts_whatever_the_event_has() -> None:
+    event = replaced(
+        token_event(),
+        "request.userAttributes",
+        {"sub": "s", "n": 1, "f": 1.5, "yes": True, "none": None, "list": [1, "a"], "object": {"a": None}},
+    )
+    assert read_token_event(event).user.attributes == {
+        "sub": "s", "n": "1", "f": "1.5", "yes": "true", "list": '[1,"a"]', "object": '{"a":null}',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("version", "request_", "response", "expected"),
+    [
+        ("1", {}, {"claimsOverrideDetails": None}, 1),
+        ("1", {"scopes": ["openid"]}, {}, 2),
+        ("1", {"scopes": None}, {}, 1),
+        ("1", {}, {"claimsAndScopeOverrideDetails": []}, 2),
+        ("2", {}, {"claimsOverrideDetails": None}, 2),
+        ("3", {}, {}, 3),
+        (3, {}, {}, 3),
+        ("string", {}, {}, 1),
+        ("string", {"scopes": []}, {}, 2),
+        ("1", {}, "string", 1),
+        ("1", {}, [], 1),
+    ],
+)
+def test_the_version_is_what_the_shape_says(version: Any, request_: Any, response: Any, expected: int) -> None:
+    event = token_event("1", **request_) | {"version": version, "response": response}
+    assert read_token_event(event).user.version == expected
+
+
+@pytest.mark.parametrize("version", ["4", "0", "10", 4, -0.5, True, "", None, [], {}])
+def test_a_version_that_nobody_knows_is_refused(version: Any) -> None:
+    with pytest.raises(TriggerEventError, match=r"version is missing or does not fit$"):
+        read_token_event(token_event("2") | {"version": version})
+
+
+@pytest.mark.parametrize("event", [None, [], "event", 1, True])
+def test_what_is_no_event_is_refused(event: Any) -> None:
+    with pytest.raises(TriggerEventError, match="no object"):
+        trigger_source(event)
+
+
+@pytest.mark.parametrize(
+    "field", ["triggerSource", "version", "request", "request.userAttributes", "request.userAttributes.sub"]
+)
+@pytest.mark.parametrize("value", [None, "", [], 7, ...])
+def test_a_field_that_is_missing_or_does_not_fit_is_named(field: str, value: Any) -> None:
+    event = without(token_event(), field) if value is ... else replaced(token_event(), field, value)
+    with pytest.raises(TriggerEventError, match=rf"{field} is missing or does not fit$"):
+        read_token_event(event)
+
+
+def test_the_trigger_of_another_kind_is_refused() -> None:
+    with pytest.raises(TriggerEventError, match="triggerSource"):
+        read_token_event(token_event(source="PreSignUp_SignUp"))
+
+
+@pytest.mark.parametrize("odd", [None, [], "string", 5, {}])
+@pytest.mark.parametrize(
+    "field",
+    ["callerContext", "userName", "userPoolId", "region", "response", "request.groupConfiguration", "request.scopes",
+     "request.clientMetadata"],
+)  # fmt: skip
+def test_odd_shapes_elsewhere_are_survived(field: str, odd: Any) -> None:
+    event = replaced(token_event("2", sub="s", clientMetadata={}), field, odd)
+    user = read_token_event(event).user
+    assert user.sub == "s"
+    assert isinstance(user.groups, tuple)
+    assert isinstance(user.client_id, str)
+
+
+def test_names_that_are_no_texts_are_left_out() -> None:
+    user = read_token_event(token_event(groupConfiguration={"groupsToOverride": ["a", None, 1, ["b"]]})).user
+    assert user.groups == ("a",)

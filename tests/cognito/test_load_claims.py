@@ -1,0 +1,294 @@
+"""`load_claims` from an event to its answer, with a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncdb_guard import TriggerEventError, TriggerFailedError
+from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, TokenClaims
+from tests.cognito.conftest import MakePool, returning, role_of
+from tests.cognito.events import access_claims, id_claims, machine_event, token_event
+
+if TYPE_CHECKING:
+    from asyncdb_guard import GuardedPool
+    from examples.harness.observer import Observer
+    from tests.support.proxy import TcpProxy
+
+
+async def test_version_1_has_texts_for_the_id_token(pool: GuardedPool, sub: str) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> dict[str, Any]:
+        row = await conn.fetchrow("SELECT role, score, runs FROM app_user WHERE cognito_sub = $1", user.sub)
+        return dict(row)
+
+    event = await CognitoTriggers(pool, claims=claims).load_claims(token_event("1", sub=sub))
+    assert event["response"] == {
+        "claimsOverrideDetails": {"claimsToAddOrOverride": {"role": "admin", "score": "1.5", "runs": "0"}}
+    }
+
+
+@pytest.mark.parametrize("version", ["2", "3"])
+async def test_versions_2_and_3_have_claims_for_both_tokens(pool: GuardedPool, sub: str, version: str) -> None:
+    event = await CognitoTriggers(pool, claims=role_of).load_claims(token_event(version, sub=sub))
+    assert event["response"] == {
+        "claimsAndScopeOverrideDetails": {
+            "idTokenGeneration": {"claimsToAddOrOverride": {"role": "admin"}},
+            "accessTokenGeneration": {"claimsToAddOrOverride": {"role": "admin"}},
+        }
+    }
+
+
+@pytest.mark.parametrize("response", [{}, None, [], "string", {"claimsAndScopeOverrideDetails": []}, ...])
+async def test_the_event_itself_is_answered_and_only_its_response_changes(pool: GuardedPool, response: Any) -> None:
+    event = token_event("2") | {"response": response}
+    if response is ...:
+        del event["response"]
+    before = copy.deepcopy(event)
+    answered = await CognitoTriggers(pool, claims=returning({"role": "x"})).load_claims(event)
+    assert answered is event
+    assert id_claims(event) == {"role": "x"}
+    before.pop("response", None)
+    assert {name: value for name, value in event.items() if name != "response"} == before
+    if isinstance(response, dict):
+        assert event["response"] is not response
+
+
+async def test_a_user_without_a_row_has_no_claims(pool: GuardedPool, sub: str) -> None:
+    event = await CognitoTriggers(pool, claims=role_of).load_claims(token_event("2"))
+    assert id_claims(event) == access_claims(event) == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["HostedAuth", "Authentication", "NewPasswordChallenge", "AuthenticateDevice", "RefreshTokens", "Later"]
+)
+async def test_every_source_that_has_a_user_gets_claims(pool: GuardedPool, sub: str, source: str) -> None:
+    event = token_event("2", sub=sub, source=f"TokenGeneration_{source}")
+    assert id_claims(await CognitoTriggers(pool, claims=role_of).load_claims(event)) == {"role": "admin"}
+
+
+async def test_a_machine_is_answered_unchanged_and_without_the_database(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+) -> None:
+    event = machine_event()
+    before = copy.deepcopy(event)
+    answered = await CognitoTriggers(make_pool(url=proxied_url), claims=role_of).load_claims(event)
+    assert answered is event
+    assert event == before
+    assert proxy.accepted == 0
+
+
+async def test_what_is_no_event_of_this_trigger_costs_no_connection(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+) -> None:
+    triggers = CognitoTriggers(make_pool(url=proxied_url), claims=role_of)
+    for event in (None, [], {}, token_event(source="PreSignUp_SignUp"), token_event("9"), token_event(userAttributes={})):
+        with pytest.raises(TriggerEventError):
+            await triggers.load_claims(event)  # type: ignore[arg-type]
+    assert proxy.accepted == 0
+
+
+async def test_token_claims_say_more_than_a_mapping(pool: GuardedPool) -> None:
+    claims = TokenClaims({"tier": 1}, add_scopes=["api/read"], groups=["a"])
+    event = await CognitoTriggers(pool, claims=returning(claims)).load_claims(token_event("3"))
+    details = event["response"]["claimsAndScopeOverrideDetails"]
+    assert details["accessTokenGeneration"]["scopesToAdd"] == ["api/read"]
+    assert details["groupOverrideDetails"]["groupsToOverride"] == ["a"]
+    assert details["groupOverrideDetails"]["iamRolesToOverride"] == ["arn:aws:iam::1:role/e"]
+
+
+async def test_a_cache_hit_sends_nothing_to_the_database(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, sub: str, heard: list[str]
+) -> None:
+    triggers = CognitoTriggers(make_pool(url=proxied_url), claims=role_of)
+    first = await triggers.load_claims(token_event("2", sub=sub))
+    sent, messages = proxy.client_bytes, proxy.client_messages
+    second = await triggers.load_claims(token_event("2", sub=sub))
+    assert (proxy.client_bytes, proxy.client_messages) == (sent, messages)
+    assert second["response"] == first["response"]
+    assert [name for name in heard if name.startswith("cache")] == ["cache_miss", "cache_hit"]
+
+
+async def test_a_callers_changes_to_an_answer_do_not_reach_the_next(pool: GuardedPool) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"roles": ["user"]}))
+    first = await triggers.load_claims(token_event("2", sub="s"))
+    id_claims(first)["roles"].append("admin")
+    second = await triggers.load_claims(token_event("2", sub="s"))
+    id_claims(second)["roles"].append("admin")
+    assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"roles": ["user"]}
+
+
+@pytest.mark.parametrize("part", ["both", "one"])
+async def test_an_answer_shares_nothing_between_its_tokens_that_a_caller_could_change(
+    pool: GuardedPool, part: str
+) -> None:
+    shared = ["user"]
+    claims = {"roles": shared} if part == "both" else TokenClaims(id={"roles": shared}, access={"roles": shared})
+    event = await CognitoTriggers(pool, claims=returning(claims)).load_claims(token_event("2"))
+    id_claims(event)["roles"].append("admin")
+    assert access_claims(event) == {"roles": ["user"]}
+    assert shared == ["user"]
+
+
+async def test_fifty_at_once_are_one_miss_and_one_query(
+    pool: GuardedPool, sub: str, heard: list[str], observer: Observer
+) -> None:
+    asked = 0
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        nonlocal asked
+        asked += 1
+        await conn.execute("SELECT pg_sleep(0.05)")
+        return await role_of(conn, user)
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    events = await asyncio.gather(*(triggers.load_claims(token_event("2", sub=sub)) for _ in range(50)))
+    assert asked == 1
+    assert heard.count("cache_miss") == 1
+    assert all(id_claims(event) == {"role": "admin"} for event in events)
+
+
+async def test_different_users_never_share_a_load(pool: GuardedPool) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        await asyncio.sleep(0)
+        return {"whose": user.sub}
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    subs = [f"user-{number % 10}" for number in range(50)]
+    events = await asyncio.gather(*(triggers.load_claims(token_event("2", sub=sub)) for sub in subs))
+    assert [id_claims(event)["whose"] for event in events] == subs
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"version": "3"}, {"userPoolId": "another"}, {"region": "another"}, {"userName": "another"},
+    {"callerContext": {"clientId": "another"}}, {"triggerSource": "TokenGeneration_RefreshTokens"},
+    {"groupConfiguration": {"groupsToOverride": ["another"]}},
+    {"groupConfiguration": {"groupsToOverride": ["editors"], "iamRolesToOverride": ["another"]}},
+    {"scopes": ["another"]}, {"clientMetadata": {"a": "another"}},
+    {"userAttributes": {"sub": "s", "email": "another@example.com"}}, {"userAttributes": {"sub": "another"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[",".join(change) for change in CHANGES])
+async def test_whatever_a_callback_can_see_is_in_the_cache_key(
+    pool: GuardedPool, heard: list[str], change: dict[str, Any]
+) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"role": "x"}))
+    plain = token_event("2", userAttributes={"sub": "s", "email": "ada@example.com"})
+    other = copy.deepcopy(plain)
+    for name, value in change.items():
+        (other if name in other else other["request"])[name] = value
+    for event in (plain, other, copy.deepcopy(other)):
+        await triggers.load_claims(event)
+    assert heard.count("cache_miss") == 2
+    assert heard.count("cache_hit") == 1
+
+
+async def test_an_empty_answer_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"role": None}))
+    for _ in range(3):
+        await triggers.load_claims(token_event("2", sub="s"))
+    assert heard.count("cache_miss") == 3
+
+
+async def test_a_failure_is_not_kept(pool: GuardedPool) -> None:
+    answers: list[Any] = [b"", {"role": "x"}]
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        return {"role": answers.pop(0)}
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event("2", sub="s"))
+    answers[:] = ["x"]
+    assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"role": "x"}
+
+
+async def test_time_to_live_zero_turns_every_cache_off(make_pool: MakePool, heard: list[str]) -> None:
+    from asyncdb_guard.cognito import MemoryCache
+
+    cache = MemoryCache()
+    triggers = CognitoTriggers(make_pool(claims_cache_ttl_ms=0), claims=returning({"a": 1}), cache=cache)
+    for _ in range(3):
+        await triggers.load_claims(token_event("2", sub="s"))
+    assert heard.count("cache_miss") == 3
+    assert len(cache) == 0
+
+
+async def test_forget_drops_all_of_one_user_and_nothing_else(pool: GuardedPool, heard: list[str]) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"a": 1}))
+    events = [token_event("2", sub="s"), token_event("3", sub="s"), token_event("2", sub="t")]
+    for event in events:
+        await triggers.load_claims(copy.deepcopy(event))
+    await triggers.forget("s")
+    heard.clear()
+    for event in events:
+        await triggers.load_claims(copy.deepcopy(event))
+    assert [name for name in heard if name.startswith("cache")] == ["cache_miss", "cache_miss", "cache_hit"]
+
+
+async def test_a_load_during_which_the_user_was_forgotten_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        await triggers.forget(user.sub)
+        return {"old": True}
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    for _ in range(2):
+        assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"old": True}
+    assert heard.count("cache_miss") == 2
+
+
+async def test_cancelled_callers_take_nobody_with_them(pool: GuardedPool, sub: str, heard: list[str]) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        started.set()
+        await go_on.wait()
+        return await role_of(conn, user)
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    tasks = [asyncio.create_task(triggers.load_claims(token_event("2", sub=sub))) for _ in range(5)]
+    await started.wait()
+    started.clear()
+    tasks[0].cancel()  # it loads
+    tasks[3].cancel()  # it waits
+    await started.wait()  # another one loads in its place
+    go_on.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False, False, True, False]
+    assert all(id_claims(outcome) == {"role": "admin"} for outcome in outcomes if isinstance(outcome, dict))
+    assert heard.count("cache_miss") == 2
+
+
+async def test_a_lost_session_costs_one_more_read(
+    pool: GuardedPool, sub: str, role: str, observer: Observer, heard: list[str]
+) -> None:
+    asked = 0
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await observer.terminate(user=role)
+        return await role_of(conn, user)
+
+    event = await CognitoTriggers(pool, claims=claims).load_claims(token_event("2", sub=sub))
+    assert id_claims(event) == {"role": "admin"}
+    assert asked == 2
+    assert heard.count("cache_miss") == 1
+
+
+async def test_a_session_that_is_lost_again_is_a_failure(pool: GuardedPool, role: str, observer: Observer) -> None:
+    asked = 0
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        nonlocal asked
+        asked += 1
+        await observer.terminate(user=role)
+        await conn.execute("SELECT 1")
+
+    with pytest.raises(TriggerFailedError):
+        await CognitoTriggers(pool, claims=claims).load_claims(token_event("2"))
+    assert asked == 2

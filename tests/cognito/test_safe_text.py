@@ -1,0 +1,274 @@
+"""What a trigger raises is shown to the person who signs in, and what it logs is read by many."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from asyncdb_guard import DatabaseSettings, GuardedPool, GuardError, TriggerEventError, TriggerFailedError
+from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, TokenClaims
+from tests.cognito.conftest import MakePool, returning
+from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, id_claims, token_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from examples.harness.postgres import Cluster
+
+SIGN_IN = "The sign-in could not be completed, please try again later"
+SIGN_UP = "The sign-up could not be completed, please try again later"
+
+
+async def key_error(conn: Any, user: CognitoUser) -> None:
+    raise KeyError(user.email)
+
+
+async def cancels_itself(conn: Any, user: CognitoUser) -> None:
+    raise asyncio.CancelledError(user.email)
+
+
+async def violates_a_constraint(conn: Any, user: CognitoUser) -> None:
+    await conn.execute("INSERT INTO app_user (cognito_sub, email) VALUES ($1, $2)", user.sub, user.email)
+
+
+async def sends_the_wrong_type(conn: Any, user: CognitoUser) -> None:
+    await conn.execute("SELECT $1::int", user.email)
+
+
+async def runs_bad_sql(conn: Any, user: CognitoUser) -> None:
+    await conn.execute(f"SELECT '{user.email}' FROM somewhere")
+
+
+async def fails_in_a_group(conn: Any, user: CognitoUser) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(key_error(conn, user))
+        group.create_task(runs_bad_sql(conn, user))
+
+
+async def fails_in_turn(conn: Any, user: CognitoUser) -> None:
+    try:
+        await key_error(conn, user)
+    except KeyError as error:
+        raise RuntimeError(user.sub) from error
+
+
+async def raises_a_trigger_error(conn: Any, user: CognitoUser) -> None:
+    raise TriggerEventError(f"{user.email} is disabled")
+
+
+async def takes_too_long(conn: Any, user: CognitoUser) -> None:
+    await conn.execute("SELECT pg_sleep(20)")
+
+
+HOSTILE = [
+    key_error, cancels_itself, violates_a_constraint, sends_the_wrong_type, runs_bad_sql, fails_in_a_group,
+    fails_in_turn, raises_a_trigger_error, takes_too_long,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
+@pytest.mark.parametrize("callback", HOSTILE)
+async def test_a_callback_that_fails_gives_safe_text_outside_and_inside_its_type_alone(
+    make_pool: MakePool, sub: str, callback: Any, trigger: str, caplog: pytest.LogCaptureFixture, server: Cluster
+) -> None:
+    pool = make_pool(handler_budget_ms=300)
+    triggers = CognitoTriggers(pool, claims=callback, provision=callback)
+    event = token_event("2", sub=sub) if trigger == "load_claims" else confirmation_event(sub)
+    with pytest.raises(TriggerFailedError) as caught:
+        await getattr(triggers, trigger)(event)
+    error = caught.value
+    assert type(error) is TriggerFailedError
+    assert str(error) == (SIGN_IN if trigger == "load_claims" else SIGN_UP)
+    assert (error.__cause__, error.__context__) == (None, None)
+    shown = "".join(traceback.format_exception(error))
+    (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
+    assert record.getMessage().startswith(f"{trigger} failed: ")
+    assert record.exc_info is None
+    for personal in (sub, "ada", str(server.port), "somewhere"):
+        assert personal not in record.getMessage()
+    for private in (sub, "ada", str(server.port), "app_user", "SELECT", "INSERT"):
+        assert private not in shown.split("asyncdb_guard.errors.TriggerFailedError")[1]
+    assert await pool.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        {"sub": "secret"}, {"role": float("nan")}, {"role": b"secret"}, {1: "secret"}, "secret", ["secret"],
+        TokenClaims(add_scopes="secret"), TokenClaims(add_scopes=["secret scope"]), TokenClaims(groups="secret"),
+        {"role": "secret" * 10_000},
+    ],
+)  # fmt: skip
+async def test_what_can_not_go_into_a_token_is_named_in_the_log_without_its_value(
+    pool: GuardedPool, returned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(TriggerFailedError, match=f"^{SIGN_IN}$") as caught:
+        await CognitoTriggers(pool, claims=returning(returned)).load_claims(token_event())
+    assert caught.value.__context__ is None
+    assert "ClaimError: " in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
+async def test_a_callback_that_is_no_coroutine_function_is_told_in_the_log(
+    pool: GuardedPool, trigger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for callback in (lambda conn, user: {}, 5, b"SELECT 1"):
+        triggers = CognitoTriggers(pool, claims=callback, provision=callback)  # type: ignore[arg-type]
+        with pytest.raises(TriggerFailedError):
+            await getattr(triggers, trigger)(token_event() if trigger == "load_claims" else confirmation_event())
+        assert "must be an `async def " in caplog.text
+        caplog.clear()
+
+
+async def test_a_callback_may_be_any_callable(pool: GuardedPool) -> None:
+    class Callback:
+        async def __call__(self, conn: Any, user: CognitoUser, answer: int = 1) -> dict[str, int]:
+            return {"answer": answer}
+
+    for callback, expected in ((Callback(), 1), (functools.partial(Callback(), answer=2), 2), (Callback().__call__, 1)):
+        event = await CognitoTriggers(pool, claims=callback).load_claims(token_event())
+        assert id_claims(event) == {"answer": expected}
+
+
+async def test_a_wrong_setting_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TriggerFailedError, match=f"^{SIGN_IN}$"):
+        await CognitoTriggers(GuardedPool(), claims=returning({})).load_claims(token_event())
+    assert "LAMBDA_DATABASE_URL" in caplog.text
+
+
+async def test_a_field_that_does_not_fit_is_named_without_its_value(
+    pool: GuardedPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = token_event("secret9")
+    event["request"]["userAttributes"]["sub"] = ["secret"]
+    with pytest.raises(TriggerEventError) as caught:
+        await CognitoTriggers(pool, claims=returning({})).load_claims(event)
+    assert str(caught.value) == "This trigger can't handle the event: request.userAttributes.sub is missing or does not fit"
+    assert caught.value.__context__ is None
+    assert "TriggerEventError: This trigger" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_cancelled_caller_is_cancelled(pool: GuardedPool) -> None:
+    started = asyncio.Event()
+
+    async def claims(conn: Any, user: CognitoUser) -> None:
+        started.set()
+        await asyncio.sleep(20)
+
+    task = asyncio.create_task(CognitoTriggers(pool, claims=claims).load_claims(token_event()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+def test_the_end_of_the_process_passes(url: str, end: type[BaseException]) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> None:
+        raise end
+
+    async def main() -> None:
+        async with GuardedPool(DatabaseSettings(url=url)) as pool:
+            await CognitoTriggers(pool, claims=claims).load_claims(token_event())
+
+    with pytest.raises(end):
+        asyncio.run(main())
+
+
+async def test_an_error_of_ours_from_elsewhere_stays_inside(pool: GuardedPool) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> None:
+        raise GuardError("inside")
+
+    with pytest.raises(TriggerFailedError, match=f"^{SIGN_IN}$"):
+        await CognitoTriggers(pool, claims=claims).load_claims(token_event())
+
+
+# -- any event at all --------------------------------------------------------------------------------------------------
+
+SECRETS = ("s3cret", "topsecret@example.com", "5ecretvalue")
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(SECRETS)
+    | st.sampled_from([SECRETS[0] * 50, "\ud800", "\x00", "", "string"]) | st.text(max_size=8)
+)  # fmt: skip
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.sampled_from(SECRETS), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.lists(st.sampled_from(["a", "b", *SECRETS]), max_size=3)
+
+
+def record(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """An object in which every field may be right, odd or missing, or no object at all."""
+    right_or_odd = {name: value | anything for name, value in fields.items()}
+    return st.fixed_dictionaries({}, optional=right_or_odd) | st.fixed_dictionaries(dict(fields))
+
+
+requests = record(
+    userAttributes=record(sub=st.sampled_from(SECRETS), email=st.sampled_from(SECRETS), email_verified=anything),
+    groupConfiguration=record(groupsToOverride=names, iamRolesToOverride=names, preferredRole=anything),
+    scopes=names,
+    clientMetadata=record(a=st.sampled_from(SECRETS)),
+)
+events = record(
+    version=st.sampled_from(["1", "2", "3", "string", "4", 2]),
+    triggerSource=st.sampled_from(
+        ["TokenGeneration_HostedAuth", "TokenGeneration_ClientCredentials", "PostConfirmation_ConfirmSignUp",
+         "PostConfirmation_ConfirmForgotPassword", "string", *SECRETS]
+    ),
+    region=st.just("eu-central-1"),
+    userPoolId=st.just(POOL_ID) | st.sampled_from(SECRETS),
+    userName=st.sampled_from(SECRETS),
+    callerContext=record(clientId=st.just(CLIENT_ID)),
+    request=requests,
+    response=anything | st.just({"claimsOverrideDetails": None}) | st.just({"claimsAndScopeOverrideDetails": []}),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def any_events(server: Cluster) -> Iterator[tuple[asyncio.Runner, CognitoTriggers]]:
+    """Triggers on one loop for many events, whose callbacks let the database see what an event has."""
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        await conn.fetchrow("SELECT $1::text, $2::text, $3::jsonb", user.sub, user.email, json.dumps(dict(user.attributes)))
+        return TokenClaims({"email": user.email, "groups": list(user.groups)}, groups=user.groups or None)
+
+    provision = "SELECT set_config('test.sub', $1, true), $2::text, $3"
+    with asyncio.Runner() as runner:
+        pool = GuardedPool(DatabaseSettings(url=server.url(), session_reset="never"))
+        yield runner, CognitoTriggers(pool, claims=claims, provision=provision)
+        runner.run(pool.close())
+
+
+@pytest.mark.timeout(300)
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(event=events | anything)
+def test_any_event_is_answered_or_refused_and_no_value_of_it_is_told(
+    any_events: tuple[asyncio.Runner, CognitoTriggers], caplog: pytest.LogCaptureFixture, event: Any
+) -> None:
+    """Both triggers see it: 10,000 events in all, on each server."""
+    runner, triggers = any_events
+    caplog.clear()
+    for trigger in (triggers.load_claims, triggers.provision_user):
+        try:
+            answered = runner.run(trigger(event))
+        except TriggerFailedError as error:
+            told = str(error)
+            assert error.__context__ is None
+        else:
+            assert answered is event
+            told = ""
+        told += caplog.text
+        for secret in SECRETS:
+            assert secret not in told

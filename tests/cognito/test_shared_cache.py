@@ -1,0 +1,214 @@
+"""Claims shared through a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncdb_guard import ConfigurationError, TriggerFailedError
+from asyncdb_guard.cognito import CacheKey, CognitoTriggers
+from asyncdb_guard.cognito.cache import user_key
+from asyncdb_guard.cognito.shared_cache import SharedCache
+from tests.cognito.conftest import MakePool, returning, role_of
+from tests.cognito.events import confirmation_event, id_claims, token_event
+from tests.support.proxy import TcpProxy
+from tests.support.redis import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ONE, OTHER = CacheKey("user", "one"), CacheKey("user", "other")
+CLAIMS = '{"id": {"role": "x"}}'
+
+debian = pytest.mark.debian
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@debian
+async def test_what_was_put_is_there_for_its_time(redis: RedisServer, eventually: Any) -> None:
+    cache = SharedCache(redis.url)
+    await cache.put(ONE, CLAIMS, 0.2)
+    assert json.loads(await cache.get(ONE) or "") == json.loads(CLAIMS)
+    assert await cache.get(OTHER) is None
+    (name,) = redis.command("KEYS", "*")
+    assert 0 < int(redis.command("PTTL", name)[0]) <= 200  # it is Redis that lets it go
+    await eventually(lambda: redis.command("KEYS", "*") in ([], [""]))
+    assert await cache.get(ONE) is None
+
+
+@debian
+async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redis: RedisServer) -> None:
+    cache = SharedCache(redis.url)
+    somebody = CacheKey("somebody", "one")
+    for key in (ONE, OTHER, somebody):
+        await cache.put(key, CLAIMS, 86_400)
+    await cache.forget("user")
+    assert [await cache.get(key) for key in (ONE, OTHER)] == [None, None]
+    assert await cache.get(somebody) is not None
+    assert int(redis.command("TTL", "asyncdb_guard:claims:1:{user}")[0]) > 86_400
+    await cache.put(ONE, CLAIMS, 60)
+    assert await cache.get(ONE) is not None
+    await cache.forget("user")
+    assert await cache.get(ONE) is None
+
+
+@debian
+async def test_nothing_in_redis_names_anybody(make_pool: MakePool, redis: RedisServer) -> None:
+    triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=returning({"role": "x"}))
+    await triggers.load_claims(token_event("2", sub="the-sub"))
+    (name,) = redis.command("KEYS", "*")
+    (value,) = redis.command("GET", name)
+    assert user_key("the-sub") in name
+    for personal in ("the-sub", "ada", "example"):
+        assert personal not in name + value
+    assert json.loads(value)["claims"]["id"] == {"role": "x"}
+
+
+@debian
+async def test_one_environment_loads_for_the_fleet(make_pool: MakePool, redis: RedisServer, sub: str, heard: list[str]) -> None:
+    settings = {"claims_cache_url": redis.url}
+    fleet = [CognitoTriggers(make_pool(**settings), claims=role_of) for _ in range(3)]
+    for triggers in fleet:
+        assert id_claims(await triggers.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
+    assert [name for name in heard if name.startswith("cache")] == ["cache_miss", "cache_hit", "cache_hit"]
+    assert heard.count("connection_opened") == 1
+
+
+@debian
+async def test_fifty_at_once_are_one_query(make_pool: MakePool, redis: RedisServer, sub: str, heard: list[str]) -> None:
+    triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=role_of)
+    await asyncio.gather(*(triggers.load_claims(token_event("2", sub=sub)) for _ in range(50)))
+    assert heard.count("cache_miss") == 1
+
+
+@debian
+async def test_provisioning_in_one_environment_forgets_in_all(make_pool: MakePool, redis: RedisServer, sub: str) -> None:
+    settings = {"claims_cache_url": redis.url}
+    signing_in = CognitoTriggers(make_pool(**settings), claims=role_of)
+    assert id_claims(await signing_in.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
+    promote = "UPDATE app_user SET role = 'owner' WHERE cognito_sub = $1"
+    await CognitoTriggers(make_pool(**settings), provision=promote).provision_user(confirmation_event(sub))
+    assert id_claims(await signing_in.load_claims(token_event("2", sub=sub))) == {"role": "owner"}
+
+
+@debian
+async def test_redis_killed_in_mid_run_fails_no_sign_in(make_pool: MakePool, redis: RedisServer, sub: str) -> None:
+    triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=role_of)
+    slowest = 0.0
+    for number in range(60):
+        if number == 20:
+            redis.kill()
+        if number == 40:
+            redis.start()
+        began = time.monotonic()
+        assert id_claims(await triggers.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 0.4
+
+
+@debian
+async def test_a_deaf_redis_costs_a_tenth_of_a_second_and_then_nothing(
+    make_pool: MakePool, redis: RedisServer, sub: str
+) -> None:
+    with TcpProxy(redis.host, redis.port) as path:
+        settings = {"claims_cache_url": f"redis://{path.host}:{path.port}"}
+        triggers = CognitoTriggers(make_pool(**settings), claims=role_of)
+        await triggers.load_claims(token_event("2", sub=sub))
+        path.deaf = True
+        began = time.monotonic()
+        for _ in range(20):
+            assert id_claims(await triggers.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
+        assert time.monotonic() - began < 0.5
+
+
+@debian
+async def test_a_connection_that_redis_closed_costs_nothing(redis: RedisServer) -> None:
+    cache = SharedCache(redis.url)
+    await cache.put(ONE, CLAIMS, 60)
+    redis.command("CLIENT", "KILL", "TYPE", "normal")
+    assert await cache.get(ONE) is not None
+
+
+@debian
+def test_it_outlives_event_loops(redis: RedisServer) -> None:
+    cache = SharedCache(redis.url)
+    asyncio.run(cache.put(ONE, CLAIMS, 60))
+    assert asyncio.run(cache.get(ONE)) is not None
+    assert len(redis.command("CLIENT", "LIST")) == 2  # ours, and the one that asks
+
+
+@debian
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # told of any process with threads
+def test_a_forked_child_uses_a_connection_of_its_own(redis: RedisServer) -> None:
+    cache = SharedCache(redis.url)
+    asyncio.run(cache.put(ONE, CLAIMS, 60))
+    child = os.fork()
+    if not child:
+        found = False
+        try:
+            found = asyncio.run(asyncio.wait_for(cache.get(ONE), 5)) is not None
+        finally:
+            os._exit(0 if found else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert asyncio.run(cache.get(ONE)) is not None
+
+
+@debian
+async def test_a_shared_entry_is_checked_like_any_other(make_pool: MakePool, redis: RedisServer, heard: list[str]) -> None:
+    triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=returning({"role": "x"}))
+    await triggers.load_claims(token_event("2", sub="s"))
+    (name,) = redis.command("KEYS", "*")
+    for forged in (
+        '{"generation": null, "claims": {"id": {"cognito:groups": ["admins"]}}}',
+        '{"generation": "another", "claims": {"id": {"role": "admin"}}}',
+        '{"claims": {"id": {"role": "admin"}}}',
+    ):
+        redis.command("SET", name, forged)
+        assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"role": "x"}
+    assert heard.count("cache_miss") == 4
+
+
+@debian
+async def test_stale_claims_come_from_redis_too(make_pool: MakePool, proxy: TcpProxy, proxied_url: str) -> None:
+    with RedisServer() as redis:
+        settings = {"url": proxied_url, "claims_cache_url": redis.url, "claims_cache_ttl_ms": 60_000}
+        fleet = [
+            CognitoTriggers(make_pool(**settings), claims=returning({"a": 1}), on_unavailable="stale") for _ in range(2)
+        ]
+        await fleet[0].load_claims(token_event("2", sub="s"))
+        ages = sorted(int(redis.command("TTL", name)[0]) for name in redis.command("KEYS", "*"))
+        assert ages == [pytest.approx(60, abs=2), pytest.approx(3600, abs=2)]
+        (fresh,) = [name for name in redis.command("KEYS", "*") if int(redis.command("TTL", name)[0]) <= 60]
+        redis.command("DEL", fresh)
+        proxy.refuse = True
+        proxy.reset_all()
+        assert id_claims(await fleet[1].load_claims(token_event("2", sub="s"))) == {"a": 1}
+
+
+@pytest.mark.parametrize("url", ["http://:secret@cache", "secret", "redis//secret"])
+def test_a_wrong_url_is_told_without_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="must begin with redis:// or rediss://") as caught:
+        SharedCache(url)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+async def test_the_missing_extra_is_named(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    triggers = CognitoTriggers(make_pool(claims_cache_url="redis://127.0.0.1:1"), claims=returning({}))
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event())
+    assert "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) needs the extra `redis`" in caplog.text

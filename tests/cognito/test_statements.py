@@ -1,0 +1,138 @@
+"""SQL statements as callbacks, with a real database."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncdb_guard import ConfigurationError, TriggerFailedError
+from asyncdb_guard.cognito import CognitoTriggers
+from asyncdb_guard.cognito.statements import ClaimsStatement, Statement
+from tests.cognito.conftest import MakePool
+from tests.cognito.events import confirmation_event, id_claims, token_event, user_attributes
+
+if TYPE_CHECKING:
+    from asyncdb_guard import GuardedPool
+    from tests.support.proxy import TcpProxy
+
+
+async def claims_of(pool: GuardedPool, statement: str, sub: str, **request: Any) -> dict[str, Any]:
+    return id_claims(await CognitoTriggers(pool, claims=statement).load_claims(token_event("2", sub=sub, **request)))
+
+
+async def test_the_columns_of_the_row_are_the_claims(pool: GuardedPool, sub: str) -> None:
+    statement = "SELECT role, email, moods, since, score, runs, attributes FROM app_user WHERE cognito_sub = $1"
+    assert await claims_of(pool, statement, sub) == {
+        "role": "admin",
+        "email": "ada@example.com",
+        "moods": ["calm"],
+        "since": "2026-01-02T03:04:05+00:00",
+        "score": 1.5,
+        "runs": 0,
+    }
+
+
+async def test_no_row_is_no_claims(pool: GuardedPool, sub: str) -> None:
+    assert await claims_of(pool, "SELECT role FROM app_user WHERE cognito_sub = $1", str(uuid.uuid4())) == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT 'x' AS plan", {"plan": "x"}),
+        ("SELECT $1 AS a, $2 AS b, $3 AS c", {"a": "S", "b": "ada@example.com", "c": user_attributes("S")}),
+        ("SELECT $3->>'email' AS email", {"email": "ada@example.com"}),
+        ("SELECT $3::jsonb->'email' AS email, $3::text IS NOT NULL AS there", {"email": "ada@example.com", "there": True}),
+        ("SELECT $2 AS email, $2 AS again", {"email": "ada@example.com", "again": "ada@example.com"}),
+        ("WITH who AS (SELECT $1::text AS sub) SELECT length(sub) AS n FROM who ;", {"n": 1}),
+        ("SELECT '$1;' AS text -- $9", {"text": "$1;"}),
+        ("VALUES (1)", {"column1": 1}),
+        ("SELECT '{\"a\": [1, {\"b\": null}]}'::json AS nested", {"nested": {"a": [1, {"b": None}]}}),
+        ("SELECT 9007199254740993::text AS big", {"big": "9007199254740993"}),
+        ("SELECT 1 AS asyncdb_guard_row, 2 AS answer", {"asyncdb_guard_row": 1, "answer": 2}),
+    ],
+)
+async def test_parameters_and_values(pool: GuardedPool, statement: str, expected: dict[str, Any]) -> None:
+    assert await claims_of(pool, statement, "S") == expected
+
+
+async def test_an_absent_e_mail_is_null(pool: GuardedPool) -> None:
+    assert await claims_of(pool, "SELECT $2::text IS NULL AS none", "", userAttributes={"sub": "S"}) == {"none": True}
+
+
+async def test_a_provisioning_statement_writes_what_the_event_has(pool: GuardedPool, sub: str) -> None:
+    new = str(uuid.uuid4())
+    statement = "INSERT INTO app_user (attributes, cognito_sub) VALUES ($3, $1) ON CONFLICT DO NOTHING;"
+    await CognitoTriggers(pool, provision=statement).provision_user(confirmation_event(new))
+    written = await pool.fetchval("SELECT attributes FROM app_user WHERE cognito_sub = $1", new)
+    assert json.loads(written) == user_attributes(new)
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("SELECT 1 AS a; SELECT 2 AS b", "claims= of CognitoTriggers is more than one statement"),
+        ("  ", "is empty"),
+        ("SELECT 'a", "has a quote that does not end"),
+        ("SELECT $4 AS a", r"uses \$4; there are \$1, the sub, \$2, the e-mail, and \$3"),
+        ("SELECT $0 AS a", r"uses \$0"),
+        ("SELECT role FROM app_user", "gives more than one row for one user; look the user up by"),
+        ("SELECT 1 AS a, 2 AS a", "gives two columns of one name"),
+        ("SELECT 1", r"gives a column without a name"),
+        ("SELEC 1", r"PostgresSyntaxError \[42601\].*not SQL"),
+        ("SELECT %s AS a", r"\[42601\].*parameters are written"),
+        ("INSERT INTO app_user (cognito_sub) VALUES ($1)", r"\[42601\].*can stand here"),
+        ("SELECT a FROM nowhere", r"UndefinedTableError \[42P01\].*there is no such table"),
+        ("SELECT nothing FROM app_user", r"UndefinedColumnError \[42703\].*there is no such column"),
+        ("SELECT $1 + $2 AS a", r"\[42725\].*cast the parameter"),
+        ("SELECT lower(5) AS a", r"\[42883\].*cast the parameter"),
+        ("SELECT pg_read_file('x') AS a", r"InsufficientPrivilegeError \[42501\].*lacks a right"),
+        ("SELECT 9007199254740993 AS big", "'big' holds a whole number beyond"),
+        ("SELECT 1 AS sub", "'sub' is reserved"),
+    ],
+)
+async def test_what_is_wrong_with_a_statement_is_told_to_the_log(
+    pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture, statement: str, told: str
+) -> None:
+    await pool.execute("INSERT INTO app_user (cognito_sub) VALUES (gen_random_uuid())")
+    with pytest.raises(TriggerFailedError, match="^The sign-in could not be completed, please try again later$"):
+        await CognitoTriggers(pool, claims=statement).load_claims(token_event("2", sub=sub))
+    (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
+    assert record.levelname == "ERROR"
+    assert re.search(told, record.getMessage())
+    assert sub not in caplog.text
+    assert "app_user" not in caplog.text
+
+
+async def test_one_row_too_many_is_all_that_is_fetched(make_pool: MakePool, proxy: TcpProxy, proxied_url: str) -> None:
+    pool = make_pool(url=proxied_url)
+    await pool.ping()
+    before = proxy.server_bytes
+    with pytest.raises(TriggerFailedError):
+        await claims_of(pool, "SELECT repeat('x', 1000) AS a FROM generate_series(1, 100000)", "s")
+    assert proxy.server_bytes - before < 10_000
+
+
+async def test_behind_a_proxy_no_statement_is_named_and_nothing_is_looked_up(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, sub: str
+) -> None:
+    pool = make_pool(url=f"{proxied_url}?pgbouncer=true")
+    assert await claims_of(pool, "SELECT moods FROM app_user WHERE cognito_sub = $1", sub) == {"moods": ["calm"]}
+    asked = [text for text in proxy.statements if "asyncdb_guard_row" not in text]
+    assert not [text for text in asked if "pg_type" in text or "set_config" in text]
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1", "SELECT $2, $1, $2", "SELECT $3, $1"])
+def test_only_what_a_statement_uses_is_sent(sql: str) -> None:
+    statement = Statement(sql, "it")
+    places = {f"${place}" for place in range(1, 4) if f"${place}" in statement.text}
+    assert len(places) == len({part for part in ("$1", "$2", "$3") if part in sql})
+
+
+def test_a_statement_from_the_environment_is_named_by_its_variable() -> None:
+    with pytest.raises(ConfigurationError, match=r"^claims_sql \(LAMBDA_DATABASE_CLAIMS_SQL\) is empty"):
+        ClaimsStatement("--", "claims_sql (LAMBDA_DATABASE_CLAIMS_SQL)")

@@ -1,0 +1,110 @@
+"""RDS IAM tokens: signed here, for the host that is dialled, for each connect."""
+
+from __future__ import annotations
+
+import datetime
+from urllib.parse import parse_qs, urlsplit
+
+import boto3
+import botocore.auth
+import pytest
+
+from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings
+from asyncdb_guard.aws.iam import IamCredentials
+from tests.support.program import run
+
+DATABASE = "main.abc123.eu-west-1.rds.amazonaws.com"
+PROXY = "main.proxy-abc123.us-east-2.rds.amazonaws.com"
+
+
+@pytest.fixture
+def role(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role as Lambda gives it, without a region."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "session/+=",
+        "AWS_CONFIG_FILE": "/nonexistent", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime.datetime]:
+    """Botocore's clock, which a test can set."""
+    now = [datetime.datetime(2026, 1, 2, 3, 4, 5)]  # noqa: DTZ001  # botocore's own are naive
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_: now[0])
+    return now
+
+
+async def token(url: str, **knobs: object) -> str:
+    target = DatabaseSettings(url=url, iam_auth=True, **knobs).target
+    completed = await IamCredentials().complete(target)
+    assert completed.password is not None
+    return completed.password.get_secret_value()
+
+
+@pytest.mark.parametrize("user", ["app", "a+b c/d"])
+async def test_it_is_the_token_that_boto3_makes(role, clock, user):
+    url = f"postgresql://{user.replace('+', '%2B').replace(' ', '%20').replace('/', '%2F')}@{DATABASE}:6000/app"
+    ours = await token(url)
+    assert ours == boto3.client("rds", region_name="eu-west-1").generate_db_auth_token(DATABASE, 6000, user)
+    asked = parse_qs(urlsplit(f"https://{ours}").query)
+    assert asked["DBUser"] == [user]
+    assert asked["X-Amz-Expires"] == ["900"]
+
+
+async def test_it_is_signed_for_the_proxy_where_that_is_dialled_and_for_its_region(role, clock):
+    ours = await token(f"postgresql://app@{DATABASE}/app", proxy_host=PROXY)
+    assert ours == boto3.client("rds", region_name="us-east-2").generate_db_auth_token(PROXY, 5432, "app")
+
+
+async def test_each_connect_gets_one_of_its_own(role, clock):
+    first = await token(f"postgresql://app@{DATABASE}/app")
+    clock[0] += datetime.timedelta(minutes=15)
+    assert await token(f"postgresql://app@{DATABASE}/app") != first
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+async def test_a_host_that_names_no_region_is_in_that_of_the_environment(role, monkeypatch, variable):
+    monkeypatch.setenv(variable, "eu-north-1")
+    assert "eu-north-1%2Frds-db" in await token("postgresql://app@db.example/app")
+
+
+async def test_no_region_at_all_is_told(role):
+    with pytest.raises(ConfigurationError, match="finds no region: set AWS_REGION, or name RDS's own endpoint"):
+        await token("postgresql://app@db.example/app")
+
+
+async def test_no_role_is_told(role, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    with pytest.raises(ConfigurationError, match=r"give the function a role \(NoCredentialsError\)"):
+        await token(f"postgresql://app@{DATABASE}/app")
+
+
+async def test_a_role_whose_credentials_cannot_be_had_just_now_may_work_later(role, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")
+    monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
+    with pytest.raises(ConnectFailedError, match=r"the role's credentials could not be had \(CredentialRetrievalError\)"):
+        await token(f"postgresql://app@{DATABASE}/app")
+
+
+def test_no_packet_is_sent_for_it():
+    said = run(
+        f"""
+        import asyncio, sys
+        def watch(event, arguments):
+            if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+                print(event, arguments)
+        sys.addaudithook(watch)
+        from asyncdb_guard import DatabaseSettings
+        from asyncdb_guard.aws.iam import IamCredentials
+        target = DatabaseSettings(url="postgresql://app@{DATABASE}/app", iam_auth=True).target
+        print(len(asyncio.run(IamCredentials().complete(target)).password) > 200)
+        """,
+        AWS_ACCESS_KEY_ID="AKIDEXAMPLE",
+        AWS_SECRET_ACCESS_KEY="secret",
+    )
+    assert said == "True\n"

@@ -1,0 +1,363 @@
+"""Credentials from Secrets Manager: kept, fetched anew when the server refuses them, and never in anybody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import traceback
+import uuid
+from typing import Any
+
+import pytest
+
+from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
+from asyncdb_guard.aws.secrets_manager import SecretsManagerCredentials
+from examples.harness.observer import Observer
+from examples.harness.postgres import Cluster
+from tests.rds.conftest import REGION, SecretsManager
+from tests.support.program import run
+from tests.support.proxy import TcpProxy
+
+MISSING = f"arn:aws:secretsmanager:{REGION}:123456789012:secret:nothing-AbCdEf"
+PASSWORD = "s3cr3t-w0rd"
+NOWHERE = ("127.0.0.1", 1)
+"""What a proxy that hangs never dials."""
+
+
+@pytest.fixture
+def login(guarded_server: Cluster) -> dict[str, Any]:
+    """A new role, as RDS writes it into a secret."""
+    user = f"test_{uuid.uuid4().hex[:12]}"
+    guarded_server.psql(f"CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'")
+    return {
+        "engine": "postgres", "username": user, "password": PASSWORD,
+        "host": guarded_server.host, "port": guarded_server.port, "dbname": "postgres",
+    }  # fmt: skip
+
+
+def settings(arn: str, **knobs: Any) -> DatabaseSettings:
+    return DatabaseSettings(**{"secret_arn": arn, "sslmode": "disable", "connect_timeout_ms": 10_000, **knobs})
+
+
+def rotate(server: Cluster, manager: SecretsManager, arn: str, login: dict[str, Any], password: str) -> None:
+    """What a rotation function does: first the server, then the secret."""
+    server.psql(f"ALTER ROLE {login['username']} PASSWORD '{password}'")
+    manager.put(arn, login | {"password": password})
+
+
+# What it gives
+
+
+async def test_the_secret_alone_is_enough_to_connect(secrets_manager, login):
+    async with GuardedPool(settings(secrets_manager.create(login))) as pool:
+        assert await pool.fetchval("SELECT current_user") == login["username"]
+    assert secrets_manager.fetches == 1
+
+
+async def test_it_is_fetched_once_however_many_connect(secrets_manager, login):
+    async with GuardedPool(settings(secrets_manager.create(login), pool_max=4)) as pool:
+        await asyncio.gather(*(pool.ping() for _ in range(8)))
+        await pool.disconnect()
+        await pool.ping()
+    assert secrets_manager.fetches == 1
+
+
+def test_it_is_kept_over_event_loops(secrets_manager, login):
+    pool = GuardedPool(settings(secrets_manager.create(login)))
+    for _ in range(2):
+        asyncio.run(pool.ping())
+    assert secrets_manager.fetches == 1
+
+
+@pytest.mark.parametrize("port", [None, 5433, "5433"])
+async def test_the_url_beats_the_secret(secrets_manager, login, port):
+    arn = secrets_manager.create(login | {"port": port, "host": "elsewhere.invalid", "dbname": "elsewhere"})
+    wanted = DatabaseSettings(url="postgresql://db.example:6000/app", secret_arn=arn).target
+    target = await SecretsManagerCredentials(arn, 5.0).complete(wanted)
+    assert (target.host, target.port, target.database) == ("db.example", 6000, "app")
+    assert (target.user, target.password.get_secret_value()) == (login["username"], PASSWORD)
+
+
+@pytest.mark.parametrize(("port", "read"), [(None, 5432), (5433, 5433), ("5433", 5433)])
+async def test_what_the_url_leaves_open_comes_from_the_secret(secrets_manager, port, read):
+    arn = secrets_manager.create({"username": "u", "password": "p", "host": "db.example", "port": port})
+    target = await SecretsManagerCredentials(arn, 5.0).complete(DatabaseSettings(secret_arn=arn).target)
+    assert (target.host, target.port, target.database) == ("db.example", read, "u")
+
+
+# Rotation
+
+
+async def test_a_rotation_under_a_warm_environment_goes_unnoticed(secrets_manager, guarded_server, login):
+    arn = secrets_manager.create(login)
+    observer = Observer(guarded_server)
+    events: list[str] = []
+    async with GuardedPool(settings(arn), on_event=lambda event: events.append(event.name)) as pool:
+        await pool.ping()
+        rotate(guarded_server, secrets_manager, arn, login, "another word")
+        assert await observer.terminate(user=login["username"]) == 1
+        assert await pool.fetchval("SELECT 1") == 1
+        assert secrets_manager.fetches == 2
+        assert events == ["connection_opened", "connection_replaced", "connection_opened"]
+        assert pool.stats()["connect_failures"] == 0
+    await observer.close()
+
+
+async def test_a_warm_session_outlives_a_rotation_and_costs_no_fetch(secrets_manager, guarded_server, login):
+    arn = secrets_manager.create(login)
+    async with GuardedPool(settings(arn)) as pool:
+        await pool.ping()
+        rotate(guarded_server, secrets_manager, arn, login, "another word")
+        await pool.ping()
+    assert secrets_manager.fetches == 1
+
+
+async def test_several_refused_at_once_share_one_fetch(secrets_manager, guarded_server, login):
+    arn = secrets_manager.create(login)
+    async with GuardedPool(settings(arn, pool_max=4)) as pool:
+        await pool.ping()
+        rotate(guarded_server, secrets_manager, arn, login, "another word")
+        await pool.disconnect()
+        await asyncio.gather(*(pool.ping() for _ in range(8)))
+        assert pool.stats()["connects"] == 8
+    assert secrets_manager.fetches == 2
+
+
+async def test_a_login_that_is_refused_twice_is_a_failure_that_opens_the_circuit(secrets_manager, login):
+    arn = secrets_manager.create(login | {"password": "wrong word"})
+    async with GuardedPool(settings(arn, breaker_fail_max=2)) as pool:
+        for fetches in (2, 3):
+            with pytest.raises(ConnectFailedError, match="fetched anew, too; wait for a rotation to end") as caught:
+                await pool.ping()
+            assert secrets_manager.fetches == fetches
+            assert "wrong word" not in "".join(traceback.format_exception(caught.value))
+        assert pool.stats()["circuit"] == "open"
+
+
+# What may be wrong
+
+
+async def refused(arn: str, **knobs: Any) -> Exception:
+    """The error of a first call, which shows no secret, not even in the variables of its frames' tracebacks."""
+    async with GuardedPool(settings(arn, **knobs)) as pool:
+        with pytest.raises((ConfigurationError, ConnectFailedError)) as caught:
+            await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+    error: BaseException | None = caught.value
+    report = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert PASSWORD not in report
+    assert arn not in str(error)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("secret", "remedy"),
+    [
+        pytest.param({"username": "u", "port": PASSWORD}, "no password: add it as a JSON string", id="no-password"),
+        pytest.param({"username": "u", "password": ""}, "no password: add it", id="empty-password"),
+        pytest.param({"username": "u", "password": True}, "no password: add it", id="password-of-no-use"),
+        pytest.param({"password": PASSWORD}, "no username: add it", id="no-username"),
+        pytest.param({}, "no username and no password: add it", id="neither"),
+        pytest.param([PASSWORD], "no JSON object: store username and password in one", id="list"),
+        pytest.param(PASSWORD, "no JSON object", id="bare-text"),
+        pytest.param("{" + f'"password": "{PASSWORD}"', "no JSON object", id="malformed"),
+        pytest.param({"username": "u", "password": PASSWORD}, "write one into either", id="no-host"),
+        pytest.param(
+            {"username": "u", "password": PASSWORD, "port": PASSWORD}, "is no number from 1 to 65535", id="bad-port"
+        ),
+        pytest.param(
+            {"username": "u", "password": PASSWORD, "port": 0}, "is no number from 1 to 65535", id="port-out-of-range"
+        ),
+    ],
+)
+async def test_a_secret_of_no_use_says_what_to_mend(secrets_manager, secret, remedy):
+    arn = secrets_manager.create(secret if isinstance(secret, str) else json.dumps(secret))
+    error = await refused(arn)
+    assert isinstance(error, ConfigurationError)
+    assert remedy in str(error)
+    assert "LAMBDA_DATABASE_SECRET_ARN" in str(error)
+
+
+async def test_a_binary_secret_is_refused(secrets_manager):
+    error = await refused(secrets_manager.create_binary())
+    assert isinstance(error, ConfigurationError)
+    assert "has no text" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "remedy"),
+    [
+        ("AccessDeniedException", ConfigurationError, "allow this role secretsmanager:GetSecretValue"),
+        ("DecryptionFailure", ConfigurationError, "allow this role kms:Decrypt"),
+        ("UnrecognizedClientException", ConfigurationError, "are not valid"),
+        ("ThrottlingException", ConnectFailedError, "trying again later may help (ThrottlingException)"),
+        ("InternalServiceError", ConnectFailedError, "trying again later may help (InternalServiceError)"),
+    ],
+)
+async def test_what_aws_refuses_is_told_with_its_remedy(secrets_manager, login, code, kind, remedy):
+    arn = secrets_manager.create(login)
+    secrets_manager.refusal = code
+    error = await refused(arn)
+    assert type(error) is kind
+    assert remedy in str(error)
+    assert secrets_manager.fetches == 1
+
+
+async def test_throttling_counts_as_a_failure_and_a_missing_right_does_not(secrets_manager, login):
+    arn = secrets_manager.create(login)
+    for code, state in (("AccessDeniedException", "closed"), ("ThrottlingException", "open")):
+        secrets_manager.refusal = code
+        async with GuardedPool(settings(arn, breaker_fail_max=1)) as pool:
+            with pytest.raises((ConfigurationError, ConnectFailedError)):
+                await pool.ping()
+            assert pool.stats()["circuit"] == state
+
+
+async def test_a_secret_that_is_deleted_or_missing_is_a_matter_of_configuration(secrets_manager, login):
+    arn = secrets_manager.create(login)
+    secrets_manager.delete(arn)
+    assert "scheduled for deletion" in str(await refused(arn))
+    assert "none with this ARN in the region that the ARN names" in str(await refused(MISSING))
+
+
+async def test_the_arn_says_which_region_is_asked(secrets_manager, login):
+    elsewhere = secrets_manager.create(login).replace(REGION, "us-east-2")
+    error = await refused(elsewhere)
+    assert isinstance(error, ConfigurationError)
+    assert "none with this ARN in the region that the ARN names" in str(error)
+
+
+@pytest.mark.parametrize("arn", ["sign-up", "arn:aws:rds:eu-west-1:123456789012:db:main", MISSING.upper()])
+async def test_what_is_no_arn_of_a_secret_is_refused(aws, arn):
+    error = await refused(arn)
+    assert isinstance(error, ConfigurationError)
+    assert "must be arn:aws:secretsmanager:region:account:secret:name" in str(error)
+
+
+async def test_an_aws_that_hangs_is_told_within_the_bound_of_a_connect(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with TcpProxy(*NOWHERE) as proxy:
+        proxy.hang = True
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://{proxy.host}:{proxy.port}")
+        provider = SecretsManagerCredentials(MISSING, 0.2)
+        with pytest.raises(ConnectFailedError, match=r"in a VPC it takes a NAT gateway.*\(ReadTimeoutError\)"):
+            await provider.complete(DatabaseSettings(secret_arn=MISSING).target)
+        assert proxy.accepted == 1
+
+
+async def test_a_process_without_a_role_is_told_so(monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    error = await refused(MISSING)
+    assert isinstance(error, ConfigurationError)
+    assert "give the function a role (NoCredentialsError)" in str(error)
+
+
+# The thread
+
+
+async def test_a_caller_who_gave_up_leaves_the_answer_to_the_next(secrets_manager, login, eventually):
+    provider = SecretsManagerCredentials(arn := secrets_manager.create(login), 5.0)
+    target = DatabaseSettings(secret_arn=arn).target
+    first = asyncio.create_task(provider.complete(target))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await provider.complete(target)
+    await provider.complete(target)
+    assert secrets_manager.fetches == 1
+
+
+def test_a_process_ends_although_aws_never_answers():
+    with TcpProxy(*NOWHERE) as proxy:
+        proxy.hang = True
+        said = run(
+            f"""
+            import asyncio
+            from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
+
+            async def main():
+                pool = GuardedPool(DatabaseSettings(secret_arn={MISSING!r}, connect_timeout_ms=300_000))
+                try:
+                    await pool.acquire(timeout=3).__aenter__()
+                except ConnectFailedError as error:
+                    print(type(error).__name__)
+
+            asyncio.run(main())
+            """,
+            timeout=40,
+            AWS_ENDPOINT_URL_SECRETS_MANAGER=f"http://{proxy.host}:{proxy.port}",
+            AWS_ACCESS_KEY_ID="testing",
+            AWS_SECRET_ACCESS_KEY="testing",
+        )
+        assert said == "ConnectTimeoutError\n"
+        assert proxy.accepted == 1
+
+
+def test_a_fork_in_the_middle_of_a_fetch_fetches_its_own():
+    with TcpProxy(*NOWHERE) as proxy:
+        proxy.hang = True
+        said = run(
+            f"""
+            import asyncio, os, warnings
+            import boto3
+            from asyncdb_guard import ConnectFailedError, DatabaseSettings
+            from asyncdb_guard.aws.secrets_manager import SecretsManagerCredentials
+
+            warnings.simplefilter("ignore", DeprecationWarning)  # that the process has threads
+            target = DatabaseSettings(secret_arn={MISSING!r}).target
+            provider = SecretsManagerCredentials({MISSING!r}, 1.5)
+
+            async def give_up():
+                try:
+                    await provider.complete(target)
+                except ConnectFailedError:
+                    pass
+
+            async def main():
+                begun = asyncio.ensure_future(provider.complete(target))
+                begun.add_done_callback(lambda task: task.cancelled() or task.exception())
+                await asyncio.sleep(0.4)
+                return os.fork()
+
+            child = asyncio.run(main())
+            if child == 0:
+                asyncio.run(asyncio.wait_for(give_up(), 10.0))
+                os._exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            """,
+            timeout=40,
+            AWS_ENDPOINT_URL_SECRETS_MANAGER=f"http://{proxy.host}:{proxy.port}",
+            AWS_ACCESS_KEY_ID="testing",
+            AWS_SECRET_ACCESS_KEY="testing",
+        )
+    assert said == "7\n"
+
+
+def test_without_the_extra_the_error_says_what_to_install():
+    said = run(
+        f"""
+        import asyncio, sys
+        sys.modules["boto3"] = None
+        from asyncdb_guard import ConfigurationError, DatabaseSettings, GuardedPool
+        try:
+            asyncio.run(GuardedPool(DatabaseSettings(secret_arn={MISSING!r})).ping())
+        except ConfigurationError as error:
+            print(error)
+        """
+    )
+    assert said == "Credentials from AWS need an extra: pip install 'asyncdb-guard[aws]'.\n"
+
+
+def test_boto3_is_imported_only_when_the_first_login_is_needed():
+    said = run(
+        f"""
+        import sys
+        from asyncdb_guard import DatabaseSettings, GuardedPool
+        pool = GuardedPool(DatabaseSettings(secret_arn={MISSING!r}))
+        print([name for name in ("boto3", "botocore") if name in sys.modules])
+        """
+    )
+    assert said == "[]\n"

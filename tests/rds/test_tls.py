@@ -1,0 +1,253 @@
+"""TLS in libpq's words: what is trusted, what is refused, and that nothing ever falls to plain text."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import botocore.auth
+import pytest
+import trustme
+
+from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
+from asyncdb_guard.tls import TlsContexts
+from examples.harness.postgres import Cluster
+from tests.support.proxy import TcpProxy
+
+IN_TLS = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+USER = "app"
+NAME = "db.internal.example"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tls")
+
+
+@pytest.fixture(scope="module")
+def trusted(authority: trustme.CA, directory: Path) -> str:
+    """The file of the CA that issued the servers' certificates."""
+    path = directory / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def untrusted(directory: Path) -> str:
+    """The file of another CA."""
+    path = directory / "other.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def start(authority: trustme.CA, directory: Path) -> Iterator[Callable[..., Cluster]]:
+    """Starts a PostgreSQL that speaks TLS only, with a certificate for these names."""
+    clusters: list[Cluster] = []
+
+    def start(*names: str, not_after: datetime.datetime | None = None) -> Cluster:
+        certificate = authority.issue_cert(*names, not_after=not_after)
+        stem = uuid.uuid4().hex
+        files = directory / f"{stem}.crt", directory / f"{stem}.key"
+        certificate.cert_chain_pems[0].write_to_path(files[0])
+        certificate.private_key_pem.write_to_path(files[1])
+        cluster = Cluster.start("debian", tls=files, auth="scram-sha-256")
+        clusters.append(cluster)
+        cluster.psql(f"CREATE ROLE {USER} LOGIN PASSWORD 'word'")
+        return cluster
+
+    yield start
+    for cluster in clusters:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def tls_server(start: Callable[..., Cluster]) -> Cluster:
+    """Its certificate is for the address that is dialled, and for a name."""
+    return start(Cluster.host, NAME)
+
+
+@pytest.fixture(scope="module")
+def misnamed_server(start: Callable[..., Cluster]) -> Cluster:
+    return start("other.internal.example")
+
+
+@pytest.fixture(scope="module")
+def expired_server(start: Callable[..., Cluster]) -> Cluster:
+    return start(Cluster.host, not_after=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+
+
+def settings(url: str, sslmode: str, ca: str | None = None) -> DatabaseSettings:
+    return DatabaseSettings(url=url, sslmode=sslmode, ssl_root_cert=ca, breaker_fail_max=1)
+
+
+async def refusal(made: DatabaseSettings) -> str:
+    """Why there is no connection. It counts as a failure, and no text names the host or the user."""
+    async with GuardedPool(made) as pool:
+        with pytest.raises(ConnectFailedError) as caught:
+            await pool.ping()
+        assert pool.stats()["circuit"] == "open"
+    text = str(caught.value)
+    assert not any(word in text for word in (USER, Cluster.host, NAME))
+    return text
+
+
+# Against a server that speaks TLS only
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
+async def test_the_right_ca_is_taken(tls_server, trusted, sslmode):
+    async with GuardedPool(settings(tls_server.url(user=USER, password="word"), sslmode, trusted)) as pool:
+        assert await pool.fetchval(IN_TLS) is True
+
+
+@pytest.mark.debian
+async def test_require_takes_any_certificate(misnamed_server):
+    async with GuardedPool(settings(misnamed_server.url(user=USER, password="word"), "require")) as pool:
+        assert await pool.fetchval(IN_TLS) is True
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
+async def test_another_ca_is_refused(tls_server, untrusted, sslmode):
+    text = await refusal(settings(tls_server.url(user=USER, password="word"), sslmode, untrusted))
+    assert "comes from a CA that is not trusted; name that CA's file in LAMBDA_DATABASE_SSL_ROOT_CERT" in text
+
+
+@pytest.mark.debian
+async def test_a_private_ca_is_not_in_the_systems_store(tls_server):
+    text = await refusal(settings(tls_server.url(user=USER, password="word"), "verify-full"))
+    assert "comes from a CA that is not trusted" in text
+
+
+@pytest.mark.debian
+async def test_another_address_is_refused(misnamed_server, trusted):
+    text = await refusal(settings(misnamed_server.url(user=USER, password="word"), "verify-full", trusted))
+    assert "does not carry the address that was dialled; connect by a name that it carries" in text
+
+
+@pytest.mark.debian
+async def test_another_host_name_is_refused(misnamed_server, trusted, resolver):
+    resolver.answers[NAME] = misnamed_server.host, misnamed_server.port
+    url = f"postgresql://{USER}:word@{NAME}/postgres"
+    text = await refusal(settings(url, "verify-full", trusted))
+    assert "is for another host name; connect by a name that it carries" in text
+
+
+@pytest.mark.debian
+async def test_verify_ca_does_not_look_at_the_name(misnamed_server, trusted):
+    async with GuardedPool(settings(misnamed_server.url(user=USER, password="word"), "verify-ca", trusted)) as pool:
+        assert await pool.fetchval(IN_TLS) is True
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
+async def test_an_expired_certificate_is_refused(expired_server, trusted, sslmode):
+    text = await refusal(settings(expired_server.url(user=USER, password="word"), sslmode, trusted))
+    assert "has expired; renew it on the server" in text
+
+
+@pytest.mark.debian
+async def test_off_loopback_the_certificate_is_verified_without_being_asked(
+    tls_server, misnamed_server, trusted, resolver
+):
+    url = f"postgresql://{USER}:word@{NAME}/postgres?sslrootcert={trusted}"
+    resolver.answers[NAME] = tls_server.host, tls_server.port
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        assert await pool.fetchval(IN_TLS) is True
+    resolver.answers[NAME] = misnamed_server.host, misnamed_server.port
+    assert "is for another host name" in await refusal(DatabaseSettings(url=url, breaker_fail_max=1))
+
+
+@pytest.mark.debian
+async def test_a_server_that_demands_tls_says_so_to_plain_text(tls_server):
+    async with GuardedPool(settings(tls_server.url(user=USER, password="word"), "disable")) as pool:
+        with pytest.raises(ConnectFailedError, match="a server that demands TLS answers so, too"):
+            await pool.ping()
+
+
+@pytest.mark.debian
+async def test_nothing_but_the_request_for_tls_goes_in_clear(tls_server, trusted):
+    with TcpProxy(tls_server.host, tls_server.port) as proxy:
+        url = tls_server.url(user=USER, password="word", port=proxy.port)
+        async with GuardedPool(settings(url, "verify-full", trusted)) as pool:
+            await pool.ping()
+            assert (proxy.accepted, proxy.tls_requests, proxy.startups) == (1, 1, [])
+
+
+@pytest.mark.debian
+async def test_an_iam_token_is_the_password_over_tls(tls_server, trusted, monkeypatch):
+    """The server is told the token that boto3 makes for this second, and takes ours."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "eu-west-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    now = datetime.datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001  # botocore's own are naive
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_: now)
+    client = boto3.client("rds", region_name="eu-west-1")
+    token = client.generate_db_auth_token(tls_server.host, tls_server.port, "token_bearer")
+    tls_server.psql(f"CREATE ROLE token_bearer LOGIN PASSWORD '{token}'")
+    made = DatabaseSettings(
+        url=tls_server.url(user="token_bearer"), iam_auth=True, ssl_root_cert=trusted, connect_timeout_ms=10_000
+    )
+    async with GuardedPool(made) as pool:
+        assert await pool.fetchval("SELECT current_user") == "token_bearer"
+
+
+# Against a server without TLS
+
+
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
+async def test_a_server_without_tls_is_refused_before_anybody_is_named(server, role, proxy, trusted, sslmode):
+    ca = None if sslmode == "require" else trusted
+    text = await refusal(settings(server.url(user=role, port=proxy.port), sslmode, ca))
+    assert "does not speak TLS; turn TLS on there, or set LAMBDA_DATABASE_SSLMODE=disable" in text
+    assert (proxy.accepted, proxy.tls_requests, proxy.startups) == (1, 1, [])
+    assert proxy.client_bytes == 8  # an SSLRequest, and not a byte more
+
+
+async def test_loopback_is_plain_text_unless_asked(server, role, proxy):
+    async with GuardedPool(DatabaseSettings(url=server.url(user=role, port=proxy.port))) as pool:
+        await pool.ping()
+    assert proxy.tls_requests == 0
+
+
+# The context
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+async def test_a_useless_ca_file_is_a_matter_of_configuration(tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    async with GuardedPool(settings("postgresql://app@127.0.0.1:1/app", "verify-full", str(path))) as pool:
+        with pytest.raises(ConfigurationError, match="must name a readable PEM file of CA certificates"):
+            await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+
+
+def test_a_context_is_made_once_and_the_systems_store_is_read_only_where_it_is_needed(monkeypatch, trusted):
+    loads: list[ssl.SSLContext] = []
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda context: loads.append(context))
+    url = "postgresql://app@db.example/app"
+    contexts = TlsContexts()
+    for made, loaded in (
+        (settings(url, "disable"), 0),
+        (settings(url, "require"), 0),
+        (settings(url, "verify-full", trusted), 0),
+        (settings(url, "verify-ca"), 1),
+        (settings(url, "verify-full"), 2),
+    ):
+        first = contexts.context(made.target)
+        assert contexts.context(made.target) is first
+        assert len(loads) == loaded

@@ -1,0 +1,23 @@
+"""The server itself refuses the session too many: no look at it from outside is as exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from asyncdb_guard import GuardedPool
+    from examples.harness.postgres import Cluster
+
+
+def allow(server: Cluster, url: str, sessions: int) -> None:
+    """From now on the URL's user can't have more than so many sessions, not for a millisecond."""
+    server.psql(f"ALTER ROLE {urlsplit(url).username} CONNECTION LIMIT {sessions}")
+
+
+def assert_accounts_balance(pool: GuardedPool) -> None:
+    """In a quiet moment: what `stats()` promises of its sums."""
+    stats = pool.stats()
+    ended = ("acquired", "acquire_timeouts", "rejections", "failures", "cancellations", "waiting")
+    assert stats["requests"] == sum(stats[name] for name in ended), stats
+    assert stats["connects"] == sum(stats[name] for name in ("closed", "replaced", "idle", "lent")), stats

@@ -1,0 +1,79 @@
+"""Makes docs/settings.md from the knobs themselves: `python -m tests.support.settings_doc` writes it anew."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from asyncdb_guard import DatabaseSettings
+from asyncdb_guard.knobs import ENV_PREFIX
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+
+_HEAD = f"""# Settings
+
+`DatabaseSettings` takes each knob as a keyword argument (`pool_max=5`), else from the environment
+(`{ENV_PREFIX}POOL_MAX=5`), else from a parameter of the database URL, else its default. Names that end in `_MS` are
+milliseconds. An empty variable counts as not set. The environment is read on first use, never at import, and the
+settings are sealed once made.
+
+**Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable, keyword or URL parameter, a value out of range, and
+two values that contradict each other are each a fault; one `ConfigurationError` lists all of them, names the nearest
+known name, and shows no secret.
+
+## The URL
+
+`{ENV_PREFIX}URL`, else `DATABASE_URL`: `postgresql://user:password@host:port/database?parameter=value`, percent-encoded.
+
+| parameter | says | unit |
+|---|---|---|
+| `sslmode` | SSLMODE | libpq's words |
+| `sslrootcert` | SSL_ROOT_CERT | a path |
+| `application_name` | the name in pg_stat_activity | |
+| `connection_limit` | POOL_MAX | |
+| `connect_timeout`, `pool_timeout` | CONNECT_TIMEOUT_MS: their sum, or the one that is there | seconds |
+| `pgbouncer` | PROXY_PROFILE | `true` or `false` |
+| `schema` | the search path; only `public` under the proxy profile | |
+
+The last five are Prisma's, so that one URL serves Node and Python. Prisma's 0, which means no limit, is refused. Any
+other parameter is refused, too, as are several hosts in one URL.
+
+## The knobs
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return _HEAD + "".join(_section(name) for name in DatabaseSettings.model_fields)
+
+
+def _section(name: str) -> str:
+    field = DatabaseSettings.model_fields[name]
+    limits = {type(limit).__name__.lower(): limit for limit in field.metadata}
+    facts = [f"default {_default(field.default)}"]
+    if choices := _choices(field.annotation):
+        facts.append(" or ".join(f"`{choice}`" for choice in choices))
+    if "ge" in limits and "le" in limits:
+        facts.append(f"{limits['ge'].ge:,} to {limits['le'].le:,}")
+    text = re.sub(r" (Seen (?:in|on) .*)", r"\n\n*\1*", str(field.description))
+    return f"\n### {ENV_PREFIX}{name.upper()}\n\n{'; '.join(facts)}\n\n{text}\n"
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"`{str(value).lower()}`"
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((found for part in typing.get_args(annotation) if (found := _choices(part))), ())
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")

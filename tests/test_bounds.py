@@ -1,0 +1,320 @@
+"""Never more than `pool_max` sessions, and no wait without an end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+
+from asyncdb_guard import (
+    AcquireTimeoutError,
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DatabaseSettings,
+    GuardedPool,
+    PoolClosedError,
+)
+from examples.harness.observer import Observer
+from examples.harness.postgres import Cluster
+from tests.support.bound import allow, assert_accounts_balance
+from tests.support.eventually import Eventually
+from tests.support.proxy import TcpProxy
+
+
+@pytest.mark.parametrize("pool_max", [1, 5])
+@pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_300_borrowers_of_whom_120_are_cancelled_never_need_one_session_more(
+    server: Cluster, url: str, pool_max: int, session_reset: str
+) -> None:
+    allow(server, url, pool_max)
+    settings = DatabaseSettings(
+        url=url, pool_max=pool_max, session_reset=session_reset, connect_timeout_ms=20_000, breaker_fail_max=1
+    )
+    chance = random.Random(pool_max)
+
+    async def borrow(number: int) -> int:
+        async with pool.acquire() as connection:
+            if number % 3 == 0:
+                async with connection.transaction():
+                    return await connection.fetchval("SELECT $1::int FROM pg_sleep(0.002)", number)
+            await connection.execute("SELECT pg_sleep(0.001)")
+            return number
+
+    async with GuardedPool(settings) as pool:
+        borrowers = [asyncio.create_task(borrow(number)) for number in range(300)]
+        victims = chance.sample(borrowers, 120)
+        for victim in victims:
+            await asyncio.sleep(chance.random() * 0.005)
+            victim.cancel()
+        outcomes = await asyncio.gather(*borrowers, return_exceptions=True)
+        assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
+        assert sum(outcome in range(300) for outcome in outcomes) >= 180
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connect_failures"] == 0
+        assert_accounts_balance(pool)
+
+
+async def test_sessions_that_end_for_any_reason_make_room_before_the_next_is_opened(server: Cluster, url: str) -> None:
+    allow(server, url, 1)
+    settings = DatabaseSettings(url=url, session_reset="never", max_lifetime_ms=100, breaker_fail_max=1)
+    async with GuardedPool(settings) as pool:
+        for _ in range(10):
+            async with pool.acquire() as connection:
+                await connection.execute("BEGIN")  # left open: this session is not lent again
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT pg_sleep(0.12)")  # too old afterwards
+            with suppress(TimeoutError):
+                async with pool.acquire() as connection, asyncio.timeout(0.02):
+                    await connection.execute("SELECT pg_sleep(10)")  # cancelled
+        stats = pool.stats()
+        assert stats["connect_failures"] == 0
+        assert stats["closed"] >= 10
+        assert stats["replaced"] >= 5
+
+
+async def test_a_pool_of_five_has_five_and_five_only(observer: Observer, url: str, role: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, pool_max=5)) as pool:
+        await pool.ping()
+        assert await observer.count(user=role) == 5
+        pids = await asyncio.gather(*(pool.fetchval("SELECT pg_backend_pid() FROM pg_sleep(0.01)") for _ in range(40)))
+        assert len(set(pids)) == 5
+        assert await observer.count(user=role) == 5
+
+
+async def test_a_first_connect_that_fails_in_part_leaves_no_session(
+    server: Cluster, observer: Observer, url: str, role: str
+) -> None:
+    allow(server, url, 3)
+    async with GuardedPool(DatabaseSettings(url=url, pool_max=5)) as pool:
+        with pytest.raises(ConnectFailedError, match="no connection left"):
+            await pool.ping()
+        assert await observer.count(user=role) == 0
+        allow(server, url, 5)
+        await pool.ping()
+        assert await observer.count(user=role) == 5
+        assert_accounts_balance(pool)
+
+
+async def test_50_callers_behind_a_hung_connect_end_by_their_own_timeout(proxy: TcpProxy, proxied_url: str) -> None:
+    proxy.hang = True
+
+    async def borrow() -> float:
+        started = time.monotonic()
+        with pytest.raises(AcquireTimeoutError):
+            async with pool.acquire(timeout=0.6):
+                pass
+        return time.monotonic() - started
+
+    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+        waits = await asyncio.gather(*(borrow() for _ in range(50)))
+        assert 0.55 < min(waits)
+        assert max(waits) < 0.9
+        assert proxy.accepted == 1
+
+
+async def test_a_hung_connect_fails_one_caller_and_the_next_gets_a_connect_of_its_own(
+    proxy: TcpProxy, proxied_url: str, eventually: Eventually
+) -> None:
+    proxy.hang = True
+    async with GuardedPool(DatabaseSettings(url=proxied_url, connect_timeout_ms=400)) as pool:
+        first = asyncio.create_task(pool.ping())
+        await eventually(lambda: proxy.accepted == 1)
+        second = asyncio.create_task(pool.ping(timeout=2.0))
+        proxy.hang = False
+        with pytest.raises(ConnectTimeoutError):
+            await first
+        await second
+        assert proxy.accepted == 2
+
+
+async def test_a_connect_slower_than_its_caller_serves_the_next(proxy: TcpProxy, proxied_url: str) -> None:
+    proxy.latency = 0.1
+    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+        with pytest.raises(ConnectTimeoutError):
+            await pool.ping(timeout=0.1)
+        await pool.ping()
+        assert proxy.accepted == 1
+        assert pool.stats()["connects"] == 1
+
+
+async def test_a_timeout_of_zero_takes_what_is_there_and_waits_for_nothing(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        with pytest.raises(AcquireTimeoutError):
+            async with pool.acquire(timeout=0):
+                pass
+        await pool.ping()
+        async with pool.acquire(timeout=0):
+            with pytest.raises(AcquireTimeoutError, match=r"No connection became free within 0\.0 s"):
+                async with pool.acquire(timeout=0):
+                    pass
+        assert_accounts_balance(pool)
+
+
+async def test_a_full_pool_is_nobodys_failure(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, breaker_fail_max=1)) as pool, pool.acquire():
+        for _ in range(3):
+            with pytest.raises(AcquireTimeoutError) as caught:
+                await pool.ping(timeout=0.02)
+            assert not isinstance(caught.value, ConnectFailedError)
+        assert pool.stats()["circuit"] == "closed"
+
+
+async def test_first_come_first_served(url: str) -> None:
+    served = []
+
+    async def borrow(number: int) -> None:
+        async with pool.acquire() as connection:
+            served.append(number)
+            await connection.execute("SELECT 1")
+
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        borrowers = [asyncio.create_task(borrow(number)) for number in range(30)]
+        await asyncio.gather(*borrowers)
+        assert served == list(range(30))
+
+
+async def test_10_000_wait_and_all_are_served(url: str) -> None:
+    async def borrow() -> None:
+        async with pool.acquire():
+            pass
+
+    settings = DatabaseSettings(url=url, connect_timeout_ms=30_000, session_reset="never")
+    async with GuardedPool(settings) as pool:
+        await asyncio.gather(*(borrow() for _ in range(10_000)))
+        assert pool.stats()["acquired"] == 10_000
+        assert pool.stats()["connects"] == 1
+        assert_accounts_balance(pool)
+
+
+async def test_10_000_wait_and_all_are_told_that_the_pool_closes(url: str) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url, connect_timeout_ms=30_000))
+    async with pool.acquire():
+        waiting = [asyncio.create_task(pool.ping()) for _ in range(10_000)]
+        await asyncio.sleep(0)
+        assert pool.stats()["waiting"] == 10_000
+        closing = asyncio.create_task(pool.close())
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {PoolClosedError}
+    await closing
+
+
+async def test_a_release_ends_though_the_server_process_has_stopped(
+    server: Cluster, observer: Observer, url: str, role: str, eventually: Eventually
+) -> None:
+    settings = DatabaseSettings(url=url, command_timeout_ms=300)
+    async with GuardedPool(settings) as pool:
+        async with pool.acquire() as connection:
+            pid = await connection.fetchval("SELECT pg_backend_pid()")
+            os.kill(pid, signal.SIGSTOP)
+            started = time.monotonic()
+        try:
+            assert time.monotonic() - started < 1.5
+            assert await pool.fetchval("SELECT pg_backend_pid()") != pid
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        # its client vanished while it could not see that; now it can
+        await eventually(lambda: observer.count(user=role), within=2.0)
+        await eventually(lambda: _is_one(observer, role), within=2.0)
+
+
+async def _is_one(observer: Observer, role: str) -> bool:
+    return await observer.count(user=role) == 1
+
+
+@pytest.mark.parametrize("statement", ["SELECT pg_sleep(30)", None])
+async def test_close_cuts_off_a_borrower_who_never_returns(
+    observer: Observer, url: str, role: str, statement: str | None
+) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url, command_timeout_ms=60_000))
+
+    async def borrow() -> None:
+        async with pool.acquire() as connection:
+            if statement is not None:
+                await connection.execute(statement)
+            await asyncio.Event().wait()
+
+    borrower = asyncio.create_task(borrow())
+    while not pool.stats()["lent"]:
+        await asyncio.sleep(0)
+    started = time.monotonic()
+    await pool.close(timeout=0.4)
+    assert time.monotonic() - started < 0.8
+    assert await observer.count(user=role) == 0
+    borrower.cancel()
+    await asyncio.wait([borrower])
+    assert pool.stats()["lent"] == 0
+    assert pool.stats()["closed"] == 1
+
+
+async def test_close_waits_for_a_borrower_who_returns(observer: Observer, url: str, role: str) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url))
+    async with pool.acquire() as connection:
+        closing = asyncio.create_task(pool.close(timeout=5.0))
+        assert await connection.fetchval("SELECT 1 FROM pg_sleep(0.05)") == 1
+        assert not closing.done()
+    started = time.monotonic()
+    await closing
+    assert time.monotonic() - started < 1.0
+    assert await observer.count(user=role) == 0
+
+
+async def test_close_during_a_connect_leaves_no_session(observer: Observer, url: str, role: str) -> None:
+    for _ in range(10):
+        pool = GuardedPool(DatabaseSettings(url=url))
+        asked = asyncio.create_task(pool.ping())
+        for _ in range(random.randrange(1, 12)):
+            await asyncio.sleep(0)
+        await pool.close()
+        await asyncio.wait([asked])
+        assert await observer.count(user=role) == 0
+
+
+async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, proxied_url: str) -> None:
+    proxy.hang = True
+    pool = GuardedPool(DatabaseSettings(url=proxied_url))
+    asked = asyncio.create_task(pool.ping())
+    await asyncio.sleep(0.01)
+    started = time.monotonic()
+    await pool.close(timeout=0.2)
+    assert time.monotonic() - started < 0.5
+    with pytest.raises(PoolClosedError):
+        await asked
+
+
+async def test_a_borrower_who_returns_while_the_pool_closes_is_not_cancelled(url: str) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url))
+    async with pool.acquire() as connection:
+        await connection.execute("SELECT 1")
+        closing = asyncio.create_task(pool.close(timeout=0.02))
+        await asyncio.wait([closing])
+    await closing
+
+
+async def test_a_statement_that_outlived_its_block_is_not_handed_on(url: str) -> None:
+    settings = DatabaseSettings(url=url, session_reset="never")
+    async with GuardedPool(settings) as pool:
+        for call in ("fetch", "execute"):
+            strays = []
+            with suppress(KeyError):
+                async with pool.acquire() as connection:
+                    strays.append(asyncio.create_task(getattr(connection, call)("SELECT pg_sleep(30)")))
+                    await asyncio.sleep(0.01)
+                    raise KeyError
+            assert await pool.fetchval("SELECT 1") == 1
+            await asyncio.wait(strays)
+            assert strays[0].exception() is not None
+
+
+async def test_a_fetch_that_outlived_a_block_in_peace_is_not_handed_on(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, session_reset="never")) as pool:
+        async with pool.acquire() as connection:
+            stray = asyncio.create_task(connection.fetch("SELECT pg_sleep(30)"))
+            await asyncio.sleep(0.01)
+        assert await pool.fetchval("SELECT 1") == 1
+        await asyncio.wait([stray])
+        assert stray.exception() is not None

@@ -1,0 +1,256 @@
+"""An open circuit lets nothing through: no caller, no packet, nothing in the background; then one trial at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from asyncdb_guard import (
+    AcquireTimeoutError,
+    CircuitOpenError,
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DatabaseSettings,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+    GuardedPool,
+)
+from asyncdb_guard.events import Event
+from examples.harness.observer import Observer
+from tests.support.bound import assert_accounts_balance
+from tests.support.eventually import Eventually
+from tests.support.proxy import TcpProxy
+
+
+async def quiet(proxy: TcpProxy, seconds: float) -> bool:
+    """Whether nobody connects and no byte comes for so long."""
+    seen = proxy.accepted, proxy.client_bytes
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (proxy.accepted, proxy.client_bytes) != seen:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusal_after_the_other(
+    proxy: TcpProxy, proxied_url: str
+) -> None:
+    heard: list[Event] = []
+    proxy.refuse = True
+    async with GuardedPool(DatabaseSettings(url=proxied_url), on_event=heard.append) as pool:
+        for _ in range(3):
+            with pytest.raises(ConnectFailedError) as failed:
+                await pool.ping()
+            assert isinstance(failed.value.__cause__, OSError)
+        for _ in range(5):
+            with pytest.raises(CircuitOpenError) as refused:
+                await pool.ping()
+            assert refused.value.retry_after is not None
+            assert 0 < refused.value.retry_after <= 10
+        assert proxy.accepted == 3
+        assert pool.stats()["circuit"] == "open"
+        assert [event.name for event in heard] == ["circuit_opened", *["circuit_rejected"] * 5]
+        assert_accounts_balance(pool)
+
+
+@pytest.mark.parametrize("pool_max", [1, 5])
+async def test_nobody_connects_behind_an_open_circuit(
+    proxy: TcpProxy, proxied_url: str, observer: Observer, role: str, pool_max: int
+) -> None:
+    settings = DatabaseSettings(url=proxied_url, pool_max=pool_max, breaker_fail_max=1)
+    async with GuardedPool(settings) as pool:
+        await pool.ping()
+        proxy.refuse = True
+        await observer.terminate(user=role)  # asyncpg alone would now connect in the background, again and again
+        with pytest.raises(DatabaseUnavailableError):
+            await pool.ping()
+        assert pool.stats()["circuit"] == "open"
+        assert await quiet(proxy, 1.5)
+        with pytest.raises(CircuitOpenError):
+            await pool.ping()
+        assert await quiet(proxy, 0.1)
+
+
+@pytest.mark.parametrize("pool_max", [1, 5])
+async def test_nobody_connects_when_nobody_asks(
+    proxy: TcpProxy, proxied_url: str, observer: Observer, role: str, pool_max: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=pool_max)) as pool:
+        await pool.ping()
+        accepted = proxy.accepted
+        await observer.terminate(user=role)
+        end = time.monotonic() + 1.5  # asyncpg's first retry comes after one second
+        while time.monotonic() < end:
+            assert proxy.accepted == accepted
+            await asyncio.sleep(0.02)
+        assert caplog.records == []
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_whoever_queues_when_the_circuit_opens_is_refused_too(proxy: TcpProxy, proxied_url: str) -> None:
+    proxy.hang = True
+    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=300)
+    async with GuardedPool(settings) as pool:
+        outcomes = await asyncio.gather(*(pool.ping(timeout=5.0) for _ in range(50)), return_exceptions=True)
+        assert isinstance(outcomes[0], ConnectFailedError)
+        assert {type(outcome) for outcome in outcomes[1:]} == {CircuitOpenError}
+        assert proxy.accepted == 1
+        assert pool.stats()["waiting"] == 0
+        assert_accounts_balance(pool)
+
+
+async def test_a_caller_who_gets_a_session_after_the_circuit_opened_is_refused(url: str) -> None:
+    settings = DatabaseSettings(url=url, breaker_fail_max=1, session_reset="never")
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(DatabaseUnavailableError, match="deadline"):
+            async with pool.acquire():
+                waiting = asyncio.create_task(pool.ping(timeout=5.0))
+                await asyncio.sleep(0)
+                raise DeadlineExceededError("The deadline ended.")
+        with pytest.raises(CircuitOpenError):
+            await waiting
+        assert pool.stats()["idle"] == 1
+
+        await asyncio.sleep(0)
+        assert_accounts_balance(pool)
+
+
+async def test_a_session_that_comes_with_the_news_of_an_open_circuit_goes_back(url: str) -> None:
+    settings = DatabaseSettings(url=url, pool_max=2, breaker_fail_max=1, session_reset="never")
+    async with GuardedPool(settings) as pool:
+        first, second = pool.acquire(), pool.acquire()
+        await first.__aenter__()
+        await second.__aenter__()
+        waiting = asyncio.create_task(pool.ping())
+        await asyncio.sleep(0)
+        await first.__aexit__(None, None, None)  # the session is the waiting caller's, who has not run since
+        deadline = DeadlineExceededError("The deadline ended.")
+        await second.__aexit__(type(deadline), deadline, None)
+        with pytest.raises(CircuitOpenError):
+            await waiting
+        assert pool.stats()["idle"] == 2
+
+
+async def test_connects_in_progress_end_when_the_circuit_opens(
+    proxy: TcpProxy, proxied_url: str, eventually: Eventually
+) -> None:
+    settings = DatabaseSettings(url=proxied_url, pool_max=3, breaker_fail_max=1, connect_timeout_ms=3000)
+    async with GuardedPool(settings) as pool:
+        await pool.ping()
+        proxy.drop_all()
+        await eventually(lambda: proxy.open_connections == 0)
+        proxy.hang = True
+        callers = [asyncio.create_task(pool.ping(timeout=1.6)) for _ in range(3)]
+        await eventually(lambda: proxy.open_connections == 3)
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ConnectTimeoutError, CircuitOpenError, CircuitOpenError]
+        await eventually(lambda: proxy.open_connections == 0, within=0.5)
+        assert_accounts_balance(pool)
+
+
+async def test_half_open_admits_one_of_fifty(proxy: TcpProxy, proxied_url: str, eventually: Eventually) -> None:
+    proxy.refuse = True
+    settings = DatabaseSettings(
+        url=proxied_url, breaker_fail_max=1, breaker_reset_timeout_ms=100, connect_timeout_ms=500
+    )
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConnectFailedError):
+            await pool.ping()
+        await asyncio.sleep(0.11)
+        proxy.refuse = False
+        proxy.hang = True
+        accepted = proxy.accepted
+        outcomes = await asyncio.gather(*(pool.ping() for _ in range(50)), return_exceptions=True)
+        kinds = [type(outcome) for outcome in outcomes]
+        assert kinds.count(CircuitOpenError) == 49
+        assert sum(issubclass(kind, ConnectFailedError) for kind in kinds) == 1
+        assert proxy.accepted == accepted + 1
+        proxy.hang = False
+        await asyncio.sleep(0.21)  # the period has doubled
+        await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+        assert_accounts_balance(pool)
+
+
+async def test_a_cancelled_trial_frees_its_place_at_once(proxy: TcpProxy, proxied_url: str) -> None:
+    proxy.refuse = True
+    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, breaker_reset_timeout_ms=50)
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConnectFailedError):
+            await pool.ping()
+        await asyncio.sleep(0.06)
+        proxy.refuse = False
+        proxy.latency = 0.02
+        trial = asyncio.create_task(pool.ping())
+        await asyncio.sleep(0.01)
+        with pytest.raises(CircuitOpenError):
+            await pool.ping()
+        trial.cancel()
+        await asyncio.wait([trial])
+        await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+
+
+async def test_a_stuck_trial_frees_its_place_when_its_lease_ends(proxy: TcpProxy, proxied_url: str) -> None:
+    proxy.refuse = True
+    settings = DatabaseSettings(
+        url=proxied_url,
+        pool_max=2,
+        breaker_fail_max=1,
+        breaker_reset_timeout_ms=50,
+        connect_timeout_ms=150,
+        command_timeout_ms=150,
+    )
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConnectFailedError):
+            await pool.ping()
+        await asyncio.sleep(0.06)
+        proxy.refuse = False
+        async with pool.acquire():  # and now the trial does something else for a long time
+            with pytest.raises(CircuitOpenError) as refused:
+                await pool.ping()
+            assert refused.value.retry_after is not None
+            assert 0 < refused.value.retry_after <= 0.3
+            await asyncio.sleep(refused.value.retry_after + 0.01)
+            await pool.ping()
+            assert pool.stats()["circuit"] == "closed"
+
+
+async def test_callers_with_little_time_of_their_own_do_not_open_the_circuit_but_the_connect_they_began_does(
+    proxy: TcpProxy, proxied_url: str, eventually: Eventually
+) -> None:
+    proxy.hang = True
+    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=300)
+    async with GuardedPool(settings) as pool:
+        for _ in range(3):
+            with pytest.raises(AcquireTimeoutError):
+                await pool.ping(timeout=0.02)
+        assert pool.stats()["circuit"] == "closed"
+        await eventually(lambda: pool.stats()["circuit"] == "open", within=1.0)
+        assert proxy.accepted == 1
+
+
+async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(proxy: TcpProxy, proxied_url: str) -> None:
+    settings = DatabaseSettings(
+        url=proxied_url, pool_max=2, breaker_fail_max=1, breaker_reset_timeout_ms=50, session_reset="never"
+    )
+    deadline = DeadlineExceededError("The deadline ended.")
+    async with GuardedPool(settings) as pool:
+        early, tripping = pool.acquire(), pool.acquire()
+        await early.__aenter__()
+        await tripping.__aenter__()
+        await tripping.__aexit__(type(deadline), deadline, None)
+        assert pool.stats()["circuit"] == "open"
+        await asyncio.sleep(0.06)
+        await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+        async with pool.acquire():
+            waiting = asyncio.create_task(pool.ping(timeout=1.0))
+            await asyncio.sleep(0)
+            assert pool.stats()["waiting"] == 1
+            await early.__aexit__(type(deadline), deadline, None)
+            await waiting
+        assert pool.stats()["circuit"] == "closed"

@@ -1,0 +1,206 @@
+"""One line of CloudWatch's embedded metric format for each `load_claims` in Lambda, and events for logs."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerFailedError
+from asyncdb_guard.cognito import CognitoTriggers
+from asyncdb_guard.events import CacheMiss, CircuitOpened
+from asyncdb_guard.metrics import LoadMetrics, emf_line, log_events
+from tests.cognito.conftest import returning
+from tests.cognito.events import confirmation_event, machine_event, token_event
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+UNITS = {"Count", "Milliseconds"}
+
+
+def validated(line: str) -> dict[str, Any]:
+    """Check a line by the rules of the format's specification, and return its document."""
+    assert "\n" not in line
+    document: dict[str, Any] = json.loads(line, parse_constant=pytest.fail)
+    assert len(line.encode()) <= 256 * 1024
+    metadata = document["_aws"]
+    assert set(metadata) == {"Timestamp", "CloudWatchMetrics"}
+    assert type(metadata["Timestamp"]) is int
+    assert 1e12 < metadata["Timestamp"] < 1e13  # milliseconds
+    for directive in metadata["CloudWatchMetrics"]:
+        assert set(directive) == {"Namespace", "Dimensions", "Metrics"}
+        assert re.fullmatch(r"[A-Za-z0-9.\-_/#: ]{1,255}", directive["Namespace"])
+        assert directive["Dimensions"]
+        for dimensions in directive["Dimensions"]:
+            assert len(dimensions) <= 30
+            for name in dimensions:
+                assert 1 <= len(name) <= 250
+                assert isinstance(document[name], str)
+                assert 1 <= len(document[name]) <= 1024
+        assert 1 <= len(directive["Metrics"]) <= 100
+        for metric in directive["Metrics"]:
+            assert set(metric) <= {"Name", "Unit", "StorageResolution"}
+            assert 1 <= len(metric["Name"]) <= 1024
+            assert metric["Unit"] in UNITS
+            assert type(document[metric["Name"]]) in {int, float}
+    return document
+
+
+@pytest.fixture
+def in_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "pre-token")
+
+
+@pytest.fixture
+async def pool(url: str) -> AsyncIterator[GuardedPool]:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        yield pool
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [validated(line) for line in out.splitlines()]
+
+
+async def test_a_miss_and_then_a_hit(pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"role": "x"}))
+    for _ in range(2):
+        await triggers.load_claims(token_event("2", sub="the-sub"))
+    miss, hit = printed(capsys)
+    assert (miss["CacheMiss"], miss["Rejected"], miss["Failed"]) == (1, 0, 0)
+    assert 0 < miss["AcquireTime"] < 5000
+    assert (hit["CacheMiss"], hit["Rejected"], hit["Failed"]) == (0, 0, 0)
+    assert "AcquireTime" not in hit
+    assert (miss["service"], miss["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == ("service_undefined", "asyncdb_guard")
+    for line in (miss, hit):
+        assert "the-sub" not in json.dumps(line)
+        assert "example" not in json.dumps(line)
+
+
+async def test_a_sign_in_that_fails_or_is_refused_has_its_line_too(
+    in_lambda: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = GuardedPool(DatabaseSettings(url="postgresql://nobody@127.0.0.1:1/none", breaker_fail_max=1))
+    triggers = CognitoTriggers(pool, claims=returning({}))
+    for _ in range(2):
+        with pytest.raises(TriggerFailedError):
+            await triggers.load_claims(token_event())
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims({})
+    failed, refused, no_event = printed(capsys)
+    assert (failed["CacheMiss"], failed["Rejected"], failed["Failed"]) == (1, 0, 1)
+    assert (refused["CacheMiss"], refused["Rejected"], refused["Failed"]) == (1, 1, 1)
+    assert no_event["Failed"] == 1
+    assert "CacheMiss" not in no_event
+    await pool.close()
+
+
+async def test_a_machine_asks_for_no_claims(pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]) -> None:
+    await CognitoTriggers(pool, claims=returning({})).load_claims(machine_event())
+    (line,) = printed(capsys)
+    assert "CacheMiss" not in line
+    assert line["Failed"] == 0
+
+
+async def test_provisioning_prints_nothing(pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]) -> None:
+    await CognitoTriggers(pool, provision=returning(None)).provision_user(confirmation_event())
+    assert printed(capsys) == []
+
+
+async def test_outside_lambda_nothing_is_printed(pool: GuardedPool, capsys: pytest.CaptureFixture[str]) -> None:
+    await CognitoTriggers(pool, claims=returning({})).load_claims(token_event())
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("off", ["1", "true", "TRUE", " yes ", "on"])
+async def test_the_off_switch(
+    pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", off)
+    await CognitoTriggers(pool, claims=returning({})).load_claims(token_event())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_names_come_from_the_conventional_variables(
+    in_lambda: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "sign-in")
+    monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Shop/Identity")
+    monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", "false")
+    LoadMetrics().publish()
+    (line,) = printed(capsys)
+    assert line["service"] == "sign-in"
+    assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Shop/Identity"
+
+
+def test_blank_names_count_as_none(
+    in_lambda: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", " ")
+    monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "")
+    LoadMetrics().publish()
+    (line,) = printed(capsys)
+    assert line["service"] == "service_undefined"
+    assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "asyncdb_guard"
+
+
+def test_a_line_is_one_write(in_lambda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writes(io.StringIO):
+        def __init__(self) -> None:
+            super().__init__()
+            self.writes: list[str] = []
+
+        def write(self, text: str) -> int:
+            self.writes.append(text)
+            return len(text)
+
+    stdout = Writes()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    LoadMetrics().publish()
+    (text,) = stdout.writes
+    validated(text.removesuffix("\n"))
+
+
+@pytest.mark.parametrize("fault", [OSError, ValueError])
+def test_a_broken_stdout_fails_no_sign_in(
+    in_lambda: None, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise fault
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    LoadMetrics().publish()
+
+
+def test_acquisitions_add_up() -> None:
+    metrics = LoadMetrics()
+    metrics.acquired(0.0010004)
+    metrics.acquired(0.5)
+    line = validated(emf_line(metrics._values, at=1.8e9, namespace="n", service="s"))
+    assert line["AcquireTime"] == 501.0
+    assert line["_aws"]["Timestamp"] == 1_800_000_000_000
+
+
+def test_events_go_to_the_log_for_services(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="asyncdb_guard")
+    log_events(CacheMiss())
+    log_events(CircuitOpened(seconds=2.5))
+    assert [record.getMessage() for record in caplog.records] == ["cache_miss", "circuit_opened seconds=2.5"]
+    last = caplog.records[-1]
+    assert (last.name, last.levelno) == ("asyncdb_guard", logging.INFO)
+    assert (last.event, last.facts) == ("circuit_opened", {"seconds": 2.5})  # type: ignore[attr-defined]
+
+
+async def test_log_events_is_a_listener(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="asyncdb_guard")
+    async with GuardedPool(DatabaseSettings(url=url), on_event=log_events) as pool:
+        await pool.ping()
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["connection_opened", "connection_closed"]

@@ -1,0 +1,76 @@
+"""The face as type checkers see it. It is checked, never run: `nox -s types`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import assert_type
+
+from asyncdb_guard import (
+    CircuitOpenError,
+    ConnectFailedError,
+    DatabaseSettings,
+    DatabaseUnavailableError,
+    Event,
+    GuardedPool,
+    PoolStats,
+    TriggerEventError,
+    TriggerFailedError,
+)
+from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
+from asyncdb_guard.runtime import lambda_handler
+
+pool = GuardedPool()
+same = GuardedPool(DatabaseSettings(pool_max=5, url="postgresql://u@h/d"), on_event=print)
+
+
+def hear(event: Event) -> None:
+    assert_type(event.name, str)
+
+
+heard = GuardedPool(on_event=[hear, print])
+
+
+async def use() -> None:
+    async with GuardedPool() as entered:
+        assert_type(entered, GuardedPool)
+    async with pool.acquire(timeout=0.5) as connection:
+        await connection.execute("SELECT 1")
+    async with pool.transaction(isolation="serializable", readonly=True) as connection:
+        await connection.fetch("SELECT $1::int", 1)
+    for row in await pool.fetch("SELECT 1 AS one"):
+        print(row["one"])
+    first = await pool.fetchrow("SELECT 1")
+    if first is not None:
+        print(first[0])
+    assert_type(await pool.fetchval("SELECT 1"), Any)
+    assert_type(await pool.execute("SELECT 1"), str)
+    await pool.executemany("SELECT $1::int", [(1,), (2,)])
+    await pool.ping()
+    assert_type(pool.stats(), PoolStats)
+    assert_type(pool.stats()["waiting"], int)
+    await pool.close(timeout=1.0)
+
+
+def errors(error: Exception) -> float | None:
+    if isinstance(error, DatabaseUnavailableError):
+        return error.retry_after
+    if isinstance(error, CircuitOpenError | ConnectFailedError | TriggerFailedError | TriggerEventError):
+        return None
+    raise error
+
+
+async def claims(connection: Any, user: CognitoUser) -> dict[str, object]:
+    assert_type(user.sub, str)
+    return {"role": await connection.fetchval("SELECT 1")}
+
+
+async def provision(connection: Any, user: CognitoUser) -> None:
+    await connection.execute("SELECT 1")
+
+
+triggers = CognitoTriggers(pool, claims=claims, provision=provision, on_unavailable="stale")
+with_sql = CognitoTriggers(pool, claims="SELECT 1 AS one", provision="SELECT $1, $2")
+pre_token: Callable[..., Any] = lambda_handler(triggers.load_claims)
+post_confirmation: Callable[..., Any] = lambda_handler(triggers.provision_user)
