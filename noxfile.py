@@ -66,7 +66,8 @@ def services(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """A burst against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
     session.install(".[demo]")
-    session.run("python", "-m", "examples.burst", *session.posargs)
+    # Ctrl-C reaches the demo, too, which takes a moment to stop its servers and its fleet.
+    session.run("python", "-m", "examples.burst", *session.posargs, interrupt_timeout=10, terminate_timeout=5)
 
 
 @nox.session
@@ -86,7 +87,7 @@ def types(session: nox.Session) -> None:
     """mypy and pyright, both strict."""
     session.install("-e", ".[aws,redis,demo]", *group("types"))
     session.run("mypy")
-    session.run("pyright")
+    session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
 
 
 @nox.session

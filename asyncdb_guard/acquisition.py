@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 
 class Acquisition:
-    """What `GuardedPool.acquire()` returns; good for one `async with`."""
+    """What `GuardedPool.acquire()` returns; good for one `async with` at a time."""
 
     __slots__ = ("_guard", "_lending", "_lent", "_permit", "_session", "_since", "_timeout")
 
     _lending: Lending
-    _lent: PoolConnectionProxy
     _permit: int
     _session: Session
     _since: Instant
@@ -32,8 +31,11 @@ class Acquisition:
     def __init__(self, guard: Guard, timeout: float | None) -> None:
         self._guard = guard
         self._timeout = timeout
+        self._lent: PoolConnectionProxy | None = None
 
     async def __aenter__(self) -> PoolConnectionProxy:
+        if self._lent is not None:
+            raise RuntimeError("This acquisition is in use: call acquire() anew for each `async with`.")
         guard = self._guard
         counters = guard.counters
         counters.requests += 1
@@ -69,14 +71,16 @@ class Acquisition:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        session, lending = self._session, self._lending
+        session, lending, lent = self._session, self._lending, self._lent
+        assert lent is not None
+        self._lent = None
         try:
-            session.take_back(self._lent)  # warns of listeners that the block left behind
+            session.take_back(lent)  # warns of listeners that the block left behind
         finally:
             now = clock.now()
             lending.settle(self._permit, self._judge(error, now), now)
             if lending.slots.must_tidy(session, failed=error is not None):
-                await lending.tidy(session, cancelled=isinstance(error, asyncio.CancelledError))
+                await lending.tidy(session, failed=error is not None)
             else:
                 lending.slots.give_back(session)
 

@@ -12,8 +12,8 @@ from asyncdb_guard.judgement import sqlstate_of
 
 _BY_SQLSTATE = {
     "08P01": "the server refused what it was sent",
-    "28000": "the server refused the login; check the user and its rights, and LAMBDA_DATABASE_SSLMODE, as a server that"
-    " demands TLS answers so, too",
+    "28000": "the server refused the login; check the user and its rights, and LAMBDA_DATABASE_SSLMODE, as a server"
+    " that demands TLS answers so, too",
     "28P01": "the server refused the password",
     "3D000": "the database named in LAMBDA_DATABASE_URL does not exist",
     "53300": "the server or the role has no connection left",
@@ -21,8 +21,8 @@ _BY_SQLSTATE = {
 }
 
 _POOLER = (
-    "the server refused a startup parameter, as poolers do; set LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true in"
-    " the database URL"
+    "the server refused a startup parameter, as poolers do; set LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true"
+    " in the database URL"
 )
 
 _RENEWED = (

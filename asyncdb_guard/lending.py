@@ -23,7 +23,7 @@ from asyncdb_guard.stats import Counters
 from asyncdb_guard.waiting import Waiter, WaitQueue
 
 _PARTING = 0.25
-"""Seconds for which a cancelled borrower waits for the server to confirm that its statement has stopped."""
+"""Seconds for which a borrower whose block failed waits for the server to confirm that its statement has stopped."""
 
 _LAST_SECOND = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""
@@ -118,10 +118,10 @@ class Lending:
                 self.queue.refuse(self._breaker, now)
                 self.slots.dials.cancel()
 
-    async def tidy(self, session: Session, cancelled: bool) -> None:
-        """Make a session fit for the next borrower; a cancelled borrower doesn't wait for the end of that."""
+    async def tidy(self, session: Session, *, failed: bool) -> None:
+        """Make a session fit for the next borrower; one whose block failed, or was cancelled, doesn't wait for long."""
         # no shield: it would raise here when the end of the pool cancels that task
-        await asyncio.wait({self.slots.tidy(session)}, timeout=_PARTING if cancelled else None)
+        await asyncio.wait({self.slots.tidy(session)}, timeout=_PARTING if failed else None)
 
     async def close(self, timeout: float, *, patient: bool = True, reason: str = "close") -> None:
         """End all sessions within `timeout` seconds. Patience gives the borrowers three quarters of it to finish."""

@@ -23,19 +23,21 @@ from asyncdb_guard.liveness import socket_probe
 class ProxiedConnection(asyncpg.Connection):
     """A connection that knows whether a pooler may still keep a backend for it.
 
-    asyncpg/protocol/coreproto.pyx: without a statement cache it sends Parse, Describe and Flush, and Sync only with the
-    Bind that follows. A pooler keeps the backend in between. Where nothing follows, since the arguments don't fit or the
-    borrower was cancelled, an idle session would keep it for good: as many of those as there are backends stop a fleet.
+    asyncpg/protocol/coreproto.pyx: it sends Parse, Describe and Flush, and Sync only with the Bind that follows. A
+    pooler keeps the backend in between. Where nothing follows, since the arguments don't fit or the borrower was
+    cancelled, an idle session would keep it for good: as many of those as there are backends stop a fleet.
     """
 
     keeps_backend = False
 
     async def _get_statement(self, *arguments: Any, **options: Any) -> Any:
         self.keeps_backend = True
-        return await super()._get_statement(*arguments, **options)
+        bare: Any = super()
+        return await bare._get_statement(*arguments, **options)
 
     async def _do_execute(self, *arguments: Any, **options: Any) -> Any:
-        answer = await super()._do_execute(*arguments, **options)
+        bare: Any = super()
+        answer = await bare._do_execute(*arguments, **options)
         self.keeps_backend = False
         return answer
 
@@ -89,7 +91,7 @@ class Session:
 
     @property
     def unsettled(self) -> bool:
-        """Whether a statement is still being cancelled or still runs, or a transaction or a pooler's backend is held."""
+        """Whether a statement is being cancelled or still runs, or a transaction or a pooler's backend is kept."""
         connection = self._connection
         return bool(
             connection._protocol._is_cancelling()

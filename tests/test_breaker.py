@@ -241,6 +241,13 @@ def test_a_result_from_before_the_trip_changes_nothing(bench, stage, report):
         assert bench.refused() == LEASE
 
 
+def test_a_trial_has_its_say_once(bench):
+    trial = bench.to_trial()
+    bench.succeed(trial)
+    bench.fail(trial)
+    assert (bench.breaker.state, bench.breaker.failures) == ("closed", 0)
+
+
 def test_a_trial_that_learned_nothing_frees_its_place_at_once(bench):
     bench.breaker.released(bench.to_trial())
     assert bench.breaker.state == "half_open"

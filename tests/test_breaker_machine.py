@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
@@ -77,6 +77,18 @@ class BreakerMachine(RuleBasedStateMachine):
     def the_wall_clock_is_set(self, seconds: float) -> None:
         self.pass_time(0.0, seconds)
 
+    @rule(seconds=st.integers(-400, 400).map(lambda ticks: ticks / 4))
+    def the_process_is_restored_from_a_snapshot(self, seconds: float) -> None:
+        """On another machine, whose monotonic clock began at another time."""
+        self.pass_time(seconds, 0.0)
+
+    @precondition(lambda self: self.expected_refusal() is not None)
+    @rule()
+    def whoever_was_refused_waits_as_told(self) -> None:
+        missing = self.expected_refusal()
+        assert missing is not None
+        self.pass_time(missing, missing)
+
     @rule(jitter=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
     def chance_decides_otherwise(self, jitter: float) -> None:
         self.jitter = jitter
@@ -98,6 +110,9 @@ class BreakerMachine(RuleBasedStateMachine):
             assert caught.value.retry_after == refusal
             self.told.append("circuit_rejected")
             return multiple()
+        return self.somebody_goes()
+
+    def somebody_goes(self) -> Caller:
         caller = Caller(self.breaker.admit(self.now))
         if self.state == "open":
             self.state = "half_open"
@@ -139,6 +154,22 @@ class BreakerMachine(RuleBasedStateMachine):
         self.forget_everybody()
         self.told.append("circuit_opened")
 
+    @precondition(lambda self: self.state == "closed")
+    @rule()
+    def the_database_goes_down(self) -> None:
+        while self.state == "closed":
+            self.a_caller_fails(self.somebody_goes())
+
+    @precondition(lambda self: self.expected_refusal() is None)
+    @rule()
+    def the_next_caller_succeeds(self) -> None:
+        self.a_caller_succeeds(self.somebody_goes())
+
+    @precondition(lambda self: self.expected_refusal() is None)
+    @rule()
+    def the_next_caller_fails(self) -> None:
+        self.a_caller_fails(self.somebody_goes())
+
     @rule(caller=callers)
     def a_caller_learns_nothing(self, caller: Caller) -> None:
         self.breaker.released(caller.permit)
@@ -155,6 +186,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.state == self.state
         assert self.breaker.failures == self.failures
         assert self.heard == self.told
+        assert (self.breaker._trial_since is None) == (self.trial is None)
 
     @invariant()
     def an_open_or_half_open_circuit_listens_to_one_caller_at_most(self) -> None:

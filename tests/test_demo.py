@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from examples.burst.scenario import PoolName
 
-SMALL = ("--processes", "6", "--max-connections", "24", "--seconds", "5")
+SMALL = ("--processes", "6", "--max-connections", "24", "--seconds", "7")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -38,6 +38,7 @@ class Demo:
         self.process = process
         self.output = ""
         self.descendants: set[psutil.Process] = set()
+        self.workers: list[psutil.Process] = []
         self.directories: set[Path] = set()
 
     async def listen(self) -> None:
@@ -57,12 +58,10 @@ class Demo:
         with suppress(psutil.NoSuchProcess):
             command = process.cmdline()
             self.descendants.add(process)
+            if "examples.burst.worker" in command:
+                self.workers.append(process)
             if "-D" in command:
                 self.directories.add(Path(command[command.index("-D") + 1]))
-
-    def worker(self) -> psutil.Process:
-        """One process of the fleet."""
-        return next(process for process in self.descendants if "examples.burst.worker" in process.cmdline())
 
     async def reaches(self, words: str) -> None:
         """Return once it has said this."""
@@ -101,6 +100,7 @@ def figures(output: str, row: str) -> tuple[int, int]:
     return plain, guarded
 
 
+@pytest.mark.timeout(120)
 async def test_a_short_run_tells_the_whole_story_and_leaves_nothing_behind(tmp_path: Path) -> None:
     async with running(*SMALL, cwd=tmp_path) as demo:
         assert await demo.process.wait() == 0, demo.output
@@ -156,7 +156,7 @@ async def test_nothing_outlives_a_demo_that_was_killed(tmp_path: Path) -> None:
 async def test_a_process_that_dies_is_one_clear_failure(tmp_path: Path) -> None:
     async with running(*SMALL, cwd=tmp_path) as demo:
         await demo.reaches("burst  ")
-        demo.worker().kill()
+        demo.workers[-1].kill()
         assert await demo.process.wait() == 1
         await demo.leaves_nothing()
     assert "The demo failed. A process of the fleet died." in demo.output

@@ -119,7 +119,7 @@ def test_hostile_callbacks_give_safe_text_in_time_and_the_process_lives(
                 "The sign-in could not be completed, please try again later",
                 "The request could not be completed",
             }
-            for private in (SUB, "ada", "app_user", "pg_sleep", "postgresql", "somebody"):
+            for private in (SUB, "ada@", "app_user", "pg_sleep", "postgresql", "somebody"):
                 assert private not in said
             fine = environment.invoke(token_event("2", sub=SUB, clientMetadata={"do": "nothing", "after": deed}))
             assert id_claims(fine.payload) == {"role": "x"}

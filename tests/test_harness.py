@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 import trustme
 
@@ -268,6 +269,11 @@ def handler(event, context):
             raise ValueError(text)
         case {"exit": code}:
             os._exit(code)
+        case {"fork": True}:
+            child = os.fork()
+            if child == 0:
+                time.sleep(3600)
+            return child
         case {"ignore": True}:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case {"sleep": seconds}:
@@ -346,6 +352,21 @@ def test_a_process_can_be_asked_or_made_to_end(runtime_api: RuntimeApi, code: Pa
     stubborn.invoke({"ignore": True})
     assert stubborn.terminate(grace=0.1) >= 0.1
     assert stubborn.returncode == -signal.SIGKILL
+
+
+async def test_children_of_a_process_end_with_it(runtime_api: RuntimeApi, code: Path, eventually: Eventually) -> None:
+    environment = runtime_api.environment("app.handler", cwd=code)
+    child = environment.invoke({"fork": True}).payload
+    assert is_running(child)
+    environment.close()
+    await eventually(lambda: not is_running(child))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_fleet_is_closed_together(code: Path) -> None:

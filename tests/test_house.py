@@ -30,7 +30,6 @@ SEPARATE = ({"cognito", "runtime"},)
 # What may be imported, used or named by these rooms only. A name that ends in "_" is the beginning of one.
 DOORS = {
     "aiobreaker": {"breaker"},
-    "boto3": {"aws"},
     "botocore": {"aws"},
     "redis": {"cognito"},
     "asyncpg.connect": {"driver"},

@@ -47,7 +47,7 @@ class World(NamedTuple):
     observer: Observer
 
     async def ended(self, pid: int) -> None:
-        """Wait until the session is gone, while our own event loop runs and sees it go."""
+        """Wait until the session is gone, while our own event loop runs."""
         absent = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)"
         await eventually(lambda: self.observer.fetchval(absent, pid))
 
@@ -196,6 +196,7 @@ async def insufficient_resources(connection, world):
 
 async def pause_seen(connection, world):
     await world.ended(await connection.fetchval("SELECT pg_backend_pid()"))
+    await eventually(connection.is_closed)
     await connection.execute("SELECT 1")
 
 

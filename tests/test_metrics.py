@@ -78,7 +78,10 @@ async def test_a_miss_and_then_a_hit(pool: GuardedPool, in_lambda: None, capsys:
     assert 0 < miss["AcquireTime"] < 5000
     assert (hit["CacheMiss"], hit["Rejected"], hit["Failed"]) == (0, 0, 0)
     assert "AcquireTime" not in hit
-    assert (miss["service"], miss["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == ("service_undefined", "asyncdb_guard")
+    assert (miss["service"], miss["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == (
+        "service_undefined",
+        "asyncdb_guard",
+    )
     for line in (miss, hit):
         assert "the-sub" not in json.dumps(line)
         assert "example" not in json.dumps(line)
@@ -102,14 +105,18 @@ async def test_a_sign_in_that_fails_or_is_refused_has_its_line_too(
     await pool.close()
 
 
-async def test_a_machine_asks_for_no_claims(pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_machine_asks_for_no_claims(
+    pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     await CognitoTriggers(pool, claims=returning({})).load_claims(machine_event())
     (line,) = printed(capsys)
     assert "CacheMiss" not in line
     assert line["Failed"] == 0
 
 
-async def test_provisioning_prints_nothing(pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_provisioning_prints_nothing(
+    pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     await CognitoTriggers(pool, provision=returning(None)).provision_user(confirmation_event())
     assert printed(capsys) == []
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, GuardError
@@ -35,20 +36,27 @@ def off_loop(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def new_session() -> Any:
-    """A session that finds the role's present credentials, also after a fork or a SnapStart restore."""
+@contextmanager
+def aws_session(service: str, remedy: str) -> Generator[Any]:
+    """A new session for the block; it finds the role's present credentials, also after a fork or a SnapStart restore.
+
+    What goes wrong in the block is told as an error of ours; `remedy` says what to do where `service` can't be used.
+    """
     try:
         from boto3.session import Session
+        from botocore.exceptions import BotoCoreError
     except ImportError:
         Session = None  # noqa: N806
+        BotoCoreError = Exception  # noqa: N806
     if Session is None:
         raise ConfigurationError("Credentials from AWS need an extra: pip install 'asyncdb-guard[aws]'.")
-    return Session()
+    try:
+        yield Session()
+    except BotoCoreError as error:
+        raise _trouble(type(error).__name__, service, remedy) from error
 
 
-def trouble(error: Exception, service: str, remedy: str) -> GuardError:
-    """The error to raise for a `BotoCoreError`; `remedy` says what to do where `service` can't be reached."""
-    kind = type(error).__name__
+def _trouble(kind: str, service: str, remedy: str) -> GuardError:
     if kind in _NO_ROLE:
         return ConfigurationError(f"No AWS credentials were found for {service}: give the function a role ({kind}).")
     return ConnectFailedError(f"{service} could not be used: {remedy} ({kind}).")

@@ -6,11 +6,12 @@ import asyncio
 import os
 import re
 from dataclasses import replace
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from asyncdb_guard.aws.boto import new_session, off_loop, trouble
+from asyncdb_guard.aws.boto import aws_session, off_loop
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.faults import label
 from asyncdb_guard.target import ConnectTarget
@@ -35,26 +36,20 @@ class IamCredentials:
 
 
 def _token(target: ConnectTarget) -> str:
-    session = new_session()
-    from botocore.exceptions import BotoCoreError, NoCredentialsError
-    from botocore.model import ServiceId
-    from botocore.signers import RequestSigner
+    with aws_session(label("iam_auth"), "the role's credentials could not be had") as session:
+        from botocore.exceptions import NoCredentialsError
+        from botocore.model import ServiceId
+        from botocore.signers import RequestSigner
 
-    url = f"https://{target.host}:{target.port}/?Action=connect&DBUser={quote(str(target.user), safe='')}"
-    try:
         region = _region(target, session.region_name)
         credentials = session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
-        signer = RequestSigner(ServiceId("rds-db"), region, "rds-db", "v4", credentials, session.events)
-        signed: str = signer.generate_presigned_url(
-            {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}},
-            operation_name="connect",
-            expires_in=_LIFETIME,
-        )
-    except BotoCoreError as error:
-        raise trouble(error, f"{label('iam_auth')}", "the role's credentials could not be had") from error
-    return signed.removeprefix("https://")
+        signer: Any = RequestSigner(ServiceId("rds-db"), region, "rds-db", "v4", credentials, session.events)
+        url = f"https://{target.host}:{target.port}/?Action=connect&DBUser={quote(str(target.user), safe='')}"
+        request: dict[str, object] = {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}}
+        signed = signer.generate_presigned_url(request, operation_name="connect", expires_in=_LIFETIME)
+        return str(signed).removeprefix("https://")
 
 
 def _region(target: ConnectTarget, configured: str | None) -> str:

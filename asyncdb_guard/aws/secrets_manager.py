@@ -8,10 +8,11 @@ import os
 import re
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from pydantic import SecretStr
 
-from asyncdb_guard.aws.boto import new_session, off_loop, trouble
+from asyncdb_guard.aws.boto import aws_session, off_loop
 from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, GuardError
 from asyncdb_guard.faults import label
 from asyncdb_guard.target import DEFAULT_PORT, ConnectTarget
@@ -80,30 +81,28 @@ def _fetch_text(arn: str, timeout: float) -> SecretStr:
     region = _ARN.fullmatch(arn)
     if region is None:
         raise ConfigurationError(f"{_LABEL} must be arn:aws:secretsmanager:region:account:secret:name.")
-    session = new_session()
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+    remedy = "in a VPC it takes a NAT gateway, or an interface endpoint in the region that the ARN names"
+    with aws_session("Secrets Manager", remedy) as session:
+        from botocore.config import Config
+        from botocore.exceptions import ClientError
 
-    # one attempt: a second one would not fit into the bound of a connect
-    config = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
-    try:
+        # one attempt: a second one would not fit into the bound of a connect
+        config = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
         # never kept: a fork would share its socket
-        client = session.client("secretsmanager", region_name=region["region"], config=config)
+        client: Any = session.client("secretsmanager", region_name=region["region"], config=config)
         try:
             text = client.get_secret_value(SecretId=arn).get("SecretString")
+        except ClientError as error:
+            raise _refusal(error.response) from error
         finally:
             client.close()
-    except ClientError as error:
-        raise _refusal(str(error.response.get("Error", {}).get("Code", "unknown"))) from error
-    except BotoCoreError as error:
-        remedy = "in a VPC it takes a NAT gateway, or an interface endpoint in the region that the ARN names"
-        raise trouble(error, "Secrets Manager", remedy) from error
     if not text:
         raise ConfigurationError(f"The secret of {_LABEL} has no text: store a JSON object in it.")
     return SecretStr(text)
 
 
-def _refusal(code: str) -> GuardError:
+def _refusal(response: Any) -> GuardError:
+    code = response.get("Error", {}).get("Code", "unknown")
     if code in _REMEDIES:
         return ConfigurationError(f"The secret of {_LABEL} could not be read: {_REMEDIES[code]} ({code}).")
     return ConnectFailedError(f"Secrets Manager did not answer; trying again later may help ({code}).")
@@ -119,11 +118,8 @@ def _parsed(text: SecretStr) -> _Secret:
 
 def _read(text: str) -> _Secret | str:
     """The secret, or what is wrong with it."""
-    try:
-        fields = json.loads(text)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
+    fields = _fields(text)
+    if fields is None:
         return "is no JSON object: store username and password in one"
     user, password, host, port, database = (
         _word(fields.get(name)) for name in ("username", "password", "host", "port", "dbname")
@@ -134,6 +130,14 @@ def _read(text: str) -> _Secret | str:
     if port is not None and not (port.isdecimal() and 1 <= int(port) <= 65535):
         return "has a port that is no number from 1 to 65535: correct it, or take it out"
     return _Secret(user, SecretStr(password), host, int(port) if port is not None else None, database)
+
+
+def _fields(text: str) -> dict[str, object] | None:
+    try:
+        fields: object = json.loads(text)
+    except ValueError:
+        return None
+    return cast("dict[str, object]", fields) if isinstance(fields, dict) else None
 
 
 def _word(value: object) -> str | None:

@@ -42,7 +42,7 @@ class Process:
         self._prepared = False
         self._guards_sigterm = False
         self._former: Any = None
-        self._ending: asyncio.Future[None] | None = None
+        self._ending = False
 
     @property
     def initialising(self) -> bool:
@@ -82,6 +82,9 @@ class Process:
             except BaseException as error:
                 # a SystemExit or KeyboardInterrupt beside our task stops the loop, and would leave the task behind
                 stray = stray or error
+            if self._ending:
+                self._end()
+            if stray:
                 task.cancel()
         return (None, stray) if stray else task.result()
 
@@ -125,20 +128,22 @@ class Process:
 
     def _on_sigterm(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # for a handler that blocks the loop, and one that ends before the sessions do
+        # for a handler that blocks the loop
         signal.signal(signal.SIGALRM, self._exit)
         signal.setitimer(signal.ITIMER_REAL, _LAST_MOMENT)
-        if self._runner is not None:
-            loop = self._runner.get_loop()
-            if loop.is_running():
-                loop.call_soon_threadsafe(self._exit_soon)
-                return
-            self._disconnect()
-        self._exit()
+        if self._runner is None:
+            self._exit()
+        loop = self._runner.get_loop()
+        if not loop.is_running():
+            self._end()
+        self._ending = True
+        # unless the call comes to its own end first
+        loop.call_soon_threadsafe(lambda: self._ending and loop.stop())
 
-    def _exit_soon(self) -> None:
-        self._ending = asyncio.ensure_future(_end_sessions())
-        self._ending.add_done_callback(self._exit)
+    def _end(self) -> NoReturn:
+        self._ending = False
+        self._disconnect()
+        self._exit()
 
     def _exit(self, *_: object) -> NoReturn:
         signal.setitimer(signal.ITIMER_REAL, 0)

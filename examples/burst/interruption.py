@@ -31,8 +31,10 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        # An interrupted process is about to end, and still in nobody's way.
+        if not self._happened:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def run(self, job: Coroutine[Any, Any, T]) -> T:
         """Like `asyncio.run`. Raises KeyboardInterrupt once the interrupted job has cleaned up."""

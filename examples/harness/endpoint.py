@@ -81,7 +81,7 @@ class Endpoint:
         return Answer(document, None, seconds) if succeeded else Answer(None, document, seconds)
 
     def no_more_events(self) -> None:
-        """A process that waits for an event gives up and ends by itself, exit handlers included."""
+        """A process that waits for an event gives up, now or later, and ends by itself, exit handlers included."""
         self._events.put_nowait(None)
 
     def fail(self, reason: str) -> None:
@@ -134,6 +134,7 @@ class Endpoint:
 
     def _hand_over(self, event: tuple[str, bytes, int] | None, writer: asyncio.StreamWriter) -> None:
         if event is None:
+            self.no_more_events()  # Other processes of this environment may wait, too.
             write_response(writer, 410, b"{}")
             return
         request_id, payload, timeout_ms = event

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import tempfile
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +27,24 @@ PORTABLE = Path(__file__).parent / "portable"
 """Stands in for the native part of `awslambdaric` where that was not built: beyond Linux."""
 
 
+class _Output:
+    """What a process writes to. A file and not a pipe: a child of the process may hold it open for ever."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._all: bytes | None = None
+
+    def text(self) -> str:
+        return (self._read() if self._all is None else self._all).decode(errors="replace")
+
+    def close(self) -> None:
+        self._all = self._read()
+        self.file.close()
+
+    def _read(self) -> bytes:
+        return os.pread(self.file.fileno(), os.fstat(self.file.fileno()).st_size, 0)
+
+
 class Environment:
     """One process, which answers one event at a time; lives until `close()`, or until its process has ended."""
 
@@ -35,7 +56,7 @@ class Environment:
         self._env = env
         self._cwd = cwd
         self._python = python
-        self._output: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
+        self._stdout, self._stderr = _Output(), _Output()
 
     def __enter__(self) -> Self:
         return self
@@ -50,12 +71,12 @@ class Environment:
     @property
     def stdout(self) -> str:
         """All that the process has written to stdout so far."""
-        return self._output[1].decode(errors="replace")
+        return self._stdout.text()
 
     @property
     def stderr(self) -> str:
         """All that the process has written to stderr so far."""
-        return self._output[2].decode(errors="replace")
+        return self._stderr.text()
 
     def invoke(self, event: Any, *, timeout_ms: int = 6000, timeout: float = 10.0) -> Answer:
         """Hand the event to the process and wait for its answer.
@@ -93,12 +114,12 @@ class Environment:
         return self._api.run(self._until_ended(), timeout)
 
     def freeze(self) -> None:
-        """Stop the process where it is (SIGSTOP), as Lambda does between invocations."""
-        self._signal(signal.SIGSTOP)
+        """Stop the process and its children where they are (SIGSTOP), as Lambda does between invocations."""
+        os.killpg(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on (SIGCONT)."""
-        self._signal(signal.SIGCONT)
+        """Let them go on (SIGCONT)."""
+        os.killpg(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """End the process: gently if it waits for an event, else with SIGKILL. Safe to call twice."""
@@ -106,7 +127,10 @@ class Environment:
 
     def _signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            # It may have ended a moment ago: `returncode` waits for the rest of its output.
+            with suppress(ProcessLookupError):
+                # SIGKILL for all that it has forked, too: with one of them alive its output would never end.
+                (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
 
     async def begin(self) -> None:
         """Start the process. For the API's own thread."""
@@ -115,7 +139,7 @@ class Environment:
         self._process = await asyncio.create_subprocess_exec(
             self._python, "-m", "awslambdaric", self._handler,
             cwd=self._cwd, env=self._variables(address), start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL, stdout=self._stdout.file, stderr=self._stderr.file,
         )  # fmt: skip
         self._ended = asyncio.create_task(self._watch())
 
@@ -151,18 +175,15 @@ class Environment:
         }
 
     async def _watch(self) -> int:
-        """Collect the output until the process ends, then fail whatever still waits for it."""
-        await asyncio.gather(*(self._collect(number) for number in self._output))
+        """Wait for the end of the process, then end its children and fail whatever still waits for an answer."""
         self.returncode = await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._stdout.close()
+        self._stderr.close()
         self._endpoint.fail(f"The process has ended with exit code {self.returncode}.")
         await self._endpoint.close()
         return self.returncode
-
-    async def _collect(self, number: int) -> None:
-        stream = {1: self._process.stdout, 2: self._process.stderr}[number]
-        assert stream is not None
-        while piece := await stream.read(65536):
-            self._output[number] += piece
 
     async def _until_ready(self) -> None:
         await self._endpoint.asked.wait()

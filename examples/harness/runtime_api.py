@@ -54,8 +54,13 @@ class RuntimeApi:
         process only with `AWS_EXECUTION_ENV="AWS_Lambda_python3.12"` or later in `env`, as on Lambda.
         """
         environment = Environment(self, handler, env or {}, Path(cwd or Path.cwd()).resolve(), python)
-        self._environments.append(environment)
-        self.run(environment.begin())
+        begun = self.submit(environment.begin())
+        try:
+            begun.result()
+        finally:
+            # Ctrl-C may have ended the wait: `close()` must know the process all the same.
+            if begun.exception() is None:
+                self._environments.append(environment)
         return environment
 
     def close(self) -> None:

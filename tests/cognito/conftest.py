@@ -48,9 +48,7 @@ async def make_pool(url: str, heard: list[str]) -> AsyncIterator[MakePool]:
     pools: list[GuardedPool] = []
 
     def make(**settings: Any) -> GuardedPool:
-        pool = GuardedPool(
-            DatabaseSettings(**{"url": url} | settings), on_event=lambda event: heard.append(event.name)
-        )
+        pool = GuardedPool(DatabaseSettings(**{"url": url} | settings), on_event=lambda event: heard.append(event.name))
         pools.append(pool)
         return pool
 

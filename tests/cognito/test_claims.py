@@ -141,7 +141,7 @@ def test_an_answer_that_is_no_mapping_is_refused(returned: Any) -> None:
 
 @pytest.mark.parametrize("name", [1, None, b"role", "", "\ud800"])
 def test_a_claim_needs_a_name(name: Any) -> None:
-    with pytest.raises(ClaimError, match="^claims holds a"):
+    with pytest.raises(ClaimError, match=r"^claims holds a"):
         answered({name: 1})
 
 
@@ -181,7 +181,7 @@ def test_aud_may_be_added_to_the_access_token_if_it_is_the_client() -> None:
 @pytest.mark.parametrize("name", ["phone_number_verified", "email_verified", "updated_at", "address"])
 def test_four_claims_of_the_id_token_are_never_lists_or_objects(name: str) -> None:
     for value in ([], {}, ["x"]):
-        with pytest.raises(ClaimError, match=f"'{name}' can't be a list or an object in the ID token"):
+        with pytest.raises(ClaimError, match=rf"'{name}' can't be a list or an object in the ID token"):
             answered(TokenClaims(id={name: value}))
         answered(TokenClaims(access={name: value}))
         answered({name: value}, "1")  # there it is a text
@@ -230,7 +230,7 @@ def test_all_that_token_claims_can_say(version: str) -> None:
     ],
 )
 def test_version_1_has_no_access_token_to_speak_of(claims: TokenClaims) -> None:
-    with pytest.raises(ClaimError, match="needs a version 2 event.*V2_0"):
+    with pytest.raises(ClaimError, match=r"needs a version 2 event.*V2_0"):
         answered(claims, "1")
 
 
@@ -362,7 +362,18 @@ def test_everything_survives_a_cache(version: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no json", "[]", "null", "5", '{"id":{"sub":"x"}}', '{"id":[]}', '{"unknown":1}', "[" * 100_000, '{"id":{"a":NaN}}'],
+    [
+        "",
+        "no json",
+        "[]",
+        "null",
+        "5",
+        '{"id":{"sub":"x"}}',
+        '{"id":[]}',
+        '{"unknown":1}',
+        "[" * 100_000,
+        '{"id":{"a":NaN}}',
+    ],
 )
 def test_what_a_cache_may_not_hold_is_as_good_as_nothing(text: str) -> None:
     assert restore(text, request().user) is None

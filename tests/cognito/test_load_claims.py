@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asyncdb_guard import TriggerEventError, TriggerFailedError
-from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, TokenClaims
+from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache, TokenClaims
 from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import access_claims, id_claims, machine_event, token_event
 
@@ -84,7 +84,14 @@ async def test_what_is_no_event_of_this_trigger_costs_no_connection(
     make_pool: MakePool, proxy: TcpProxy, proxied_url: str
 ) -> None:
     triggers = CognitoTriggers(make_pool(url=proxied_url), claims=role_of)
-    for event in (None, [], {}, token_event(source="PreSignUp_SignUp"), token_event("9"), token_event(userAttributes={})):
+    for event in (
+        None,
+        [],
+        {},
+        token_event(source="PreSignUp_SignUp"),
+        token_event("9"),
+        token_event(userAttributes={}),
+    ):
         with pytest.raises(TriggerEventError):
             await triggers.load_claims(event)  # type: ignore[arg-type]
     assert proxy.accepted == 0
@@ -150,6 +157,21 @@ async def test_fifty_at_once_are_one_miss_and_one_query(
     assert all(id_claims(event) == {"role": "admin"} for event in events)
 
 
+async def test_those_who_wait_for_a_load_that_fails_fail_with_it(pool: GuardedPool) -> None:
+    asked = 0
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        nonlocal asked
+        asked += 1
+        await conn.execute("SELECT 1/0")
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    loads = (triggers.load_claims(token_event("2", sub="s")) for _ in range(10))
+    outcomes = await asyncio.gather(*loads, return_exceptions=True)
+    assert asked == 1
+    assert [type(outcome) for outcome in outcomes] == [TriggerFailedError] * 10
+
+
 async def test_different_users_never_share_a_load(pool: GuardedPool) -> None:
     async def claims(conn: Any, user: CognitoUser) -> Any:
         await asyncio.sleep(0)
@@ -207,12 +229,11 @@ async def test_a_failure_is_not_kept(pool: GuardedPool) -> None:
 
 
 async def test_time_to_live_zero_turns_every_cache_off(make_pool: MakePool, heard: list[str]) -> None:
-    from asyncdb_guard.cognito import MemoryCache
-
     cache = MemoryCache()
     triggers = CognitoTriggers(make_pool(claims_cache_ttl_ms=0), claims=returning({"a": 1}), cache=cache)
     for _ in range(3):
         await triggers.load_claims(token_event("2", sub="s"))
+        await triggers.forget("s")
     assert heard.count("cache_miss") == 3
     assert len(cache) == 0
 

@@ -76,7 +76,9 @@ async def test_nothing_in_redis_names_anybody(make_pool: MakePool, redis: RedisS
 
 
 @debian
-async def test_one_environment_loads_for_the_fleet(make_pool: MakePool, redis: RedisServer, sub: str, heard: list[str]) -> None:
+async def test_one_environment_loads_for_the_fleet(
+    make_pool: MakePool, redis: RedisServer, sub: str, heard: list[str]
+) -> None:
     settings = {"claims_cache_url": redis.url}
     fleet = [CognitoTriggers(make_pool(**settings), claims=role_of) for _ in range(3)]
     for triggers in fleet:
@@ -93,7 +95,9 @@ async def test_fifty_at_once_are_one_query(make_pool: MakePool, redis: RedisServ
 
 
 @debian
-async def test_provisioning_in_one_environment_forgets_in_all(make_pool: MakePool, redis: RedisServer, sub: str) -> None:
+async def test_provisioning_in_one_environment_forgets_in_all(
+    make_pool: MakePool, redis: RedisServer, sub: str
+) -> None:
     settings = {"claims_cache_url": redis.url}
     signing_in = CognitoTriggers(make_pool(**settings), claims=role_of)
     assert id_claims(await signing_in.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
@@ -165,7 +169,9 @@ def test_a_forked_child_uses_a_connection_of_its_own(redis: RedisServer) -> None
 
 
 @debian
-async def test_a_shared_entry_is_checked_like_any_other(make_pool: MakePool, redis: RedisServer, heard: list[str]) -> None:
+async def test_a_shared_entry_is_checked_like_any_other(
+    make_pool: MakePool, redis: RedisServer, heard: list[str]
+) -> None:
     triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=returning({"role": "x"}))
     await triggers.load_claims(token_event("2", sub="s"))
     (name,) = redis.command("KEYS", "*")

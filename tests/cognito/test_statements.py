@@ -46,12 +46,15 @@ async def test_no_row_is_no_claims(pool: GuardedPool, sub: str) -> None:
         ("SELECT 'x' AS plan", {"plan": "x"}),
         ("SELECT $1 AS a, $2 AS b, $3 AS c", {"a": "S", "b": "ada@example.com", "c": user_attributes("S")}),
         ("SELECT $3->>'email' AS email", {"email": "ada@example.com"}),
-        ("SELECT $3::jsonb->'email' AS email, $3::text IS NOT NULL AS there", {"email": "ada@example.com", "there": True}),
+        (
+            "SELECT $3::jsonb->'email' AS email, $3::text IS NOT NULL AS there",
+            {"email": "ada@example.com", "there": True},
+        ),
         ("SELECT $2 AS email, $2 AS again", {"email": "ada@example.com", "again": "ada@example.com"}),
         ("WITH who AS (SELECT $1::text AS sub) SELECT length(sub) AS n FROM who ;", {"n": 1}),
         ("SELECT '$1;' AS text -- $9", {"text": "$1;"}),
         ("VALUES (1)", {"column1": 1}),
-        ("SELECT '{\"a\": [1, {\"b\": null}]}'::json AS nested", {"nested": {"a": [1, {"b": None}]}}),
+        ('SELECT \'{"a": [1, {"b": null}]}\'::json AS nested', {"nested": {"a": [1, {"b": None}]}}),
         ("SELECT 9007199254740993::text AS big", {"big": "9007199254740993"}),
         ("SELECT 1 AS asyncdb_guard_row, 2 AS answer", {"asyncdb_guard_row": 1, "answer": 2}),
     ],
@@ -99,7 +102,7 @@ async def test_what_is_wrong_with_a_statement_is_told_to_the_log(
     pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture, statement: str, told: str
 ) -> None:
     await pool.execute("INSERT INTO app_user (cognito_sub) VALUES (gen_random_uuid())")
-    with pytest.raises(TriggerFailedError, match="^The sign-in could not be completed, please try again later$"):
+    with pytest.raises(TriggerFailedError, match=r"^The sign-in could not be completed, please try again later$"):
         await CognitoTriggers(pool, claims=statement).load_claims(token_event("2", sub=sub))
     (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
     assert record.levelname == "ERROR"

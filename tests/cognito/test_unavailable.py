@@ -10,6 +10,8 @@ import pytest
 
 from asyncdb_guard import TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
+from asyncdb_guard.cognito.event import read_token_event
+from asyncdb_guard.cognito.store import ClaimsStore
 from tests.cognito.conftest import Context, MakePool, returning, role_of
 from tests.cognito.events import id_claims, token_event
 
@@ -122,6 +124,10 @@ async def test_stale_without_a_cache_is_a_denial_that_says_so(
     triggers = CognitoTriggers(make_pool(claims_cache_ttl_ms=0), claims=role_of, on_unavailable="stale")
     assert await outcome(triggers, token_event()) == "denied"
     assert "LAMBDA_DATABASE_CLAIMS_CACHE_TTL_MS=0 turns off" in caplog.text
+
+
+async def test_where_nothing_is_kept_nothing_is_stale() -> None:
+    assert await ClaimsStore(None, ttl=0, keep_stale=False).last_known(read_token_event(token_event()), "") is None
 
 
 class Stale:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
+import boto3.session
 import pytest
 from moto import mock_aws
 from moto.core.exceptions import JsonRESTError
@@ -67,7 +67,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def secrets_manager(aws: None, monkeypatch: pytest.MonkeyPatch) -> SecretsManager:
     """A Secrets Manager with nothing in it."""
-    manager = SecretsManager(boto3.client("secretsmanager", region_name=REGION))
+    manager = SecretsManager(boto3.session.Session().client("secretsmanager", region_name=REGION))
     answer = SecretsManagerBackend.get_secret_value
 
     def get_secret_value(*arguments: Any, **options: Any) -> Any:

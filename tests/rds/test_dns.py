@@ -29,9 +29,7 @@ async def test_after_a_failover_the_next_connect_goes_where_the_name_then_leads(
 async def test_the_end_of_a_sessions_life_leaves_the_old_answer_behind(server, role, resolver):
     with TcpProxy(server.host, server.port) as old, TcpProxy(server.host, server.port) as new:
         resolver.answers[NAME] = old.host, old.port
-        settings = DatabaseSettings(
-            url=f"postgresql://{role}@{NAME}/postgres", sslmode="disable", max_lifetime_ms=100
-        )
+        settings = DatabaseSettings(url=f"postgresql://{role}@{NAME}/postgres", sslmode="disable", max_lifetime_ms=100)
         async with GuardedPool(settings) as pool:
             await pool.ping()
             resolver.answers[NAME] = new.host, new.port

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
+import boto3.session
 import botocore.auth
 import pytest
 
@@ -29,9 +29,9 @@ def role(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime.datetime]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[dt.datetime]:
     """Botocore's clock, which a test can set."""
-    now = [datetime.datetime(2026, 1, 2, 3, 4, 5)]  # noqa: DTZ001  # botocore's own are naive
+    now = [dt.datetime(2026, 1, 2, 3, 4, 5)]  # noqa: DTZ001  # botocore's own are naive
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_: now[0])
     return now
 
@@ -47,7 +47,9 @@ async def token(url: str, **knobs: object) -> str:
 async def test_it_is_the_token_that_boto3_makes(role, clock, user):
     url = f"postgresql://{user.replace('+', '%2B').replace(' ', '%20').replace('/', '%2F')}@{DATABASE}:6000/app"
     ours = await token(url)
-    assert ours == boto3.client("rds", region_name="eu-west-1").generate_db_auth_token(DATABASE, 6000, user)
+    assert ours == boto3.session.Session().client("rds", region_name="eu-west-1").generate_db_auth_token(
+        DATABASE, 6000, user
+    )
     asked = parse_qs(urlsplit(f"https://{ours}").query)
     assert asked["DBUser"] == [user]
     assert asked["X-Amz-Expires"] == ["900"]
@@ -55,12 +57,14 @@ async def test_it_is_the_token_that_boto3_makes(role, clock, user):
 
 async def test_it_is_signed_for_the_proxy_where_that_is_dialled_and_for_its_region(role, clock):
     ours = await token(f"postgresql://app@{DATABASE}/app", proxy_host=PROXY)
-    assert ours == boto3.client("rds", region_name="us-east-2").generate_db_auth_token(PROXY, 5432, "app")
+    assert ours == boto3.session.Session().client("rds", region_name="us-east-2").generate_db_auth_token(
+        PROXY, 5432, "app"
+    )
 
 
 async def test_each_connect_gets_one_of_its_own(role, clock):
     first = await token(f"postgresql://app@{DATABASE}/app")
-    clock[0] += datetime.timedelta(minutes=15)
+    clock[0] += dt.timedelta(minutes=15)
     assert await token(f"postgresql://app@{DATABASE}/app") != first
 
 
@@ -87,7 +91,9 @@ async def test_a_role_whose_credentials_cannot_be_had_just_now_may_work_later(ro
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")
     monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
-    with pytest.raises(ConnectFailedError, match=r"the role's credentials could not be had \(CredentialRetrievalError\)"):
+    with pytest.raises(
+        ConnectFailedError, match=r"the role's credentials could not be had \(CredentialRetrievalError\)"
+    ):
         await token(f"postgresql://app@{DATABASE}/app")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
+import boto3.session
 import botocore.auth
 import pytest
 import trustme
@@ -54,7 +54,7 @@ def start(authority: trustme.CA, directory: Path) -> Iterator[Callable[..., Clus
     """Starts a PostgreSQL that speaks TLS only, with a certificate for these names."""
     clusters: list[Cluster] = []
 
-    def start(*names: str, not_after: datetime.datetime | None = None) -> Cluster:
+    def start(*names: str, not_after: dt.datetime | None = None) -> Cluster:
         certificate = authority.issue_cert(*names, not_after=not_after)
         stem = uuid.uuid4().hex
         files = directory / f"{stem}.crt", directory / f"{stem}.key"
@@ -83,7 +83,7 @@ def misnamed_server(start: Callable[..., Cluster]) -> Cluster:
 
 @pytest.fixture(scope="module")
 def expired_server(start: Callable[..., Cluster]) -> Cluster:
-    return start(Cluster.host, not_after=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    return start(Cluster.host, not_after=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
 
 
 def settings(url: str, sslmode: str, ca: str | None = None) -> DatabaseSettings:
@@ -192,9 +192,9 @@ async def test_an_iam_token_is_the_password_over_tls(tls_server, trusted, monkey
         "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "eu-west-1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    now = datetime.datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001  # botocore's own are naive
+    now = dt.datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001  # botocore's own are naive
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_: now)
-    client = boto3.client("rds", region_name="eu-west-1")
+    client = boto3.session.Session().client("rds", region_name="eu-west-1")
     token = client.generate_db_auth_token(tls_server.host, tls_server.port, "token_bearer")
     tls_server.psql(f"CREATE ROLE token_bearer LOGIN PASSWORD '{token}'")
     made = DatabaseSettings(
@@ -238,7 +238,7 @@ async def test_a_useless_ca_file_is_a_matter_of_configuration(tmp_path, content)
 
 def test_a_context_is_made_once_and_the_systems_store_is_read_only_where_it_is_needed(monkeypatch, trusted):
     loads: list[ssl.SSLContext] = []
-    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda context: loads.append(context))
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda context: loads.append(context))  # noqa: PLW0108  # bound
     url = "postgresql://app@db.example/app"
     contexts = TlsContexts()
     for made, loaded in (

@@ -47,6 +47,9 @@ class Link:
         self.client.abort()
         self.server.abort()
 
+    def silence(self) -> None:
+        self._severed = True
+
     def end(self) -> None:
         self.client.end()
         self.server.end()

@@ -19,6 +19,7 @@ from examples.harness.postgres import Cluster
 
 _PROGRAMS = ("/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer")
 
+_ADMIN = "admin's own"
 _CONFIGURATION = """
 [databases]
 * = host={host} port={port}
@@ -51,7 +52,7 @@ class PgBouncer:
         self.backends = backends
         self.port = free_port()
         self._auth_type = auth_type
-        self._users = {"admin": "", **users}
+        self._users = {"admin": _ADMIN, **users}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -94,7 +95,7 @@ class PgBouncer:
                 self.admin("SHOW VERSION")
             except RuntimeError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"PgBouncer did not start:\n{self.log}") from None
+                    raise RuntimeError(f"PgBouncer did not start:\n{self.log[-2000:]}") from None
                 time.sleep(0.01)
             else:
                 return
@@ -126,10 +127,12 @@ class PgBouncer:
         """Run one command in the admin console: PAUSE, RESUME, SHOW POOLS; the rows of the answer."""
         done = subprocess.run(
             [
-                Installation.of(self.server.version).programs / "psql", "-X", "-q", "-A", "-F", "\t", "-P", "footer=off",
-                "-c", command, f"postgresql://admin@{self.host}:{self.port}/pgbouncer?connect_timeout=5",
+                Installation.of(self.server.version).programs / "psql", "-X", "-q", "-A",
+                "-F", "\t", "-P", "footer=off", "-c", command,
+                f"postgresql://admin@{self.host}:{self.port}/pgbouncer?connect_timeout=5",
             ],
-            capture_output=True, text=True, check=False, timeout=20.0, env={"PATH": os.defpath, "LC_ALL": "C"},
+            capture_output=True, text=True, check=False, timeout=20.0,
+            env={"PATH": os.defpath, "LC_ALL": "C", "PGPASSWORD": _ADMIN},
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"{command} failed:\n{done.stderr}")

@@ -100,6 +100,11 @@ class TcpProxy:
         return [sql for link in tuple(self._links) for sql in tuple(link.reader.statements)]
 
     @property
+    def named_statements(self) -> list[str]:
+        """The names of all prepared statements that have one."""
+        return [name for link in tuple(self._links) for name in tuple(link.reader.named)]
+
+    @property
     def startups(self) -> list[dict[str, str]]:
         """The startup parameters of each connection that sent any."""
         return [link.reader.startup for link in tuple(self._links) if link.reader.startup is not None]
@@ -119,6 +124,10 @@ class TcpProxy:
     def drop_all(self) -> None:
         """End all connections in order, both sides (FIN)."""
         self._do(Link.end)
+
+    def silence_all(self) -> None:
+        """The paths of all connections are dead from now on, for good; those of new ones are not."""
+        self._do(Link.silence)
 
     async def stop_listening(self) -> None:
         """From now on the kernel refuses connections; those that are open stay."""

@@ -15,6 +15,8 @@ class FrontendReader:
         """The types of the messages after startup: b"Q" a simple query, b"P" a Parse, b"X" the end."""
         self.statements: list[str] = []
         """The SQL of each simple query and each Parse."""
+        self.named: list[str] = []
+        """The names of the prepared statements that have one."""
         self.startup: dict[str, str] | None = None
         """The parameters of the startup packet."""
         self.is_cancel = False
@@ -66,5 +68,8 @@ class FrontendReader:
         if kind == b"Q":
             self.statements.append(body.split(b"\0")[0].decode())
         elif kind == b"P":
-            self.statements.append(body.split(b"\0")[1].decode())
+            name, statement = body.split(b"\0")[:2]
+            self.statements.append(statement.decode())
+            if name:
+                self.named.append(name.decode())
         return True

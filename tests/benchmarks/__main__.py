@@ -1,0 +1,131 @@
+"""The benchmark: `python -m tests.benchmarks [--quick] [--output DIRECTORY]`. It measures, and never judges by exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import asyncdb_guard
+from examples.harness.postgres import Cluster
+from tests.benchmarks import node_pg, picture, report
+from tests.benchmarks.claims import loads
+from tests.benchmarks.contestants import MAKERS, NODE_PG, Maker
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.processes import cold_starts
+from tests.benchmarks.refusals import refusals
+from tests.benchmarks.waiters import queues
+from tests.benchmarks.warm import at_a_distance, on_loopback, round_trips
+
+LIBRARIES = ("asyncpg", "aiobreaker", "pydantic-settings", "pydantic", "psycopg", "psycopg-pool", "sqlalchemy")
+OURS = ("LAMBDA_DATABASE_", "DATABASE_URL", "PG")
+"""Variables of the caller's own that must not reach what is measured."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often each thing is done."""
+
+    rounds: int
+    """Of everything that is taken in turns; and starts of a process."""
+    batch: int
+    """Borrows in one turn."""
+    queue_rounds: int
+    queue: int
+    """Borrowers at once."""
+
+
+FULL = Effort(rounds=31, batch=200, queue_rounds=5, queue=10_000)
+QUICK = Effort(rounds=3, batch=20, queue_rounds=1, queue=1_000)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds and no node-pg: to see that it runs")
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), metavar="DIRECTORY",
+                        help="for benchmark.json, benchmark.md and benchmark.png (default: %(default)s)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    for name in tuple(os.environ):
+        if name.startswith(OURS):
+            del os.environ[name]
+    # a pipe has no width of its own
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    began = time.monotonic()
+    about = _about(options.quick)
+    figures = _measure(QUICK if options.quick else FULL, console, about)
+    console.print(report.table(figures))
+    console.print(f"{about['date']}, {', '.join(f'{name} {is_at}' for name, is_at in about['versions'].items())}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "benchmark.json").write_text(report.as_json(figures, about), encoding="utf-8")
+    (options.output / "benchmark.md").write_text(report.markdown(figures), encoding="utf-8")
+    picture.draw(figures, about, options.output / "benchmark.png")
+    console.print(f"Table, figures and picture: {options.output.resolve()}", soft_wrap=True)
+    console.print(f"That took {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Figure]:
+    # Before anything else starts, so that all of it stays on one CPU: where the kernel puts a client and its server
+    # decides whether a round trip takes one time or two and a half.
+    about["cpu"] = _pin()
+    node_or_reason = nullcontext("the quick form fetches nothing") if effort is QUICK else node_pg.installed()
+    with Cluster.start(max_connections=60) as server, node_or_reason as node:
+        makers = dict(MAKERS)
+        if isinstance(node, str):
+            console.print(f"Without {NODE_PG}: {node}.")
+        else:
+            makers[NODE_PG] = node
+            about["versions"]["node-pg"] = node_pg.VERSION
+        about["versions"]["PostgreSQL"] = str(server.version)
+        console.print("Cold starts ...")
+        figures = cold_starts(server, rounds=effort.rounds)
+        gc.freeze()
+        return figures + asyncio.run(_in_one_loop(server, makers, effort, console))
+
+
+async def _in_one_loop(server: Cluster, makers: dict[str, Maker], effort: Effort, console: Console) -> list[Figure]:
+    rounds, batch = effort.rounds, effort.batch
+    console.print("Warm borrows ...")
+    figures = await round_trips(server, makers)
+    figures += await on_loopback(server, makers, rounds=rounds, batch=batch)
+    figures += await at_a_distance(server, makers, rounds=rounds, batch=max(batch // 10, 5))
+    console.print("Claims, refusals, queues ...")
+    figures += await loads(server, rounds=rounds, batch=batch)
+    figures += await refusals(rounds=rounds, batch=batch)
+    return figures + await queues(server, rounds=effort.queue_rounds, many=effort.queue)
+
+
+def _pin() -> int | None:
+    """Keep this process and all that it starts on one CPU; None where the system has no such call."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    cpu = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpu})
+    return cpu
+
+
+def _about(quick: bool) -> dict[str, Any]:
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "command": "nox -s bench" + (" -- --quick" if quick else ""),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": {"asyncdb_guard": asyncdb_guard.__version__, "Python": platform.python_version()} | libraries,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""A line with a delay, in threads: a timer of asyncio's is only good to a millisecond."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Self
+
+from examples.harness.ports import LOOPBACK
+
+
+class SlowLine:
+    """Passes each byte on `delay` seconds later, in both directions. Good for one question and answer at a time."""
+
+    def __init__(self, host: str, port: int, delay: float) -> None:
+        self._target = (host, port)
+        self._delay = delay
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            server = socket.create_connection(self._target)
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                time.sleep(self._delay)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:  # the other side has hung up
+            return

@@ -1,0 +1,266 @@
+"""What we rely on in asyncpg, private names above all; each test says in plain words what has changed there."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import asyncpg.pool
+import pytest
+
+import asyncdb_guard
+from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
+from asyncdb_guard.driver import Driver
+from tests.support.eventually import Eventually
+from tests.support.proxy import TcpProxy
+
+PACKAGE = Path(asyncdb_guard.__file__).parent
+ASYNCPG = f"asyncpg {asyncpg.__version__} has changed"
+
+RELIED_UPON = {
+    "_detach": "test_detach_ends_a_proxy_and_hands_out_the_connection",
+    "_holder": "test_a_connection_can_be_lent_again_and_again",
+    "_on_release": "test_on_release_ends_statements_cursors_and_transactions",
+    "_protocol": "test_a_connection_tells_that_a_statement_is_being_cancelled",
+    "_is_cancelling": "test_a_connection_tells_that_a_statement_is_being_cancelled",
+    "_stmt_exclusive_section": "test_a_connection_tells_that_a_fetch_is_running",
+    "_acquired": "test_a_connection_tells_that_a_fetch_is_running",
+    "_transport": "test_a_connection_has_a_transport_with_a_socket",
+    "_pool_holder": "test_an_orphaned_connection_wakes_no_pool",
+    "_aborted": "test_an_orphaned_connection_wakes_no_pool",
+    "_get_statement": "test_statements_go_through_two_methods",
+    "_do_execute": "test_statements_go_through_two_methods",
+}
+NOT_ASYNCPGS = {"_ssl_protocol", "_closed", "_closing", "_call_connection_lost"}
+"""Of asyncio's transports."""
+
+
+@pytest.fixture
+async def pool(url: str) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        yield pool
+
+
+def private_names(path: Path) -> set[str]:
+    """The private attributes that a room uses of things which are not its own."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    overridden = {
+        node.name
+        for parent in ast.walk(tree)
+        if isinstance(parent, ast.ClassDef) and any(isinstance(base, ast.Attribute) for base in parent.bases)
+        for node in parent.body
+        if isinstance(node, ast.AsyncFunctionDef)
+    }
+    foreign = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    }
+    names = {name for name in (used - own) | foreign | overridden if name.startswith("_") and not name.startswith("__")}
+    return names - {"_pool", "_asked_for"}
+
+
+def test_every_private_name_has_its_test() -> None:
+    names = private_names(PACKAGE / "session.py") | private_names(PACKAGE / "driver.py")
+    assert names - NOT_ASYNCPGS == set(RELIED_UPON)
+    for test in RELIED_UPON.values():
+        assert test in globals()
+
+
+def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.stem not in ("session", "driver"):
+            assert not private_names(path) & set(RELIED_UPON), path
+
+
+async def test_detach_ends_a_proxy_and_hands_out_the_connection(pool: asyncpg.Pool) -> None:
+    proxy = await pool.acquire()
+    connection = proxy._detach()
+    assert type(connection) is asyncpg.Connection, f"{ASYNCPG}: PoolConnectionProxy._detach() returns something else"
+    with pytest.raises(asyncpg.InterfaceError, match="released"):
+        await proxy.fetchval("SELECT 1")
+    assert await connection.fetchval("SELECT 1") == 1
+    await connection.close()
+
+
+async def test_a_connection_can_be_lent_again_and_again(pool: asyncpg.Pool) -> None:
+    proxy = await pool.acquire()
+    holder = proxy._holder
+    connection = proxy._detach()
+    for _ in range(3):
+        again = asyncpg.pool.PoolConnectionProxy(holder, connection)
+        assert await again.fetchval("SELECT 1") == 1, f"{ASYNCPG}: PoolConnectionProxy(holder, connection)"
+        again._detach()
+    await connection.close()
+
+
+async def test_on_release_ends_statements_cursors_and_transactions(pool: asyncpg.Pool) -> None:
+    proxy = await pool.acquire()
+    connection = proxy._detach()
+    statement = await connection.prepare("SELECT 1")
+    assert await statement.fetchval() == 1
+    connection._on_release()
+    with pytest.raises(asyncpg.InterfaceError, match="released"):
+        await statement.fetchval()
+    await connection.close()
+
+
+async def test_a_connection_tells_that_a_statement_is_being_cancelled(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        assert connection._con._protocol._is_cancelling() is False
+        with contextlib.suppress(TimeoutError):
+            await connection.execute("SELECT pg_sleep(10)", timeout=0.02)
+        assert connection._con._protocol._is_cancelling() is True, f"{ASYNCPG}: _protocol._is_cancelling()"
+        assert await connection.fetchval("SELECT 1") == 1
+        assert connection._con._protocol._is_cancelling() is False
+
+
+async def test_a_connection_tells_that_a_fetch_is_running(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        section = connection._con._stmt_exclusive_section
+        assert not section._acquired
+        running = asyncio.create_task(connection.fetch("SELECT pg_sleep(0.02)"))
+        await asyncio.sleep(0.005)
+        assert section._acquired, f"{ASYNCPG}: _stmt_exclusive_section._acquired"
+        await running
+        assert not section._acquired
+
+
+async def test_a_connection_has_a_transport_with_a_socket(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        raw = connection._con._transport.get_extra_info("socket")
+        assert raw.fileno() >= 0, f"{ASYNCPG}: Connection._transport"
+
+
+async def test_an_orphaned_connection_wakes_no_pool(pool: asyncpg.Pool) -> None:
+    proxy = await pool.acquire()
+    connection = proxy._detach()
+    holder = connection._pool_holder()
+    assert holder is not None, f"{ASYNCPG}: Connection._pool_holder"
+    connection._pool_holder = None
+    connection._aborted = True
+    assert connection.is_closed(), f"{ASYNCPG}: Connection._aborted"
+    connection._transport.abort()
+    connection.terminate()
+    assert holder._in_use is not None
+    pool.terminate()
+
+
+async def test_statements_go_through_two_methods(url: str) -> None:
+    called = []
+
+    class Heard(asyncpg.Connection):
+        async def _get_statement(self, *arguments, **options):
+            called.append("_get_statement")
+            return await super()._get_statement(*arguments, **options)
+
+        async def _do_execute(self, *arguments, **options):
+            answer = await super()._do_execute(*arguments, **options)
+            called.append("_do_execute")
+            return answer
+
+    connection = await asyncpg.connect(url, connection_class=Heard)
+    assert await connection.fetchval("SELECT $1::int", 1) == 1
+    assert called == ["_get_statement", "_do_execute"], f"{ASYNCPG}: how a statement is run"
+    await connection.close()
+
+
+async def test_isinstance_takes_every_connection_for_one_of_any_kind(pool: asyncpg.Pool) -> None:
+    class Kind(asyncpg.Connection):
+        pass
+
+    async with pool.acquire() as connection:
+        assert isinstance(connection._con, Kind), f"{ASYNCPG}: the comment on ConnectionMeta in session.py is out of date"
+
+
+async def test_a_pool_that_failed_to_open_opens_silently_the_second_time(proxied_url: str, proxy: TcpProxy) -> None:
+    """So a pool is kept only once it opened."""
+    proxy.refuse = True
+    pool = asyncpg.create_pool(proxied_url, min_size=1, max_size=1)
+    with pytest.raises(OSError, match="reset"):
+        await pool
+    assert await pool is pool
+    assert pool.get_size() == 0
+
+
+async def test_a_connect_that_failed_is_tried_from_scratch(proxied_url: str, proxy: TcpProxy) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url)) as guarded:
+        proxy.refuse = True
+        with pytest.raises(ConnectFailedError):
+            await guarded.ping()
+        proxy.refuse = False
+        assert await guarded.fetchval("SELECT 1") == 1
+
+
+async def test_the_pool_is_made_with_min_size_and_max_size_of_pool_max(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    create_pool = asyncpg.create_pool
+
+    def note(*arguments, **options):
+        made.append(options)
+        return create_pool(*arguments, **options)
+
+    monkeypatch.setattr(asyncpg, "create_pool", note)
+    async with GuardedPool(DatabaseSettings(url=url, pool_max=3)) as guarded:
+        await guarded.ping()
+    assert [(options["min_size"], options["max_size"]) for options in made] == [(3, 3)]
+
+
+async def test_the_floor_maintenance_connects_without_being_asked(url: str, proxied_url: str, proxy: TcpProxy) -> None:
+    """What ours must not do."""
+    async with asyncpg.create_pool(proxied_url, min_size=1, max_size=1) as pool:
+        connection = await pool.acquire()
+        bare = connection._con
+        bare.terminate()
+        for _ in range(100):
+            await asyncio.sleep(0.005)
+            if proxy.accepted == 2:
+                break
+        assert proxy.accepted == 2, f"{ASYNCPG}: it keeps no floor any more"
+
+
+async def test_the_floor_maintenance_ends_without_a_log(
+    proxied_url: str, proxy: TcpProxy, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with GuardedPool(DatabaseSettings(url=proxied_url)) as guarded:
+        await guarded.ping()
+        proxy.drop_all()
+        await eventually(lambda: proxy.open_connections == 0)
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert proxy.accepted == 1
+        assert guarded._guard.lending.slots._driver._pool._maintenance_task is None
+    assert [record for record in caplog.records if "Executing" not in record.getMessage()] == []
+
+
+async def test_a_server_that_does_not_know_the_timeouts_gets_none(
+    proxied_url: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """As PostgreSQL before 14: the first connect is refused with SQLSTATE 42704, and nobody asks again."""
+    known = Driver._session_settings
+    monkeypatch.setattr(
+        Driver,
+        "_session_settings",
+        lambda self, target: {f"{name}_of_tomorrow": value for name, value in known(self, target).items()},
+    )
+    async with GuardedPool(DatabaseSettings(url=proxied_url, idle_timeout_ms=100)) as guarded:
+        assert await guarded.fetchval("SHOW idle_session_timeout") == "0"
+        assert proxy.accepted == 2
+        assert guarded.stats()["connect_failures"] == 0
+        await eventually(lambda: guarded.stats()["closed"] == 1)
+        await guarded.ping()
+        assert proxy.accepted == 3

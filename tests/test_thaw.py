@@ -1,0 +1,215 @@
+"""After any freeze the first call gets a working connection, unseen by the caller and uncounted by the breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from asyncdb_guard import DatabaseSettings, GuardedPool, clock, liveness
+from examples.harness.observer import Observer
+from examples.harness.postgres import Cluster
+from tests.support.environment_child import Child
+from tests.support.proxy import TcpProxy
+
+PID = "SELECT pg_backend_pid()"
+ROUNDS = 10
+KINDS = [
+    pytest.param({}, id="between two calls"),
+    pytest.param({"loop_runs": True}, id="while the loop runs"),
+    pytest.param({"uvloop": True}, id="with uvloop"),
+]
+
+
+async def survives(child: Child, fault: Callable[[], Any], *, slept: float = 0.0) -> list[str]:
+    """Freeze the child ten times, let the fault strike, thaw it; return why its sessions were replaced."""
+    before = await child.ask(sql=PID)
+    assert before["error"] is None
+    reasons = []
+    for _ in range(ROUNDS):
+        child.freeze()
+        outcome = fault()
+        if asyncio.iscoroutine(outcome):
+            await outcome
+        child.thaw()
+        first = await child.ask(sql=PID, slept=slept)
+        assert first["error"] is None
+        assert first["seconds"] < 1.0
+        assert first["value"] != before["value"]
+        assert first["log"] == []
+        assert first["stats"]["circuit"] == "closed"
+        assert first["stats"]["failures"] == first["stats"]["connect_failures"] == 0
+        reasons += [event for event in first["events"] if event.startswith(("connection_replaced", "connection_closed"))]
+        before = first
+    assert len(reasons) == ROUNDS
+    return sorted(set(reasons))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_session_that_the_server_ended(
+    url: str, role: str, observer: Observer, kind: dict[str, Any]
+) -> None:
+    with Child(url, breaker_fail_max=1, **kind) as child:
+        assert await survives(child, lambda: observer.terminate(user=role)) in (
+            ["connection_replaced lost"],
+            ["connection_closed lost"],
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_session_that_was_reset(proxy: TcpProxy, proxied_url: str, kind: dict[str, Any]) -> None:
+    with Child(proxied_url, breaker_fail_max=1, **kind) as child:
+        assert await survives(child, proxy.reset_all) == ["connection_replaced lost"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slept", [30.0, 1000.0])
+async def test_a_path_that_is_silently_dead(
+    proxy: TcpProxy, proxied_url: str, kind: dict[str, Any], slept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_thaw.ROUNDS", 10 if not kind else 3)
+    with Child(proxied_url, breaker_fail_max=1, **kind) as child:
+        reasons = await survives(child, proxy.silence_all, slept=slept)
+        assert reasons == [f"connection_replaced {'unresponsive' if slept == 30.0 else 'idle_timeout'}"]
+
+
+async def test_a_server_that_was_restarted() -> None:
+    modes = iter(["fast", "immediate"] * ROUNDS)
+    with Cluster.start(18) as server, Child(server.url(), breaker_fail_max=1) as child:
+        assert await survives(child, lambda: server.restart(next(modes))) == ["connection_replaced lost"]
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[Cluster, str]]:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "server.key")
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    with Cluster.start("debian", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
+        yield server, str(tmp_path / "ca.crt")
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("kind", KINDS)
+async def test_all_of_it_with_tls(
+    tls_server: tuple[Cluster, str], kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_thaw.ROUNDS", 3)
+    server, authority = tls_server
+    observer = Observer(server)
+    with TcpProxy(server.host, server.port) as proxy:
+        url = server.url(port=proxy.port, sslmode="verify-full", sslrootcert=authority, application_name="frozen")
+        with Child(url, breaker_fail_max=1, **kind) as child:
+            await survives(child, lambda: observer.terminate(application_name="frozen"))
+            await survives(child, proxy.reset_all)
+            assert await survives(child, proxy.silence_all, slept=30.0) == ["connection_replaced unresponsive"]
+            assert proxy.tls_requests > 9
+    await observer.close()
+
+
+@pytest.mark.debian
+async def test_a_healthy_warm_borrow_costs_no_round_trip_with_tls_either(tls_server: tuple[Cluster, str]) -> None:
+    server, authority = tls_server
+    with TcpProxy(server.host, server.port) as proxy:
+        url = server.url(port=proxy.port, sslmode="verify-full", sslrootcert=authority)
+        async with GuardedPool(DatabaseSettings(url=url, session_reset="never")) as pool:
+            for _ in range(3):
+                await pool.fetchval(PID)
+            before = proxy.round_trips
+            for _ in range(10):
+                await pool.fetchval(PID)
+            assert proxy.round_trips == before + 10
+
+
+@pytest.mark.parametrize(("session_reset", "round_trips"), [("never", 1), ("always", 2)])
+async def test_a_healthy_warm_borrow_costs_no_round_trip(
+    proxy: TcpProxy, proxied_url: str, session_reset: str, round_trips: int
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset=session_reset)) as pool:
+        for _ in range(2):
+            await pool.fetchval(PID)
+        before = proxy.round_trips
+        for _ in range(20):
+            await pool.fetchval(PID)
+        assert proxy.round_trips == before + 20 * round_trips
+        async with pool.acquire():
+            pass
+        assert proxy.round_trips == before + 20 * round_trips + (round_trips - 1)
+
+
+async def test_a_session_that_rested_costs_one_ping(
+    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+        pid = await pool.fetchval(PID)
+        assert await pool.fetchval(PID) == pid
+        before = proxy.round_trips
+        monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + 1.1))
+        assert await pool.fetchval(PID) == pid
+        assert proxy.round_trips == before + 2
+        assert proxy.statements.count("SELECT 1") == 1
+        assert await pool.fetchval(PID) == pid
+        assert proxy.round_trips == before + 3
+        assert pool.stats()["replaced"] == 0
+
+
+async def test_a_wall_clock_that_was_set_back_changes_nothing(
+    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+        for _ in range(2):
+            await pool.fetchval(PID)
+        before = proxy.round_trips
+        monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() - 86_400))
+        await pool.fetchval(PID)
+        assert proxy.round_trips == before + 1
+
+
+async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
+    server: Cluster, proxy: TcpProxy, proxied_url: str
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+        await pool.execute("LISTEN news")
+        pid = await pool.fetchval(PID)
+        await pool.fetchval(PID)
+        before, spoken = proxy.round_trips, proxy.server_bytes
+        server.psql("NOTIFY news")  # blocks the loop, so that nobody reads the message
+        while proxy.server_bytes == spoken:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert await pool.fetchval(PID) == pid
+        assert proxy.round_trips == before + 2
+        assert pool.stats()["replaced"] == 0
+
+
+async def test_where_the_socket_cannot_be_had_each_borrow_pings(
+    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncdb_guard.session.socket_probe", lambda _: liveness.socket_probe(None))
+    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+        for _ in range(2):
+            await pool.fetchval(PID)
+        before = proxy.round_trips
+        await pool.fetchval(PID)
+        assert proxy.round_trips == before + 2
+        pids = await asyncio.gather(*(pool.fetchval(PID) for _ in range(10)))
+        assert len(set(pids)) == 1
+
+
+async def test_a_dead_path_leaves_most_of_a_short_timeout_to_the_new_connection(
+    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=1)) as pool:
+        await pool.ping()
+        proxy.silence_all()
+        monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + 5))
+        started = time.monotonic()
+        await pool.ping(timeout=0.8)
+        assert time.monotonic() - started < 0.6
+        assert pool.stats()["replaced"] == 1
