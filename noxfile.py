@@ -71,6 +71,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """How fast it is, beside what else one could take; `-- --quick` only to see that it runs."""
+    session.install("-e", ".", *group("bench"))
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff's rules and layout, and a pre-commit configuration that agrees with them."""
     session.install(*group("lint"))

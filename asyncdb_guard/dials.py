@@ -16,7 +16,9 @@ class Dial:
     __slots__ = ("blamed", "permit", "since", "task")
 
     def __init__(self, permit: int) -> None:
-        self.task = asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
         self.permit = permit
         self.since: Instant = clock.now()
         self.blamed = False
@@ -48,5 +50,4 @@ class Dials:
     def cancel(self) -> None:
         """End them all: nothing shall dial behind an open circuit."""
         for dial in self._dials:
-            if dial.task is not None:
-                dial.task.cancel()
+            dial.task.cancel()

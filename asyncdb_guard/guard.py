@@ -108,12 +108,18 @@ class Guard:
 
     async def end(self, timeout: float, *, patient: bool) -> None:
         """End all sessions within `timeout` seconds, wherever they are."""
-        lending, self.lending = self.lending, None
+        lending = self.lending
+        here = lending is not None and lending.loop is asyncio.get_running_loop()
+        if lending is not None and here and not patient:
+            # in the same places: whoever asks meanwhile waits until one is vacant
+            await lending.disconnect(timeout)
+            return
+        self.lending = None
         _open.discard(self)
         if lending is None:
             return
-        if lending.loop is asyncio.get_running_loop():
-            await lending.close(timeout, patient=patient)
+        if here:
+            await lending.close(timeout)
         else:
             for leaving in self._leave(lending):
                 await gone(leaving, timeout)

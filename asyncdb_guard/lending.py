@@ -56,9 +56,6 @@ class Lending:
 
         Return the session and the permit to report with, since the breaker is asked again after the wait.
         """
-        if self.closed:
-            self._breaker.released(permit)
-            raise PoolClosedError("The pool is being closed.")
         if self._guardian is None:
             self._guardian = _until_the_loop_ends(self)
             await anext(self._guardian)
@@ -138,6 +135,10 @@ class Lending:
                         await self.slots.returned.wait()
         await self.slots.end(reason, max(end - self.loop.time(), 0.0))
         await self._dismiss_guardian()
+
+    async def disconnect(self, timeout: float) -> None:
+        """End all sessions within `timeout` seconds; whoever queues or comes later gets a new one."""
+        await self.slots.drop("close", timeout)
 
     async def loop_ends(self) -> None:
         """What the guardian does in the end, unless it was dismissed before."""

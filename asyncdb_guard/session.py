@@ -21,7 +21,7 @@ from asyncdb_guard.liveness import socket_probe
 
 
 class ProxiedConnection(asyncpg.Connection):
-    """A connection that knows whether a pooler may still keep a backend for it.
+    """A connection through a pooler: it changes no setting, and knows whether a backend may still be kept for it.
 
     asyncpg/protocol/coreproto.pyx: it sends Parse, Describe and Flush, and Sync only with the Bind that follows. A
     pooler keeps the backend in between. Where nothing follows, since the arguments don't fit or the borrower was
@@ -29,6 +29,13 @@ class ProxiedConnection(asyncpg.Connection):
     """
 
     keeps_backend = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        bare: Any = self
+        # asyncpg/connection.py: it would set jit off and on again around each look-up of a type, which pins RDS Proxy,
+        # and leaves it off on one of PgBouncer's backends
+        bare._server_caps = bare._server_caps._replace(jit=False)
 
     async def _get_statement(self, *arguments: Any, **options: Any) -> Any:
         self.keeps_backend = True

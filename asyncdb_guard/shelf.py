@@ -44,10 +44,11 @@ class Shelf:
             self._timer = self._loop.call_later(self._timeout, self._sweep)
 
     def clear(self) -> None:
-        """Forget all sessions, and the time."""
+        """Forget all sessions."""
         self._sessions.clear()
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _sweep(self) -> None:
         self._timer = None

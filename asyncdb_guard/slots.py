@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.crew import Crew
 from asyncdb_guard.diagnosis import connect_error
 from asyncdb_guard.dials import Dial, Dials
 from asyncdb_guard.driver import Driver
@@ -62,7 +63,7 @@ class Slots:
         self.dials = Dials()
         self._vacant = settings.pool_max
         self._preparing = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._crew = Crew()
         self._shut = False
         self.returned = asyncio.Event()
         """Set whenever a session came back or ended."""
@@ -77,11 +78,11 @@ class Slots:
 
     def give_back(self, session: Session) -> None:
         """Take a clean session back and pass it on to whoever has waited longest."""
-        if session.ending:
+        if session.ending or self._shut:
             return
         session.idle_since = now = clock.now()
         if session.closed:
-            self._spawn(self._retire(session, ConnectionClosed("lost")))
+            self._crew.start(self._retire(session, ConnectionClosed("lost")))
         elif self._queue and health_of(session, self._idle_timeout, now) is not Health.GOOD:
             self.lent.discard(session)
             self._prepare(self._revive(session))
@@ -105,7 +106,7 @@ class Slots:
 
     def tidy(self, session: Session) -> asyncio.Task[None]:
         """Begin to make a session fit for the next borrower, in a task that no cancellation of this one reaches."""
-        return self._spawn(self._tidy(session))
+        return self._crew.start(self._tidy(session))
 
     async def _tidy(self, session: Session) -> None:
         reason = await tidy(session, reset=self._resets, timeout=self._command_timeout)
@@ -127,17 +128,11 @@ class Slots:
 
     def _prepare(self, work: Coroutine[None, None, None]) -> None:
         self._preparing += 1
-        self._spawn(work).add_done_callback(self._prepared)
+        self._crew.start(work).add_done_callback(self._prepared)
 
     def _prepared(self, _: asyncio.Task[None]) -> None:
         self._preparing -= 1
         self.work()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _revive(self, session: Session) -> None:
         """Find out whether an idle session still works; put a new one in its place if not."""
@@ -161,10 +156,7 @@ class Slots:
             self._vacant += places - len(sessions)
         self._sessions.update(sessions)
         for session in sessions:
-            if self._shut:
-                self._spawn(self._retire(session, ConnectionClosed("close")))
-            else:
-                self._offer(session)
+            self._offer(session)
 
     async def _connect(self, dial: Dial) -> list[Session]:
         try:
@@ -192,7 +184,7 @@ class Slots:
         self._report(permit, judge_connect(cause, renewed=renewed), clock.now())
 
     def _expire(self, session: Session) -> None:
-        self._spawn(self._retire(session, ConnectionClosed("idle_timeout")))
+        self._crew.start(self._retire(session, ConnectionClosed("idle_timeout")))
 
     async def _retire(self, session: Session, event: Farewell, bound: float = PING_TIMEOUT) -> None:
         """End a session that can't be lent again; its place is free once the server has let go."""
@@ -218,29 +210,35 @@ class Slots:
         self._emit(event)
         self.returned.set()
 
-    async def end(self, reason: str, bound: float) -> None:
-        """Begin nothing new; end every session within `bound` seconds, running statements included."""
-        self._stop()
-        farewell = ConnectionClosed(reason)
-        for session in self._sessions:
-            self._spawn(self._retire(session, farewell, bound))
+    async def drop(self, reason: str, bound: float) -> None:
+        """End all sessions within `bound` seconds, running statements included; those who ask later get new ones."""
         end = self._loop.time() + bound
+        self.idle.clear()
+        for session in self._sessions:
+            self._crew.start(self._retire(session, ConnectionClosed(reason), bound))
+        await self._crew.finish(bound)
+        while self.idle:  # a connect was in progress, and nobody wanted it any more
+            self._crew.start(self._retire(self.idle.pop(), ConnectionClosed(reason)))
+        await self._crew.finish(end - self._loop.time())
+
+    async def end(self, reason: str, bound: float) -> None:
+        """Begin nothing new, and end all sessions within `bound` seconds, running statements included."""
+        self._shut = True
         try:
-            while self._tasks and (left := end - self._loop.time()) > 0:
-                await asyncio.wait(self._tasks, timeout=left)
+            await self.drop(reason, bound)
         finally:
-            for task in self._tasks:
-                task.cancel()
+            self._crew.cancel()
+            self.idle.clear()
             for session in tuple(self._sessions):
                 session.terminate()
-                self._vacate(session, farewell)
+                self._vacate(session, ConnectionClosed(reason))
             self._driver.terminate()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=PING_TIMEOUT)
+        await self._crew.finish(PING_TIMEOUT)
 
     def abandon(self) -> list[socket]:
         """End every session without the event loop; return what remains of them."""
-        self._stop()
+        self._shut = True
+        self.idle.clear()
         return [leaving for session in self._sessions if (leaving := session.abandon()) is not None]
 
     def disown(self) -> None:
@@ -248,7 +246,3 @@ class Slots:
         self._shut = True
         for session in self._sessions:
             session.disown()
-
-    def _stop(self) -> None:
-        self._shut = True
-        self.idle.clear()

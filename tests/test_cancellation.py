@@ -15,6 +15,7 @@ from examples.harness.postgres import Cluster
 from tests.support.bound import allow, assert_accounts_balance
 from tests.support.cancelling import Moment, cancelled_at
 from tests.support.eventually import eventually
+from tests.support.proxy import TcpProxy
 
 MOMENTS: tuple[Moment, ...] = ("while it waits", "with the answer")
 State = Callable[[GuardedPool], Awaitable[object]]
@@ -82,11 +83,22 @@ async def use_after_another(pool: GuardedPool) -> None:
     ],
 )
 async def test_at_every_await_of_acquire_use_and_release(
-    server: Cluster, observer: Observer, url: str, role: str, state: State, work: State, moment: Moment, session_reset: str
+    server: Cluster,
+    observer: Observer,
+    url: str,
+    role: str,
+    state: State,
+    work: State,
+    moment: Moment,
+    session_reset: str,
 ) -> None:
     allow(server, url, 1)
     settings = DatabaseSettings(
-        url=url, session_reset=session_reset, breaker_fail_max=1, breaker_reset_timeout_ms=1, breaker_reset_timeout_max_ms=1
+        url=url,
+        session_reset=session_reset,
+        breaker_fail_max=1,
+        breaker_reset_timeout_ms=1,
+        breaker_reset_timeout_max_ms=1,
     )
     own = asyncio.current_task()
     async with GuardedPool(settings) as pool:
@@ -98,6 +110,7 @@ async def test_at_every_await_of_acquire_use_and_release(
             victim = asyncio.create_task(cancelled_at(point, moment, work(pool)))
             await asyncio.wait([victim])
             cancelled = victim.cancelled() or victim.result()
+            assert pool.stats()["waiting"] == 0
             assert await pool.fetchval("SELECT 1") == 1  # at once: no trial is under way any more
             assert pool.stats()["circuit"] == "closed"
             await eventually(lambda: asyncio.all_tasks() == {own}, every=0.001)
@@ -132,6 +145,20 @@ async def test_at_every_await_of_close(
 
 async def _none(observer: Observer, role: str) -> bool:
     return await observer.count(user=role) == 0
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_together_with_an_error(proxy: TcpProxy, proxied_url: str, moment: Moment) -> None:
+    """The connect has failed and its caller was told; but the cancellation is what it learns of first."""
+    proxy.refuse = True
+    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+        victim = asyncio.create_task(cancelled_at(1, moment, pool.ping()))
+        await asyncio.wait([victim])
+        assert victim.cancelled()
+        proxy.refuse = False
+        await pool.ping()
+        assert pool.stats()["cancellations"] == 1
+        assert_accounts_balance(pool)
 
 
 async def test_twice_in_a_row(server: Cluster, observer: Observer, url: str, role: str) -> None:

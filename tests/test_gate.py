@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import asyncpg
 import pytest
 
 from asyncdb_guard import (
@@ -44,7 +45,7 @@ async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusa
         for _ in range(3):
             with pytest.raises(ConnectFailedError) as failed:
                 await pool.ping()
-            assert isinstance(failed.value.__cause__, OSError)
+            assert isinstance(failed.value.__cause__, OSError | asyncpg.ConnectionDoesNotExistError)
         for _ in range(5):
             with pytest.raises(CircuitOpenError) as refused:
                 await pool.ping()
@@ -90,6 +91,18 @@ async def test_nobody_connects_when_nobody_asks(
         assert await pool.fetchval("SELECT 1") == 1
 
 
+async def test_nobody_connects_for_callers_who_have_left(proxy: TcpProxy, proxied_url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+        for _ in range(5):
+            asked = asyncio.create_task(pool.ping())
+            await asyncio.sleep(0)
+            asked.cancel()
+            await asyncio.wait([asked])
+        assert await quiet(proxy, 0.1)
+        assert proxy.accepted == 0
+        assert_accounts_balance(pool)
+
+
 async def test_whoever_queues_when_the_circuit_opens_is_refused_too(proxy: TcpProxy, proxied_url: str) -> None:
     proxy.hang = True
     settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=300)
@@ -105,16 +118,15 @@ async def test_whoever_queues_when_the_circuit_opens_is_refused_too(proxy: TcpPr
 async def test_a_caller_who_gets_a_session_after_the_circuit_opened_is_refused(url: str) -> None:
     settings = DatabaseSettings(url=url, breaker_fail_max=1, session_reset="never")
     async with GuardedPool(settings) as pool:
-        with pytest.raises(DatabaseUnavailableError, match="deadline"):
-            async with pool.acquire():
-                waiting = asyncio.create_task(pool.ping(timeout=5.0))
-                await asyncio.sleep(0)
-                raise DeadlineExceededError("The deadline ended.")
+        acquisition = pool.acquire()
+        await acquisition.__aenter__()
+        waiting = asyncio.create_task(pool.ping(timeout=5.0))
+        await asyncio.sleep(0)
+        deadline = DeadlineExceededError("The deadline ended.")
+        await acquisition.__aexit__(type(deadline), deadline, None)
         with pytest.raises(CircuitOpenError):
             await waiting
         assert pool.stats()["idle"] == 1
-
-        await asyncio.sleep(0)
         assert_accounts_balance(pool)
 
 

@@ -19,7 +19,7 @@ FLOORS = (
     {"cognito", "runtime"},
     {"metrics", "report"},
     {"pool"},
-    {"acquisition", "dials", "guard", "lending", "shelf", "slots", "upkeep", "waiting"},
+    {"acquisition", "crew", "dials", "guard", "lending", "shelf", "slots", "upkeep", "waiting"},
     {"aws", "breaker", "credentials", "diagnosis", "driver", "judgement", "liveness", "session", "stats", "tls"},
     {"faults", "knobs", "settings", "target", "url"},
     {"clock", "errors", "events"},

@@ -127,9 +127,7 @@ async def test_the_server_is_told_how_long_to_wait(url: str) -> None:
             assert await connection.fetchval(f"SHOW {name}") == value
 
 
-async def test_an_old_session_is_replaced_give_or_take_ten_percent(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_old_session_is_replaced_give_or_take_ten_percent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(7)
     passed = 0.0
     monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + passed))

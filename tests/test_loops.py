@@ -43,7 +43,9 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEve
     return request.param
 
 
-def test_each_asyncio_run_gets_a_session_that_ends_with_its_loop(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+def test_each_asyncio_run_gets_a_session_that_ends_with_its_loop(
+    pool: GuardedPool, sessions: Callable[[], int]
+) -> None:
     pids = set()
     for _ in range(3):
         pids.add(asyncio.run(pool.fetchval(PID)))

@@ -90,4 +90,8 @@ async def test_cache_miss(url: str) -> None:
             answer = await triggers.load_claims(event)
             details = answer["response"]["claimsAndScopeOverrideDetails"]
             assert details["idTokenGeneration"]["claimsToAddOrOverride"] == {"role": "admin"}
-        assert [event.name for event in heard if event.name.startswith("cache")] == ["cache_miss", "cache_hit", "cache_hit"]
+        assert [event.name for event in heard if event.name.startswith("cache")] == [
+            "cache_miss",
+            "cache_hit",
+            "cache_hit",
+        ]

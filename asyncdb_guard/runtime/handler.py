@@ -29,7 +29,7 @@ def lambda_handler(
     handler: Callable[P, Coroutine[Any, Any, R]],
     /,
     *,
-    prewarm: GuardedPool | Iterable[GuardedPool] = (),
+    prewarm: GuardedPool | Iterable[GuardedPool] | None = None,
     expose: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Callable[P, R]: ...
 
@@ -37,7 +37,7 @@ def lambda_handler(
 @overload
 def lambda_handler(
     *,
-    prewarm: GuardedPool | Iterable[GuardedPool] = (),
+    prewarm: GuardedPool | Iterable[GuardedPool] | None = None,
     expose: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, R]]: ...
 
@@ -46,7 +46,7 @@ def lambda_handler(
     handler: Callable[P, Coroutine[Any, Any, R]] = _ABSENT,
     /,
     *,
-    prewarm: GuardedPool | Iterable[GuardedPool] = (),
+    prewarm: GuardedPool | Iterable[GuardedPool] | None = None,
     expose: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Callable[P, R] | Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, R]]:
     """Make `async def handler(event, context)` a plain function for the Lambda runtime. Also a decorator.
@@ -71,7 +71,7 @@ def lambda_handler(
     if handler is _ABSENT:
         return functools.partial(lambda_handler, prewarm=prewarm, expose=expose)
     _check(handler)
-    pools = (prewarm,) if isinstance(prewarm, GuardedPool) else tuple(prewarm)
+    pools = (prewarm,) if isinstance(prewarm, GuardedPool) else tuple(prewarm or ())
     process.prepare()
     if process.initialising:
         _prewarm(pools)

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from asyncdb_guard.guard import open_guards
@@ -62,31 +62,24 @@ class Process:
             importlib.import_module("snapshot_restore_py").register_before_snapshot(self._disconnect)
 
     def run(
-        self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R | None, BaseException | None]:
         """Run a coroutine function on the process's loop; return its result, or whatever escaped it."""
-
-        async def settle() -> tuple[R | None, BaseException | None]:
-            try:
-                return await function(*args, **kwargs), None
-            except BaseException as error:
-                return None, error
-
         loop = self._idle_loop()
         # not Runner.run(): it gives all calls one and the same context, and so one call's variables to the next
-        task = loop.create_task(settle())
-        stray: BaseException | None = None
+        task = loop.create_task(function(*args, **kwargs))
+        error: BaseException | None = None
         while not task.done():
             try:
                 loop.run_until_complete(task)
-            except BaseException as error:
-                # a SystemExit or KeyboardInterrupt beside our task stops the loop, and would leave the task behind
-                stray = stray or error
+            except BaseException as escaped:
+                # not always the task's own: SystemExit or KeyboardInterrupt in another one stops the loop under ours
+                error = escaped if error is None else error
             if self._ending:
                 self._end()
-            if stray:
+            if error is not None:
                 task.cancel()
-        return (None, stray) if stray else task.result()
+        return (task.result(), None) if error is None else (None, error)
 
     def _idle_loop(self) -> asyncio.AbstractEventLoop:
         if _loop_is_running() or (self._runner and self._runner.get_loop().is_running()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
@@ -30,7 +32,11 @@ async def loads(server: Cluster, *, rounds: int, batch: int) -> list[Figure]:
     server.psql(_SCHEMA)
     url, event = server.url(), token_event(sub=_SUB)
     bare = await asyncpg.connect(url, ssl="disable", command_timeout=COMMAND_TIMEOUT)
-    options = {"url": url, "session_reset": "never", "command_timeout_ms": round(COMMAND_TIMEOUT * 1000)}
+    options: dict[str, Any] = {
+        "url": url,
+        "session_reset": "never",
+        "command_timeout_ms": round(COMMAND_TIMEOUT * 1000),
+    }
     uncached = DatabaseSettings(**options, claims_cache_ttl_ms=0)
     async with GuardedPool(uncached) as pool, GuardedPool(DatabaseSettings(**options)) as caching:
         asked, kept = CognitoTriggers(pool, claims=_claims), CognitoTriggers(caching, claims=_claims)

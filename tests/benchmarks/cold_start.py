@@ -50,7 +50,8 @@ async def bare() -> None:
 def _mark(stage: str) -> None:
     """One line: the stage, milliseconds of CPU since the process began, modules so far, peak memory so far in KiB."""
     cpu = time.process_time() * 1000
-    print(stage, cpu, len(sys.modules), _peak_memory(), flush=True)
+    sys.stdout.write(f"{stage} {cpu} {len(sys.modules)} {_peak_memory()}\n")
+    sys.stdout.flush()
 
 
 def _peak_memory() -> int:

@@ -57,4 +57,3 @@ def _maker(node: str, modules: Path) -> Maker:
             await process.wait()
 
     return make
-

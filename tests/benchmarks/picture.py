@@ -12,13 +12,13 @@ from matplotlib.figure import Figure as Canvas
 from tests.benchmarks import report
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.processes import STAGES
-from tests.benchmarks.waiters import QUEUE
+from tests.benchmarks.waiters import FEW, QUEUE
 from tests.benchmarks.warm import DISTANT_TIME, LOOPBACK_TIME, ROUND_TRIPS
 
 OURS, OTHERS, LIMIT = "#1d6fa5", "#c9c9c9", "#7d8a94"
 SHADES = ("#dddddd", "#a9c6dc", "#1d6fa5", "#0b3a5a")
 INK, PALE = "#333333", "#777777"
-_LONGEST = 0.6
+_LONGEST = 0.5
 """How much of the width the longest bar takes."""
 
 STYLE: dict[Any, Any] = {
@@ -46,8 +46,10 @@ def draw(figures: list[Figure], about: dict[str, Any], path: Path) -> None:
         canvas.subplots_adjust(left=0.17, right=0.985, top=0.845, bottom=0.03, wspace=0.56, hspace=0.26)
         canvas.text(0.02, 0.955, "What a guarded connection costs", fontsize=18, fontweight="bold")
         versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("Python", "asyncpg", "PostgreSQL"))
-        canvas.text(0.02, 0.92, f"Medians of one run, everything in turns on one CPU; ×: of a bare asyncpg connection. {versions}. {about['date']}.",
-                    color=PALE)  # fmt: skip
+        canvas.text(
+            0.02, 0.92, "Medians of one run, everything in turns on one CPU; ×: of a bare asyncpg connection. "
+            f"{versions}. {about['date']}.", color=PALE,
+        )  # fmt: skip
         _borrows(near, "One borrow with one statement, on loopback", _of(figures, LOOPBACK_TIME))
         trips = {row.name: f"{row.value.middle:g}" for row in _of(figures, ROUND_TRIPS)}
         _borrows(far, "The same, with the server 1 ms away", _of(figures, DISTANT_TIME), trips)
@@ -63,7 +65,7 @@ def _of(figures: list[Figure], measure: str) -> list[Figure]:
 def _borrows(axes: Axes, title: str, rows: list[Figure], trips: dict[str, str] | None = None) -> None:
     """Bars from the quickest to the slowest; whose connection is bare, and so the limit, is darker."""
     axes.set_title(title)
-    rows = sorted(rows, key=lambda row: row.value.middle, reverse=True)
+    rows = sorted(rows, key=lambda row: row.value.middle)
     colours = [OURS if "Guarded" in row.name else OTHERS if row.ratios else LIMIT for row in rows]
     axes.barh([row.name for row in rows], [row.value.middle for row in rows], color=colours, height=0.7)
     for place, row in enumerate(rows):
@@ -71,7 +73,7 @@ def _borrows(axes: Axes, title: str, rows: list[Figure], trips: dict[str, str] |
         if row.ratios:
             said += f"   {row.ratios[0].spread.middle:.2f} ×"
         if trips and row.name in trips:
-            said += f"   {trips[row.name]} round trip{'s'[trips[row.name] == '1':]}"
+            said += f"   {trips[row.name]} round trip" + ("" if trips[row.name] == "1" else "s")
         _beside(axes, place, row, said)
     _finish(axes)
 
@@ -79,7 +81,7 @@ def _borrows(axes: Axes, title: str, rows: list[Figure], trips: dict[str, str] |
 def _cold_start(axes: Axes, figures: list[Figure]) -> None:
     """One bar for each process, stage upon stage."""
     axes.set_title("Cold start to the first row, CPU", pad=34)
-    names = [row.name for row in reversed(_of(figures, next(iter(STAGES.values()))))]
+    names = [row.name for row in _of(figures, next(iter(STAGES.values())))]
     reached = dict.fromkeys(names, 0.0)
     for colour, measure in zip(SHADES, STAGES.values(), strict=True):
         rows = {row.name: row.value.middle for row in _of(figures, measure)}
@@ -92,16 +94,15 @@ def _cold_start(axes: Axes, figures: list[Figure]) -> None:
                       textcoords="offset points", va="center")  # fmt: skip
     _finish(axes)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, frameon=False, handlelength=0.9,
-                handletextpad=0.5, columnspacing=1.2, borderaxespad=0, fontsize=9.5)  # fmt: skip
+                handletextpad=0.5, columnspacing=1, borderaxespad=0, fontsize=9)  # fmt: skip
 
 
 def _queue(axes: Axes, rows: list[Figure]) -> None:
     axes.set_title("One borrow with one statement, in a queue")
-    rows = rows[::-1]
     colours = [OURS if "Guarded" in row.name else OTHERS for row in rows]
     axes.barh([row.name for row in rows], [row.value.middle for row in rows], color=colours, height=0.7)
     for place, row in enumerate(rows):
-        growth = f"   {row.ratios[0].spread.middle:.2f} × as few" if row.ratios else ""
+        growth = f"   {row.ratios[0].spread.middle:.2f} × of {FEW}" if row.ratios else ""
         _beside(axes, place, row, report.value(row) + growth)
     _finish(axes)
 
@@ -112,8 +113,9 @@ def _beside(axes: Axes, place: int, row: Figure, said: str) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    """Room for the words beside the longest bar, and our own names in our own colour."""
-    axes.set_xlim(0, max(bar.get_x() + bar.get_width() for bar in axes.patches) / _LONGEST)
+    """The first on top, room for the words beside the longest bar, and our own names in our own colour."""
+    axes.invert_yaxis()
+    axes.set_xlim(0, axes.dataLim.x1 / _LONGEST)
     for label in axes.get_yticklabels():
         if "Guarded" in label.get_text():
             label.set(color=OURS, fontweight="bold")

@@ -106,7 +106,7 @@ class Faulty:
     async def _act(self) -> None:
         self.calls += 1
         if self.hang:
-            await asyncio.sleep(20)
+            await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
 

@@ -208,6 +208,16 @@ async def test_whatever_a_callback_can_see_is_in_the_cache_key(
     assert heard.count("cache_hit") == 1
 
 
+@pytest.mark.parametrize("changed", ["SELECT 2 AS a", returning({"a": 3}), role_of])
+async def test_a_changed_callback_does_not_get_the_old_ones_claims(
+    pool: GuardedPool, sub: str, heard: list[str], changed: Any
+) -> None:
+    cache = MemoryCache()
+    for claims in ("SELECT 1 AS a", changed):
+        await CognitoTriggers(pool, claims=claims, cache=cache).load_claims(token_event("2", sub=sub))
+    assert heard.count("cache_miss") == 2
+
+
 async def test_an_empty_answer_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
     triggers = CognitoTriggers(pool, claims=returning({"role": None}))
     for _ in range(3):

@@ -165,7 +165,7 @@ async def test_a_cancelled_caller_is_cancelled(pool: GuardedPool) -> None:
 
     async def claims(conn: Any, user: CognitoUser) -> None:
         started.set()
-        await asyncio.sleep(20)
+        await asyncio.Event().wait()
 
     task = asyncio.create_task(CognitoTriggers(pool, claims=claims).load_claims(token_event()))
     await started.wait()

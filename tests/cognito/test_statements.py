@@ -95,6 +95,7 @@ async def test_a_provisioning_statement_writes_what_the_event_has(pool: GuardedP
         ("SELECT lower(5) AS a", r"\[42883\].*cast the parameter"),
         ("SELECT pg_read_file('x') AS a", r"InsufficientPrivilegeError \[42501\].*lacks a right"),
         ("SELECT 9007199254740993 AS big", "'big' holds a whole number beyond"),
+        ("SELECT 0.12345678901234567890 AS score", "'score' holds a Decimal with more digits"),
         ("SELECT 1 AS sub", "'sub' is reserved"),
     ],
 )

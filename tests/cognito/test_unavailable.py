@@ -57,7 +57,7 @@ async def slow_for_the_server(conn: Any, user: CognitoUser) -> None:
 
 
 async def waiting_elsewhere(conn: Any, user: CognitoUser) -> None:
-    await asyncio.sleep(20)
+    await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("claims", [slow, slow_for_the_server, waiting_elsewhere])

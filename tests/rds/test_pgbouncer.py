@@ -116,6 +116,25 @@ async def test_thousands_of_changing_statements_share_two_backends(bouncer, watc
         assert proxy.named_statements == []
 
 
+async def test_no_setting_leaks_into_a_backend(bouncer, bounced_server):
+    """asyncpg, left alone, turns jit off on one backend, and on again on another."""
+    bounced_server.psql(f"ALTER ROLE {USER} SET jit = on")
+    async with AsyncExitStack() as stack:
+        pools = [await stack.enter_async_context(GuardedPool(settings(bouncer))) for _ in range(POOLS)]
+        await asyncio.gather(*(pool.fetchval("SELECT 'ok'::mood") for pool in pools))
+
+        everybody = asyncio.Barrier(BACKENDS)
+
+        async def look(pool: GuardedPool) -> tuple[int, str]:
+            async with pool.transaction() as connection:
+                pid = await connection.fetchval("SELECT pg_backend_pid()")
+                await everybody.wait()
+                return pid, await connection.fetchval("SHOW jit")
+
+        seen = dict(await asyncio.gather(*(look(pool) for pool in pools[:BACKENDS])))
+    assert list(seen.values()) == ["on"] * BACKENDS
+
+
 async def test_what_one_borrower_began_and_left_keeps_no_backend_from_the_others(bouncer):
     """More clients than backends, each with a statement that was parsed and then never run."""
     async with AsyncExitStack() as stack:

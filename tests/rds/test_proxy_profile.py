@@ -90,13 +90,25 @@ async def test_what_a_statement_costs(settings, proxy, arguments, round_trips):
         assert proxy.round_trips - before == 100 * round_trips
 
 
-async def test_an_enumeration_makes_asyncpg_pin_and_a_cast_to_text_does_not(settings, proxy, mood):
+async def test_a_type_that_asyncpg_has_to_look_up_changes_no_setting(settings, proxy, mood):
     async with GuardedPool(settings) as pool:
-        cast = f"SELECT ARRAY[$1]::text[]::{mood}[]::text[]"
-        assert await pool.fetchval(cast, "ok") == ["ok"]
-        assert not any("set_config" in sql for sql in proxy.statements)
         assert await pool.fetchval(f"SELECT ARRAY['ok']::{mood}[]") == ["ok"]
-        assert any("set_config" in sql for sql in proxy.statements)
+        assert any("typeinfo_tree" in sql for sql in proxy.statements)
+    assert not any("set_config" in sql for sql in proxy.statements)
+
+
+async def test_a_cast_to_text_spares_the_look_up(settings, proxy, mood):
+    async with GuardedPool(settings) as pool:
+        assert await pool.fetchval(f"SELECT ARRAY[$1]::text[]::{mood}[]::text[]", "ok") == ["ok"]
+        assert proxy.round_trips <= 4
+    assert not any("typeinfo_tree" in sql for sql in proxy.statements)
+
+
+async def test_without_the_profile_a_look_up_changes_a_setting(server, role, proxy, mood):
+    """The watch of the test above sees something."""
+    async with GuardedPool(DatabaseSettings(url=server.url(user=role, port=proxy.port))) as pool:
+        await pool.fetchval(f"SELECT ARRAY['ok']::{mood}[]")
+    assert any("set_config" in sql for sql in proxy.statements)
 
 
 # A statement that was begun and not ended keeps a pooler's backend; the release ends it with one round trip.
@@ -135,6 +147,8 @@ def test_asyncpg_still_has_the_names_that_tell_what_was_begun():
     for name in ("_get_statement", "_do_execute"):
         assert hasattr(asyncpg.Connection, name), f"asyncpg lost Connection.{name}: look at ProxiedConnection"
         assert getattr(ProxiedConnection, name) is not getattr(asyncpg.Connection, name)
+    capabilities = asyncpg.connection.ServerCapabilities
+    assert "jit" in capabilities._fields, "asyncpg lost ServerCapabilities.jit: look at ProxiedConnection"
 
 
 # The reset query, when somebody wants it

@@ -279,6 +279,7 @@ def test_a_process_ends_although_aws_never_answers():
             from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
 
             async def main():
+                asyncio.get_running_loop().slow_callback_duration = 60  # a busy machine is nothing to report
                 pool = GuardedPool(DatabaseSettings(secret_arn={MISSING!r}, connect_timeout_ms=300_000))
                 try:
                     await pool.acquire(timeout=3).__aenter__()
@@ -297,42 +298,44 @@ def test_a_process_ends_although_aws_never_answers():
 
 
 def test_a_fork_in_the_middle_of_a_fetch_fetches_its_own():
-    with TcpProxy(*NOWHERE) as proxy:
-        proxy.hang = True
-        said = run(
-            f"""
-            import asyncio, os, warnings
-            import boto3
-            from asyncdb_guard import ConnectFailedError, DatabaseSettings
-            from asyncdb_guard.aws.secrets_manager import SecretsManagerCredentials
+    said = run(
+        f"""
+        import asyncio, os, threading, warnings
+        from pydantic import SecretStr
+        from asyncdb_guard import DatabaseSettings
+        from asyncdb_guard.aws import secrets_manager
 
-            warnings.simplefilter("ignore", DeprecationWarning)  # that the process has threads
-            target = DatabaseSettings(secret_arn={MISSING!r}).target
-            provider = SecretsManagerCredentials({MISSING!r}, 1.5)
+        warnings.simplefilter("ignore", DeprecationWarning)  # that the process has threads
+        parent, begun, never = os.getpid(), threading.Event(), threading.Event()
 
-            async def give_up():
-                try:
-                    await provider.complete(target)
-                except ConnectFailedError:
-                    pass
+        def fetch(arn, timeout):
+            if os.getpid() == parent:
+                begun.set()
+                never.wait()
+            return SecretStr('{{"username": "u", "password": "p", "host": "h"}}')
 
-            async def main():
-                begun = asyncio.ensure_future(provider.complete(target))
-                begun.add_done_callback(lambda task: task.cancelled() or task.exception())
-                await asyncio.sleep(0.4)
-                return os.fork()
+        secrets_manager._fetch_text = fetch
+        target = DatabaseSettings(secret_arn={MISSING!r}).target
+        provider = secrets_manager.SecretsManagerCredentials({MISSING!r}, 3.0)
 
-            child = asyncio.run(main())
-            if child == 0:
-                asyncio.run(asyncio.wait_for(give_up(), 10.0))
-                os._exit(7)
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            """,
-            timeout=40,
-            AWS_ENDPOINT_URL_SECRETS_MANAGER=f"http://{proxy.host}:{proxy.port}",
-            AWS_ACCESS_KEY_ID="testing",
-            AWS_SECRET_ACCESS_KEY="testing",
-        )
+        async def begin():
+            asyncio.get_running_loop().slow_callback_duration = 60  # a busy machine is nothing to report
+            fetching = asyncio.ensure_future(provider.complete(target))
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            return os.fork()
+
+        async def end():
+            asyncio.get_running_loop().slow_callback_duration = 60
+            await asyncio.wait_for(provider.complete(target), 10.0)
+
+        if asyncio.run(begin()) == 0:
+            asyncio.run(end())
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+        """,
+        timeout=40,
+    )
     assert said == "7\n"
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
 Moment = Literal["while it waits", "with the answer"]
-"""Either the awaited future is cancelled, or the cancellation arrives just after its result, before anybody has seen it."""
+"""The awaited future is cancelled; or the cancellation comes after its result, before anybody has seen that."""
 
 
 async def cancelled_at(point: int, moment: Moment, work: Coroutine[Any, Any, Any]) -> bool:

@@ -1,7 +1,7 @@
 """A process that runs a pool and can be frozen: as a warm Lambda environment is, or as a service is.
 
-Run as a program it takes one JSON object a line: {"sql": …} to run a statement, {"slept": seconds} to let the wall clock
-jump as a frozen micro-VM's does, {"hold": sql} to begin a transaction, run a statement in it and never return.
+Run as a program it takes one JSON object a line: {"sql": …} to run a statement, with {"slept": seconds} to let the wall
+clock jump before, as a frozen micro-VM's does; {"hold": sql} to begin a transaction, run a statement in it and stay.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ class Child:
         self._process.wait()
 
 
+def say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     from asyncdb_guard import DatabaseSettings, GuardedPool, clock
 
@@ -94,7 +99,7 @@ def main() -> None:
         if "hold" in command:
             async with pool.transaction() as connection:
                 await connection.execute("SELECT 1")
-                print(json.dumps({"holding": True}), flush=True)
+                say({"holding": True})
                 await connection.execute(command["hold"])
                 await asyncio.Event().wait()
         started = time.monotonic()
@@ -109,7 +114,7 @@ def main() -> None:
 
     async def serve() -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps(await obey(json.loads(line))), flush=True)
+            say(await obey(json.loads(line)))
         await pool.close()
 
     factory = asyncio.new_event_loop
@@ -122,7 +127,7 @@ def main() -> None:
             runner.run(serve())
             return
         for line in sys.stdin:
-            print(json.dumps(runner.run(obey(json.loads(line)))), flush=True)
+            say(runner.run(obey(json.loads(line))))
         runner.run(pool.close())
 
 
