@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ def works(version: str) -> bool:
 
 # Those of the classifiers that are here, so that a stranger's command runs with the one Python there is.
 SUPPORTED = nox.project.python_versions(PROJECT)
+SERVERS = ["16", "18"]
 PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
 
 
@@ -34,32 +36,38 @@ def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, name))
 
 
-def pytest_with_coverage(session: nox.Session, *arguments: str) -> None:
-    """Run the tests; all of them must reach every branch of the package, a chosen few need not."""
-    if session.posargs:
-        session.run("python", "-m", "pytest", *arguments, *session.posargs)
-        return
-    data = Path(session.create_tmp()).resolve() / "coverage"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir()
-    environment = {"COVERAGE_FILE": str(data / ".coverage")}
-    session.run("coverage", "run", "-m", "pytest", *arguments, env=environment)
-    session.run("coverage", "combine", "--quiet", env=environment)
-    session.run("coverage", "report", env=environment)
+COVERAGE = Path(".nox", "coverage").resolve()
+
+
+def covered(session: nox.Session, *arguments: str) -> None:
+    """Run pytest, child processes included, and keep what it covered beside what other sessions did."""
+    COVERAGE.mkdir(parents=True, exist_ok=True)
+    session.run(
+        "coverage", "run", "-m", "pytest", *arguments, *session.posargs, env={"COVERAGE_FILE": str(COVERAGE / "data")}
+    )
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests that need nothing but Python's packages."""
+    """All tests that need nothing but Python's packages; the newest Python meets both servers, the others one each."""
     session.install("-e", ".[aws,redis,demo]", *group("tests"))
-    pytest_with_coverage(session, "-m", "not debian")
+    if session.python == PYTHONS[-1]:
+        shutil.rmtree(COVERAGE, ignore_errors=True)
+        covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
+    else:
+        server = SERVERS[PYTHONS.index(str(session.python)) % len(SERVERS)]
+        session.run("python", "-m", "pytest", "-m", "not debian", f"--server={server}", *session.posargs)
 
 
-@nox.session
+@nox.session(python=PYTHONS[-1])
 def services(session: nox.Session) -> None:
-    """The tests that need programs of Debian packages: pgbouncer, redis-server, postgresql."""
+    """The tests that need Debian's pgbouncer, redis-server and postgresql; with `tests` before, every branch is met."""
     session.install("-e", ".[aws,redis,demo]", *group("tests"))
-    session.run("python", "-m", "pytest", "-m", "debian", *session.posargs)
+    covered(session, "-m", "debian")
+    if not session.posargs:
+        environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
+        session.run("coverage", "combine", "--quiet", "--keep", env=environment)
+        session.run("coverage", "report", env=environment)
 
 
 @nox.session

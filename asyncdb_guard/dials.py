@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from asyncdb_guard import clock
@@ -39,7 +39,7 @@ class Dials:
         return next(iter(self._dials), None)
 
     @contextmanager
-    def track(self, dial: Dial) -> Iterator[None]:
+    def track(self, dial: Dial) -> Generator[None, None, None]:
         """It is in progress for as long as the block lasts."""
         self._dials.append(dial)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Iterable
 from socket import socket
@@ -19,7 +20,6 @@ from asyncdb_guard.stats import Counters
 
 _open: WeakSet[Guard] = WeakSet()
 _inherited: list[Lending] = []
-_watching_forks = False
 _ELSEWHERE = 1.0
 """Seconds for the goodbyes on the loop of another thread."""
 
@@ -31,11 +31,13 @@ def open_guards() -> list[Guard]:
 
 def _remember(guard: Guard) -> None:
     """Keep `guard` among the open ones, whom a forked child shall not disturb."""
-    global _watching_forks
-    if not _watching_forks:
-        _watching_forks = True
-        os.register_at_fork(after_in_child=_disown_all)
+    _watch_forks()
     _open.add(guard)
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_disown_all)
 
 
 def _disown_all() -> None:

@@ -159,7 +159,7 @@ class Lending:
                 guardian.aclose().__await__().__next__()
 
     def abandon(self) -> list[socket]:
-        """Let go without the loop, which has ended rudely or is not ours to run; return what remains of the sessions."""
+        """Let go without the loop, which has ended rudely or is not ours to run; return what remains."""
         self.closed = True
         self._dismiss_guardian_now()
         return self.slots.abandon()

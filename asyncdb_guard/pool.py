@@ -104,9 +104,11 @@ class GuardedPool:
 
         `timeout` is that of `acquire`.
         """
-        async with self.acquire(timeout=timeout) as connection:
-            async with connection.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable):
-                yield connection
+        async with (
+            self.acquire(timeout=timeout) as connection,
+            connection.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable),
+        ):
+            yield connection
 
     async def ping(self, *, timeout: float | None = None) -> None:
         """One round trip to the server, through the guard; raises like `acquire` where there is no connection."""

@@ -8,6 +8,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from examples.harness.observer import Observer
@@ -19,10 +20,35 @@ from tests.support.proxy import TcpProxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+SERVERS = (16, 18)
 _OURS = ("LAMBDA_DATABASE_", "PG", "AWS_", "POWERTOOLS_", "_X_AMZN")
 
 
-@pytest.fixture(scope="session", params=[16, 18], ids=["pg16", "pg18"])
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--server", help="run on one PostgreSQL only, 16 or 18", type=int, choices=SERVERS)
+    parser.addoption("--thorough", help="take the time for long soaks and thousands of examples", action="store_true")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile("thorough")
+    if config.getoption("--thorough"):
+        hypothesis.settings.load_profile("thorough")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--server")
+        servers = SERVERS if chosen is None else (chosen,)
+        metafunc.parametrize("server", servers, ids=lambda version: f"pg{version}", indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time: in CI, on one Python, or with `--thorough`."""
+    return bool(request.config.getoption("--thorough"))
+
+
+@pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A PostgreSQL for the whole session; tests that stop or fill one start a `Cluster` of their own."""
     with Cluster.start(request.param) as cluster:

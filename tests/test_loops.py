@@ -15,6 +15,7 @@ import uvloop
 from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
+from tests.support.eventually import eventually
 
 PID = "SELECT pg_backend_pid()"
 
@@ -125,7 +126,7 @@ def test_a_loop_in_another_thread_ends_its_own_session(pool: GuardedPool, sessio
         theirs = asyncio.run_coroutine_threadsafe(pool.fetchval(PID), loop).result(5)
         with asyncio.Runner() as runner:
             assert runner.run(pool.fetchval(PID)) != theirs
-            runner.run(_until(lambda: sessions_of_thread(sessions) == 1))
+            runner.run(eventually(lambda: sessions_of_thread(sessions) == 1))
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
@@ -140,12 +141,6 @@ def sessions_of_thread(sessions: Callable[[], int]) -> int:
     thread.start()
     thread.join()
     return counts[0]
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_never_two_sessions_however_the_loops_change(pool: GuardedPool, server: Cluster, role: str) -> None:

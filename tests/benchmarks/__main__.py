@@ -39,8 +39,10 @@ OURS = ("LAMBDA_DATABASE_", "DATABASE_URL", "PG")
 class Effort:
     """How often each thing is done."""
 
+    starts: int
+    """Of a new process."""
     rounds: int
-    """Of everything that is taken in turns; and starts of a process."""
+    """Of everything that is taken in turns. Many short ones, as a busy machine spoils a long one surely."""
     batch: int
     """Borrows in one turn."""
     queue_rounds: int
@@ -48,8 +50,8 @@ class Effort:
     """Borrowers at once."""
 
 
-FULL = Effort(rounds=31, batch=200, queue_rounds=5, queue=10_000)
-QUICK = Effort(rounds=2, batch=10, queue_rounds=1, queue=400)
+FULL = Effort(starts=31, rounds=151, batch=30, queue_rounds=5, queue=10_000)
+QUICK = Effort(starts=2, rounds=2, batch=10, queue_rounds=1, queue=400)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +93,7 @@ def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Fi
             about["versions"]["node-pg"] = node_pg.VERSION
         about["versions"]["PostgreSQL"] = str(server.version)
         console.print("Cold starts ...")
-        figures = cold_starts(server, rounds=effort.rounds)
+        figures = cold_starts(server, rounds=effort.starts)
         gc.freeze()
         return figures + asyncio.run(_in_one_loop(server, makers, effort, console))
 
@@ -101,10 +103,10 @@ async def _in_one_loop(server: Cluster, makers: dict[str, Maker], effort: Effort
     console.print("Warm borrows ...")
     figures = await round_trips(server, makers)
     figures += await on_loopback(server, makers, rounds=rounds, batch=batch)
-    figures += await at_a_distance(server, makers, rounds=rounds, batch=max(batch // 10, 5))
+    figures += await at_a_distance(server, makers, rounds=rounds, batch=5)
     console.print("Claims, refusals, queues ...")
     figures += await loads(server, rounds=rounds, batch=batch)
-    figures += await refusals(rounds=rounds, batch=batch)
+    figures += await refusals(rounds=rounds, batch=batch * 10)
     return figures + await queues(server, rounds=effort.queue_rounds, many=effort.queue)
 
 

@@ -18,7 +18,7 @@ from tests.benchmarks.warm import DISTANT_TIME, LOOPBACK_TIME, ROUND_TRIPS
 OURS, OTHERS, LIMIT = "#1d6fa5", "#c9c9c9", "#7d8a94"
 SHADES = ("#dddddd", "#a9c6dc", "#1d6fa5", "#0b3a5a")
 INK, PALE = "#333333", "#777777"
-_LONGEST = 0.5
+_LONGEST = 0.46
 """How much of the width the longest bar takes."""
 
 STYLE: dict[Any, Any] = {
@@ -55,7 +55,7 @@ def draw(figures: list[Figure], about: dict[str, Any], path: Path) -> None:
         _borrows(far, "The same, with the server 1 ms away", _of(figures, DISTANT_TIME), trips)
         _cold_start(cold, figures)
         _queue(queue, _of(figures, QUEUE))
-        canvas.savefig(path, dpi=140)
+        canvas.savefig(path, dpi=110)
 
 
 def _of(figures: list[Figure], measure: str) -> list[Figure]:

@@ -267,7 +267,9 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
 
 @pytest.mark.timeout(300)
 @settings(
-    max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=5000 if settings.get_current_profile_name() == "thorough" else 300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(event=events | anything)
 def test_any_event_is_answered_or_refused_and_no_value_of_it_is_told(

@@ -20,13 +20,14 @@ _HEAD = f"""# Settings
 milliseconds. An empty variable counts as not set. The environment is read on first use, never at import, and the
 settings are sealed once made.
 
-**Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable, keyword or URL parameter, a value out of range, and
-two values that contradict each other are each a fault; one `ConfigurationError` lists all of them, names the nearest
-known name, and shows no secret.
+**Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable, keyword or URL parameter, a value out of range,
+and two values that contradict each other are each a fault; one `ConfigurationError` lists all of them, names the
+nearest known name, and shows no secret.
 
 ## The URL
 
-`{ENV_PREFIX}URL`, else `DATABASE_URL`: `postgresql://user:password@host:port/database?parameter=value`, percent-encoded.
+`{ENV_PREFIX}URL`, else `DATABASE_URL`: `postgresql://user:password@host:port/database?parameter=value`, each part
+percent-encoded.
 
 | parameter | says | unit |
 |---|---|---|
