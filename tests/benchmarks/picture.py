@@ -18,7 +18,7 @@ from tests.benchmarks.warm import DISTANT_TIME, LOOPBACK_TIME, ROUND_TRIPS
 OURS, OTHERS, LIMIT = "#1d6fa5", "#c9c9c9", "#7d8a94"
 SHADES = ("#dddddd", "#a9c6dc", "#1d6fa5", "#0b3a5a")
 INK, PALE = "#333333", "#777777"
-_LONGEST = 0.46
+_LONGEST = 0.43
 """How much of the width the longest bar takes."""
 
 STYLE: dict[Any, Any] = {
