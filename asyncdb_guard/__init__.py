@@ -1,6 +1,6 @@
 """One Postgres connection an environment, a bounded wait for it, and a circuit breaker in front of it."""
 
-from asyncdb_guard.credentials import Credentials
+from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.errors import (
     AcquireTimeoutError,
     CircuitOpenError,
@@ -15,9 +15,8 @@ from asyncdb_guard.errors import (
     TriggerFailedError,
 )
 from asyncdb_guard.events import Event, Listener
-from asyncdb_guard.pool import GuardedPool
+from asyncdb_guard.pool import GuardedPool, PoolStats
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.stats import PoolStats
 
 __version__ = "0.1.0"
 

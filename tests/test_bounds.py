@@ -19,7 +19,7 @@ from asyncdb_guard import (
     GuardedPool,
     PoolClosedError,
 )
-from asyncdb_guard.credentials import FixedCredentials
+from asyncdb_guard.connect.credentials import FixedCredentials
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from tests.support.bound import allow, assert_accounts_balance

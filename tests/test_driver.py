@@ -15,7 +15,7 @@ import pytest
 
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.driver import Driver
+from asyncdb_guard.connect.driver import Driver
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
 
@@ -73,7 +73,7 @@ def private_names(path: Path) -> set[str]:
 
 
 def test_every_private_name_has_its_test() -> None:
-    names = private_names(PACKAGE / "session.py") | private_names(PACKAGE / "driver.py")
+    names = private_names(PACKAGE / "connect" / "session.py") | private_names(PACKAGE / "connect" / "driver.py")
     assert names - NOT_ASYNCPGS == set(RELIED_UPON)
     for test in RELIED_UPON.values():
         assert test in globals()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import asyncdb_guard
 from asyncdb_guard import errors
-from asyncdb_guard.diagnosis import connect_error
+from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.errors import (
     AcquireTimeoutError,
     CircuitOpenError,

@@ -24,7 +24,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from asyncdb_guard import GuardedPool
 from asyncdb_guard.errors import ConfigurationError, TriggerEventError, TriggerFailedError
-from asyncdb_guard.guard import Guard
+from asyncdb_guard.pool.guard import Guard
 from asyncdb_guard.runtime import lambda_handler
 from examples.harness.runtime_api import Environment, RuntimeApi
 

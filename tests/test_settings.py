@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.target import is_loopback
+from asyncdb_guard.settings.target import is_loopback
 
 URL = "postgresql://someone:s3cr3t-word@db.example/app"
 LOCAL = "postgresql://someone@127.0.0.1/app"
@@ -154,7 +154,7 @@ def test_a_dotenv_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_a_bad_environment_harms_no_import() -> None:
     environment = {f"{PREFIX}POOL_MAX": "none", f"{PREFIX}PLOO": "1", "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings"]
+    command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings.model"]
     assert subprocess.run(command, env=environment, check=False).returncode == 0
 
 

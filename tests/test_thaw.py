@@ -193,7 +193,7 @@ async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
 async def test_where_the_socket_cannot_be_had_each_borrow_pings(
     proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncdb_guard.session.socket_probe", lambda _: liveness.socket_probe(None))
+    monkeypatch.setattr("asyncdb_guard.connect.session.socket_probe", lambda _: liveness.socket_probe(None))
     async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
         for _ in range(2):
             await pool.fetchval(PID)

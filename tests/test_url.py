@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncdb_guard.url import PARAMETERS, DatabaseUrl, parse_database_url, parse_endpoint
+from asyncdb_guard.settings.url import PARAMETERS, DatabaseUrl, parse_database_url, parse_endpoint
 
 # NUL can't be in any PostgreSQL text, and a lone surrogate is no Unicode text.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)

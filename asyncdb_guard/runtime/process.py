@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from asyncdb_guard.guard import open_guards
+from asyncdb_guard.pool.guard import open_guards
 from asyncdb_guard.report import describe
 
 P = ParamSpec("P")

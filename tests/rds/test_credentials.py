@@ -9,10 +9,10 @@ import pytest
 from pydantic import SecretStr
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.aws.iam import IamCredentials
-from asyncdb_guard.aws.secrets_manager import SecretsManagerCredentials
-from asyncdb_guard.credentials import FixedCredentials, credentials_for
-from asyncdb_guard.target import ConnectTarget
+from asyncdb_guard.connect.aws.iam import IamCredentials
+from asyncdb_guard.connect.aws.secrets_manager import SecretsManagerCredentials
+from asyncdb_guard.connect.credentials import FixedCredentials, credentials_for
+from asyncdb_guard.settings.target import ConnectTarget
 from examples.harness.observer import Observer
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:signup-AbCdEf"

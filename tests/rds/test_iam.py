@@ -10,7 +10,7 @@ import botocore.auth
 import pytest
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings
-from asyncdb_guard.aws.iam import IamCredentials
+from asyncdb_guard.connect.aws.iam import IamCredentials
 from tests.support.program import run
 
 DATABASE = "main.abc123.eu-west-1.rds.amazonaws.com"
@@ -106,7 +106,7 @@ def test_no_packet_is_sent_for_it():
                 print(event, arguments)
         sys.addaudithook(watch)
         from asyncdb_guard import DatabaseSettings
-        from asyncdb_guard.aws.iam import IamCredentials
+        from asyncdb_guard.connect.aws.iam import IamCredentials
         target = DatabaseSettings(url="postgresql://app@{DATABASE}/app", iam_auth=True).target
 
         async def main():

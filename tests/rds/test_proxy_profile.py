@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from asyncdb_guard.session import ProxiedConnection
+from asyncdb_guard.connect.session import ProxiedConnection
 
 PINNING = ("SET", "RESET", "DISCARD", "DEALLOCATE", "PREPARE", "LISTEN", "UNLISTEN", "CLOSE", "DECLARE")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.aws.secrets_manager import SecretsManagerCredentials
+from asyncdb_guard.connect.aws.secrets_manager import SecretsManagerCredentials
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from tests.rds.conftest import REGION, SecretsManager
@@ -303,7 +303,7 @@ def test_a_fork_in_the_middle_of_a_fetch_fetches_its_own():
         import asyncio, os, threading, warnings
         from pydantic import SecretStr
         from asyncdb_guard import DatabaseSettings
-        from asyncdb_guard.aws import secrets_manager
+        from asyncdb_guard.connect.aws import secrets_manager
 
         warnings.simplefilter("ignore", DeprecationWarning)  # that the process has threads
         parent, begun, never = os.getpid(), threading.Event(), threading.Event()

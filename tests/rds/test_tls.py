@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.tls import TlsContexts
+from asyncdb_guard.connect.tls import TlsContexts
 from examples.harness.postgres import Cluster
 from tests.support.proxy import TcpProxy
 

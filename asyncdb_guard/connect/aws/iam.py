@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from asyncdb_guard.aws.boto import aws_session, off_loop
+from asyncdb_guard.connect.aws.boto import aws_session, off_loop
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.faults import label
-from asyncdb_guard.target import ConnectTarget
+from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.target import ConnectTarget
 
 _LIFETIME = 900
 """Seconds for which RDS takes a token, and only for logging in."""

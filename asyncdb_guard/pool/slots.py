@@ -14,20 +14,20 @@ from typing import TypeAlias
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
-from asyncdb_guard.crew import Crew
-from asyncdb_guard.diagnosis import connect_error
-from asyncdb_guard.dials import Dial, Dials
-from asyncdb_guard.driver import Driver
+from asyncdb_guard.connect.diagnosis import connect_error
+from asyncdb_guard.connect.driver import Driver
+from asyncdb_guard.connect.session import Session
 from asyncdb_guard.errors import GuardError
 from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events
 from asyncdb_guard.judgement import Verdict, judge_connect
 from asyncdb_guard.liveness import PING_TIMEOUT, Health, ping_bound
-from asyncdb_guard.session import Session
+from asyncdb_guard.pool.crew import Crew
+from asyncdb_guard.pool.dials import Dial, Dials
+from asyncdb_guard.pool.shelf import Shelf
+from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.pool.upkeep import check, health_of, tidy
+from asyncdb_guard.pool.waiting import WaitQueue
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.shelf import Shelf
-from asyncdb_guard.stats import Counters
-from asyncdb_guard.upkeep import check, health_of, tidy
-from asyncdb_guard.waiting import WaitQueue
 
 Farewell: TypeAlias = ConnectionClosed | ConnectionReplaced
 

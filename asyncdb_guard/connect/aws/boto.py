@@ -32,7 +32,7 @@ def off_loop(work: Callable[[], T]) -> Future[T]:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="asyncdb_guard.aws", daemon=True).start()
+    threading.Thread(target=run, name="asyncdb_guard.connect.aws", daemon=True).start()
     return future
 
 

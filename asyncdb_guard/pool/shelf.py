@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import elapsed
-from asyncdb_guard.session import Session
+from asyncdb_guard.connect.session import Session
 
 _TICK = 0.001
 """Seconds by which a timer may fire before its time."""

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 
 from pydantic import SecretStr
 
-from asyncdb_guard.knobs import Knobs, SslMode
-from asyncdb_guard.url import DatabaseUrl, parse_endpoint
+from asyncdb_guard.settings.knobs import Knobs, SslMode
+from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
 
 DEFAULT_PORT = 5432
 

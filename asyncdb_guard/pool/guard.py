@@ -10,13 +10,13 @@ from socket import socket
 from weakref import WeakSet
 
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.credentials import Credentials, credentials_for
+from asyncdb_guard.connect.credentials import Credentials, credentials_for
+from asyncdb_guard.connect.session import gone
 from asyncdb_guard.errors import PoolClosedError
 from asyncdb_guard.events import Events, Listener
-from asyncdb_guard.lending import Lending
-from asyncdb_guard.session import gone
+from asyncdb_guard.pool.lending import Lending
+from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.stats import Counters
 
 _open: WeakSet[Guard] = WeakSet()
 _inherited: list[Lending] = []

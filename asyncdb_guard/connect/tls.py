@@ -5,8 +5,8 @@ from __future__ import annotations
 import ssl
 
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.faults import label
-from asyncdb_guard.target import ConnectTarget
+from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.target import ConnectTarget
 
 
 class TlsContexts:

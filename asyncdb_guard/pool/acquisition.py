@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.session import Session
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
-from asyncdb_guard.guard import Guard
 from asyncdb_guard.judgement import Verdict, judge
-from asyncdb_guard.lending import Lending
-from asyncdb_guard.session import Session
+from asyncdb_guard.pool.guard import Guard
+from asyncdb_guard.pool.lending import Lending
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy

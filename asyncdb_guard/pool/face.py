@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from asyncdb_guard.acquisition import Acquisition
-from asyncdb_guard.credentials import Credentials
+from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.events import Events, Listener
-from asyncdb_guard.guard import Guard
+from asyncdb_guard.pool.acquisition import Acquisition
+from asyncdb_guard.pool.guard import Guard
+from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.stats import PoolStats
 
 if TYPE_CHECKING:
     from typing import Self

@@ -11,10 +11,10 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
-from asyncdb_guard.faults import contradiction, label, misfits, unfit
-from asyncdb_guard.knobs import Knobs
-from asyncdb_guard.target import ConnectTarget, connect_target
-from asyncdb_guard.url import DatabaseUrl, parse_database_url
+from asyncdb_guard.settings.faults import contradiction, label, misfits, unfit
+from asyncdb_guard.settings.knobs import Knobs
+from asyncdb_guard.settings.target import ConnectTarget, connect_target
+from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
 
 __all__ = ["ConnectTarget", "DatabaseSettings"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant
+from asyncdb_guard.connect.session import Session
 from asyncdb_guard.errors import CircuitOpenError
-from asyncdb_guard.session import Session
 
 
 class Waiter:

@@ -12,12 +12,12 @@ from typing import Any
 import asyncpg
 
 from asyncdb_guard import clock
-from asyncdb_guard.credentials import Credentials, FixedCredentials
-from asyncdb_guard.diagnosis import login_refused
-from asyncdb_guard.session import ProxiedConnection, Session, gone
+from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
+from asyncdb_guard.connect.diagnosis import login_refused
+from asyncdb_guard.connect.session import ProxiedConnection, Session, gone
+from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.target import ConnectTarget
-from asyncdb_guard.tls import TlsContexts
+from asyncdb_guard.settings.target import ConnectTarget
 
 _SERVER_GRACE = 0.25
 """Seconds by which the server's idle timeout is later than ours, so that a live process always ends its own."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.faults import label
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.target import ConnectTarget
+from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.target import ConnectTarget
 
 
 class Credentials(Protocol):
@@ -42,11 +42,11 @@ def credentials_for(settings: DatabaseSettings, own: Credentials | None = None) 
     if own is not None:
         return own
     if settings.secret_arn is not None:
-        from asyncdb_guard.aws.secrets_manager import SecretsManagerCredentials
+        from asyncdb_guard.connect.aws.secrets_manager import SecretsManagerCredentials
 
         return SecretsManagerCredentials(settings.secret_arn, settings.connect_timeout / 2)
     if settings.iam_auth:
-        from asyncdb_guard.aws.iam import IamCredentials
+        from asyncdb_guard.connect.aws.iam import IamCredentials
 
         return IamCredentials()
     return FixedCredentials()

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from pydantic_core import ErrorDetails
 
-from asyncdb_guard.knobs import ENV_PREFIX, Knobs
-from asyncdb_guard.target import ConnectTarget
-from asyncdb_guard.url import DatabaseUrl, nearest, parse_endpoint
+from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
+from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 
 Misfit: TypeAlias = tuple[frozenset[str], str]
 """The knobs concerned, and the sentence."""

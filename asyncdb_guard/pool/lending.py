@@ -10,17 +10,17 @@ from socket import socket
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant, elapsed
-from asyncdb_guard.credentials import Credentials
-from asyncdb_guard.diagnosis import connect_error
-from asyncdb_guard.driver import Driver
+from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.diagnosis import connect_error
+from asyncdb_guard.connect.driver import Driver
+from asyncdb_guard.connect.session import Session
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.judgement import Verdict
-from asyncdb_guard.session import Session
+from asyncdb_guard.pool.slots import Slots
+from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.pool.waiting import Waiter, WaitQueue
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.slots import Slots
-from asyncdb_guard.stats import Counters
-from asyncdb_guard.waiting import Waiter, WaitQueue
 
 _PARTING = 0.25
 """Seconds for which a borrower whose block failed waits for the server to confirm that its statement has stopped."""
