@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import select
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ class Health(enum.Enum):
     MAX_LIFETIME = "max_lifetime"
 
 
-def assess(*, closed: bool, readable: bool, idle: float, idle_timeout: float, age: float, lifetime: float) -> Health:
+def assess(*, closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float) -> Health:
     """Decide what to do with a session; all times are seconds, `lifetime` 0 means for ever.
 
     `readable` while idle is a FIN, a RST or a FATAL message, but perhaps only a notice or a TLS session ticket.
@@ -46,8 +47,8 @@ def ping_bound(remaining: float) -> float:
     return min(PING_TIMEOUT, remaining / 4)
 
 
-def socket_probe(descriptor: int | None) -> Callable[[], bool]:
-    """Return a function that tells whether the socket has anything to read or is hung up.
+def socket_probe(descriptor: int | None) -> Callable[[], object]:
+    """Return a function whose result is true if the socket has anything to read or is hung up.
 
     Where there is no descriptor or no poll(2), it always says yes: then each borrow pings.
     """
@@ -55,4 +56,4 @@ def socket_probe(descriptor: int | None) -> Callable[[], bool]:
         return lambda: True
     poller = select.poll()
     poller.register(descriptor, select.POLLIN | select.POLLPRI)  # POLLERR, POLLHUP and POLLNVAL come unasked
-    return lambda: bool(poller.poll(0))
+    return functools.partial(poller.poll, 0)

@@ -200,7 +200,7 @@ async def test_nobody_overtakes_a_caller_whose_session_is_pinged(url: str) -> No
 
     async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool:
         await pool.ping()
-        resting = pool._guard.lending.slots.idle.top
+        resting = pool._guard.lending.slots.idle[-1]
         resting.idle_since = tuple(instant - 2.0 for instant in resting.idle_since)
         await asyncio.gather(*(borrow(number) for number in range(3)))
         assert served == [0, 1, 2]

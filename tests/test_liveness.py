@@ -105,26 +105,26 @@ def arrived(ours: socket.socket) -> None:
 
 def test_a_quiet_socket_has_nothing_to_read(ends):
     suspicious = socket_probe(ends[0].fileno())
-    assert suspicious() is False
+    assert not suspicious()
 
 
 def test_data_is_seen_and_left_where_it_is(ends):
     ours, theirs = ends
     suspicious = socket_probe(ours.fileno())
     theirs.send(b"N")
-    assert suspicious() is True
-    assert suspicious() is True
+    assert suspicious()
+    assert suspicious()
     assert ours.recv(8) == b"N"
-    assert suspicious() is False
+    assert not suspicious()
 
 
 def test_a_fin_is_seen(connection):
     ours, theirs = connection
     suspicious = socket_probe(ours.fileno())
-    assert suspicious() is False
+    assert not suspicious()
     theirs.shutdown(socket.SHUT_WR)
     arrived(ours)
-    assert suspicious() is True
+    assert suspicious()
 
 
 def test_a_reset_is_seen(connection):
@@ -133,7 +133,7 @@ def test_a_reset_is_seen(connection):
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     theirs.close()
     arrived(ours)
-    assert suspicious() is True
+    assert suspicious()
 
 
 def test_urgent_data_is_seen(connection):
@@ -141,13 +141,13 @@ def test_urgent_data_is_seen(connection):
     suspicious = socket_probe(ours.fileno())
     theirs.send(b"!", socket.MSG_OOB)
     select.select([], [], [ours], 5.0)
-    assert suspicious() is True
+    assert suspicious()
 
 
 def test_a_descriptor_that_was_closed_is_seen(ends):
     suspicious = socket_probe(ends[0].fileno())
     ends[0].close()
-    assert suspicious() is True
+    assert suspicious()
 
 
 def test_without_a_descriptor_every_session_is_suspect():

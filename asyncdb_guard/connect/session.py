@@ -78,7 +78,7 @@ class Session:
         self.ending = False
         """Whether its goodbye has begun: it is not to be lent again."""
         raw = self._transport.get_extra_info("socket")
-        self.readable: Callable[[], bool] = socket_probe(raw.fileno() if raw is not None else None)
+        self.readable: Callable[[], object] = socket_probe(raw.fileno() if raw is not None else None)
 
     @property
     def closed(self) -> bool:

@@ -78,17 +78,16 @@ class Acquisition:
             session.take_back(lent)  # warns of listeners that the block left behind
         finally:
             now = clock.now()
-            lending.settle(self._permit, self._judge(error, now), now)
-            if lending.slots.must_tidy(session, failed=error is not None):
-                await lending.tidy(session, failed=error is not None)
+            failed, lost = error is not None, session.closed
+            verdict = self._judge(error, lost, now) if failed or lost else Verdict.SUCCESS
+            lending.settle(self._permit, verdict, now)
+            if not lost and lending.slots.must_tidy(session, failed=failed):
+                await lending.tidy(session, failed=failed)
             else:
-                lending.slots.give_back(session)
+                lending.slots.give_back(session, now)
 
-    def _judge(self, error: BaseException | None, now: Instant) -> Verdict:
-        lost = self._session.closed
-        if error is None and not lost:
-            return Verdict.SUCCESS
-        if self._lending.closed:
+    def _judge(self, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
+        if self._lending.closed or self._session.ending:
             return Verdict.NEUTRAL  # our own doing
         paused = elapsed(self._since, now) >= self._guard.settings.idle_timeout
         return judge(error, lost=lost, paused=paused)

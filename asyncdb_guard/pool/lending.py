@@ -70,7 +70,7 @@ class Lending:
             if waiter.future.cancelled():
                 self.queue.leave(waiter)
             elif waiter.future.exception() is None:  # the session came, and then the cancellation
-                self.slots.give_back(waiter.future.result())
+                self.slots.give_back(waiter.future.result(), clock.now())
             raise
         finally:
             timer.cancel()
@@ -78,7 +78,7 @@ class Lending:
             try:
                 permit = self._breaker.admit(clock.now())
             except CircuitOpenError:
-                self.slots.give_back(session)
+                self.slots.give_back(session, clock.now())
                 raise
         return session, permit
 
@@ -117,8 +117,11 @@ class Lending:
 
     async def tidy(self, session: Session, *, failed: bool) -> None:
         """Make a session fit for the next borrower; one whose block failed, or was cancelled, doesn't wait for long."""
-        # no shield: it would raise here when the end of the pool cancels that task
-        await asyncio.wait({self.slots.tidy(session)}, timeout=_PARTING if failed else None)
+        if failed:
+            # no shield: it would raise here when the end of the pool cancels that task
+            await asyncio.wait({self.slots.tidy_apart(session)}, timeout=_PARTING)
+        else:
+            await self.slots.tidy(session)
 
     async def close(self, timeout: float, *, patient: bool = True, reason: str = "close") -> None:
         """End all sessions within `timeout` seconds. Patience gives the borrowers three quarters of it to finish."""
@@ -131,7 +134,7 @@ class Lending:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(end - timeout / 4):  # the rest is for the goodbyes
                     while self.slots.lent:
-                        self.slots.returned.clear()
+                        self.slots.returned = asyncio.Event()
                         await self.slots.returned.wait()
         await self.slots.end(reason, max(end - self.loop.time(), 0.0))
         await self._dismiss_guardian()

@@ -13,39 +13,27 @@ _TICK = 0.001
 """Seconds by which a timer may fire before its time."""
 
 
-class Shelf:
-    """Keeps idle sessions; hands each to `expire` after `timeout` seconds. Lives as long as its event loop."""
+class Shelf(list[Session]):
+    """Idle sessions; hands each to `expire` after `timeout` seconds. Lives as long as its event loop."""
 
-    __slots__ = ("_expire", "_loop", "_sessions", "_timeout", "_timer")
+    __slots__ = ("_expire", "_loop", "_timeout", "_timer")
 
     def __init__(self, timeout: float, expire: Callable[[Session], object]) -> None:
+        super().__init__()
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._expire = expire
-        self._sessions: list[Session] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    @property
-    def top(self) -> Session:
-        """The one that was used last. Raises IndexError if there is none."""
-        return self._sessions[-1]
-
-    def pop(self) -> Session:
-        """Take that one."""
-        return self._sessions.pop()
-
     def put(self, session: Session) -> None:
-        """Keep a session that was used until now."""
-        self._sessions.append(session)
+        """Keep a session that was used until now, on top."""
+        self.append(session)
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._sweep)
 
     def clear(self) -> None:
         """Forget all sessions."""
-        self._sessions.clear()
+        super().clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -54,9 +42,9 @@ class Shelf:
         self._timer = None
         now = clock.now()
         # the larger of two clocks can put a later one first: look at all
-        for session in [one for one in self._sessions if elapsed(one.idle_since, now) >= self._timeout - _TICK]:
-            self._sessions.remove(session)
+        for session in [one for one in self if elapsed(one.idle_since, now) >= self._timeout - _TICK]:
+            self.remove(session)
             self._expire(session)
-        if self._sessions:
-            oldest = max(elapsed(session.idle_since, now) for session in self._sessions)
+        if self:
+            oldest = max(elapsed(session.idle_since, now) for session in self)
             self._timer = self._loop.call_later(self._timeout - oldest, self._sweep)

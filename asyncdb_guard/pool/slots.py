@@ -1,8 +1,9 @@
 """The places for sessions: `pool_max` of them, each vacant, being prepared, idle, lent or ending.
 
 Nobody opens, pings or ends a session in a borrower's own task: a task of the slot does, and a borrower merely waits
-for what comes of it. So a cancelled borrower tears nothing, and what was opened for it goes to the next. A place is
-vacant again only when the server has let go of the session that had it.
+for what comes of it. So a cancelled borrower tears nothing, and what was opened for it goes to the next. Only the reset
+of a session is the borrower's, since a task costs a good part of its round trip. A place is vacant again only when the
+server has let go of the session that had it.
 """
 
 from __future__ import annotations
@@ -65,22 +66,22 @@ class Slots:
         self._preparing = 0
         self._crew = Crew()
         self._shut = False
-        self.returned = asyncio.Event()
-        """Set whenever a session came back or ended."""
+        self.returned: asyncio.Event | None = None
+        """Set, where somebody put one here, whenever a session came back or ended."""
 
     def take(self, now: Instant) -> Session | None:
         """The hot path: a session in good health, if one is idle and nobody waits. No task, no await."""
-        if not self.idle or self._queue or health_of(self.idle.top, self._idle_timeout, now) is not Health.GOOD:
+        if not self.idle or self._queue or health_of(self.idle[-1], self._idle_timeout, now) is not Health.GOOD:
             return None
         session = self.idle.pop()
         self.lent.add(session)
         return session
 
-    def give_back(self, session: Session) -> None:
+    def give_back(self, session: Session, now: Instant) -> None:
         """Take a clean session back and pass it on to whoever has waited longest."""
         if session.ending or self._shut:
             return
-        session.idle_since = now = clock.now()
+        session.idle_since = now
         if session.closed:
             self._crew.start(self._retire(session, ConnectionClosed("lost")))
         elif self._queue and health_of(session, self._idle_timeout, now) is not Health.GOOD:
@@ -88,32 +89,39 @@ class Slots:
             self._prepare(self._revive(session))
         else:
             self._offer(session)
-        self.returned.set()
+        if self.returned is not None:
+            self.returned.set()
 
     def _offer(self, session: Session) -> None:
-        if self._queue.serve(session):
+        if self._queue and self._queue.serve(session):
             self.lent.add(session)
-            return
-        self.lent.discard(session)
-        self.idle.put(session)
+        else:
+            self.lent.discard(session)
+            self.idle.put(session)
 
     def must_tidy(self, session: Session, *, failed: bool) -> bool:
         """Whether a session that its borrower left behind needs a round trip before it can be given back.
 
         A block that `failed` may have left a statement running, of which asyncpg tells nothing.
         """
-        return not (session.ending or session.closed) and (self._resets or failed or session.unsettled)
+        return not session.ending and (self._resets or failed or session.unsettled)
 
-    def tidy(self, session: Session) -> asyncio.Task[None]:
-        """Begin to make a session fit for the next borrower, in a task that no cancellation of this one reaches."""
-        return self._crew.start(self._tidy(session))
-
-    async def _tidy(self, session: Session) -> None:
-        reason = await tidy(session, reset=self._resets, timeout=self._command_timeout)
+    async def tidy(self, session: Session) -> None:
+        """Make a session fit for the next borrower. Where a cancellation tears that, a task of its own begins anew."""
+        try:
+            reason = await tidy(session, reset=self._resets, timeout=self._command_timeout)
+        except asyncio.CancelledError:
+            if not self._shut:
+                self.tidy_apart(session)
+            raise
         if reason is None:
-            self.give_back(session)
+            self.give_back(session, clock.now())
         else:
-            await self._retire(session, ConnectionClosed(reason))
+            await asyncio.wait({self._crew.start(self._retire(session, ConnectionClosed(reason)))})
+
+    def tidy_apart(self, session: Session) -> asyncio.Task[None]:
+        """The same, in a task that no cancellation of this one reaches."""
+        return self._crew.start(self.tidy(session))
 
     def work(self) -> None:
         """Put as many slots to work as callers wait for."""
@@ -208,7 +216,8 @@ class Slots:
         else:
             self._counters.closed += 1
         self._emit(event)
-        self.returned.set()
+        if self.returned is not None:
+            self.returned.set()
 
     async def drop(self, reason: str, bound: float) -> None:
         """End all sessions within `bound` seconds, running statements included; those who ask later get new ones."""

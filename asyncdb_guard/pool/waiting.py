@@ -25,32 +25,26 @@ class Waiter:
         """On the event loop's own clock."""
 
 
-class WaitQueue:
+class WaitQueue(OrderedDict[Waiter, None]):
     """Borrowers in the order in which they came; joining, leaving and serving cost the same at any length."""
 
-    __slots__ = ("_waiters",)
-
-    def __init__(self) -> None:
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._waiters)
+    __slots__ = ()
 
     @property
     def head(self) -> Waiter | None:
         """Whoever has waited longest, and still waits."""
-        return next((waiter for waiter in self._waiters if not waiter.future.done()), None)
+        return next((waiter for waiter in self if not waiter.future.done()), None)
 
     def join(self, waiter: Waiter) -> None:
-        self._waiters[waiter] = None
+        self[waiter] = None
 
     def leave(self, waiter: Waiter) -> None:
-        self._waiters.pop(waiter, None)
+        self.pop(waiter, None)
 
     def drain(self) -> Iterator[Waiter]:
         """Take waiters out, the oldest first, without those whose task was cancelled but has not run yet."""
-        while self._waiters:
-            waiter, _ = self._waiters.popitem(last=False)
+        while self:
+            waiter, _ = self.popitem(last=False)
             if not waiter.future.done():
                 yield waiter
 

@@ -35,7 +35,7 @@ class Database:
     """A pool behind a breaker; opens with its first statement."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+        self.settings = settings or Settings()  # type: ignore[call-arg]  # the environment has it
         self._pool: asyncpg.Pool | None = None
         self._breaker = CircuitBreaker(
             fail_max=self.settings.breaker_fail_max,

@@ -59,9 +59,15 @@ def machine_event() -> dict[str, Any]:
 
 def id_claims(event: dict[str, Any]) -> dict[str, Any]:
     """What a version 2 or 3 event was answered for the ID token."""
-    return event["response"]["claimsAndScopeOverrideDetails"]["idTokenGeneration"]["claimsToAddOrOverride"]
+    claims: dict[str, Any] = event["response"]["claimsAndScopeOverrideDetails"]["idTokenGeneration"][
+        "claimsToAddOrOverride"
+    ]
+    return claims
 
 
 def access_claims(event: dict[str, Any]) -> dict[str, Any]:
     """What a version 2 or 3 event was answered for the access token."""
-    return event["response"]["claimsAndScopeOverrideDetails"]["accessTokenGeneration"]["claimsToAddOrOverride"]
+    claims: dict[str, Any] = event["response"]["claimsAndScopeOverrideDetails"]["accessTokenGeneration"][
+        "claimsToAddOrOverride"
+    ]
+    return claims
