@@ -107,10 +107,10 @@ class Session:
             or (self._proxied and connection.keeps_backend)
         )
 
-    async def settle(self, timeout: float) -> bool:
+    async def quiesce(self, timeout: float) -> bool:
         """Wait until a cancelled statement is over; return whether the session is then free of a transaction."""
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
-        await self._connection.execute("SELECT 1", timeout=timeout)
+        await self.ping(timeout)
         return not self._connection.is_in_transaction()
 
     async def ping(self, timeout: float) -> None:

@@ -80,7 +80,7 @@ class Acquisition:
             now = clock.now()
             failed, lost = error is not None, session.closed
             verdict = self._judge(error, lost, now) if failed or lost else Verdict.SUCCESS
-            lending.settle(self._permit, verdict, now)
+            lending.report(self._permit, verdict, now)
             if not lost and lending.slots.must_tidy(session, failed=failed):
                 await lending.tidy(session, failed=failed)
             else:

@@ -132,6 +132,5 @@ class Guard:
             return []
         if lending.loop.is_running():  # in another thread
             asyncio.run_coroutine_threadsafe(lending.close(_ELSEWHERE, patient=False), lending.loop)
-        else:
-            return lending.abandon()
-        return []
+            return []
+        return lending.abandon()

@@ -22,7 +22,7 @@ from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.waiting import Waiter, WaitQueue
 from asyncdb_guard.settings import DatabaseSettings
 
-_PARTING = 0.25
+_PARTING = 0.1
 """Seconds for which a borrower whose block failed waits for the server to confirm that its statement has stopped."""
 
 _LAST_SECOND = 1.0
@@ -47,7 +47,7 @@ class Lending:
         self._events = events
         self._counters = counters
         self.queue = WaitQueue()
-        self.slots = Slots(settings, Driver(settings, credentials, leaving), self.queue, events, counters, self.settle)
+        self.slots = Slots(settings, Driver(settings, credentials, leaving), self.queue, events, counters, self.report)
         self._guardian: AsyncGenerator[None, None] | None = None
         self.closed = False
 
@@ -100,9 +100,9 @@ class Lending:
             self._breaker.released(waiter.permit)
         else:
             dial.blamed = True
-            self.settle(waiter.permit, Verdict.FAILURE, now)
+            self.report(waiter.permit, Verdict.FAILURE, now)
 
-    def settle(self, permit: int, verdict: Verdict, now: Instant) -> None:
+    def report(self, permit: int, verdict: Verdict, now: Instant) -> None:
         """Report to the breaker. If that opens the circuit, whoever still queues is refused."""
         if verdict is Verdict.SUCCESS:
             self._breaker.succeeded(permit)

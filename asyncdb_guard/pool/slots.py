@@ -26,7 +26,7 @@ from asyncdb_guard.pool.crew import Crew
 from asyncdb_guard.pool.dials import Dial, Dials
 from asyncdb_guard.pool.shelf import Shelf
 from asyncdb_guard.pool.stats import Counters
-from asyncdb_guard.pool.upkeep import check, health_of, tidy
+from asyncdb_guard.pool.upkeep import check, health_of, make_fit
 from asyncdb_guard.pool.waiting import WaitQueue
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -109,7 +109,7 @@ class Slots:
     async def tidy(self, session: Session) -> None:
         """Make a session fit for the next borrower. Where a cancellation tears that, a task of its own begins anew."""
         try:
-            reason = await tidy(session, reset=self._resets, timeout=self._command_timeout)
+            reason = await make_fit(session, reset=self._resets, timeout=self._command_timeout)
         except asyncio.CancelledError:
             if not self._shut:
                 self.tidy_apart(session)

@@ -19,12 +19,12 @@ def health_of(session: Session, idle_timeout: float, now: Instant) -> Health:
     )
 
 
-async def tidy(session: Session, *, reset: bool, timeout: float) -> str | None:
+async def make_fit(session: Session, *, reset: bool, timeout: float) -> str | None:
     """Make a session that its borrower left behind fit for the next one, within `timeout` seconds."""
     try:
         if reset:
             await session.reset(timeout)
-        elif not await session.settle(timeout):
+        elif not await session.quiesce(timeout):
             return "unclean"  # an open transaction: without asyncpg's reset query the safe way is a new session
     except Exception as error:
         return _give_up(session, error, otherwise="unclean")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from asyncdb_guard.errors import TriggerFailedError
+from asyncdb_guard.events import logger
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.report import describe
 from asyncdb_guard.runtime.process import process
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-logger = logging.getLogger("asyncdb_guard")
 
 _SAFE_TEXT = "The request could not be completed"
 """What the caller reads in place of an error's own text. Cognito adds a period."""

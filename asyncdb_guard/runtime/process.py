@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import contextlib
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -18,13 +17,12 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from asyncdb_guard.events import logger
 from asyncdb_guard.pool.guard import open_guards
 from asyncdb_guard.report import describe
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-logger = logging.getLogger("asyncdb_guard")
 
 _DISCONNECT_TIMEOUT = 0.2
 """Seconds for ending the sessions before the process ends or is frozen into a snapshot."""
