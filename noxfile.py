@@ -39,12 +39,15 @@ def group(name: str) -> list[str]:
 COVERAGE = Path(".nox", "coverage").resolve()
 
 
+# Tests mostly wait: for a timeout, for a server, for a process.
+AT_ONCE = ("-n", "3")
+
+
 def covered(session: nox.Session, *arguments: str) -> None:
     """Run pytest, child processes included, and keep what it covered beside what other sessions did."""
     COVERAGE.mkdir(parents=True, exist_ok=True)
-    session.run(
-        "coverage", "run", "-m", "pytest", *arguments, *session.posargs, env={"COVERAGE_FILE": str(COVERAGE / "data")}
-    )
+    environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
+    session.run("coverage", "run", "-m", "pytest", *AT_ONCE, *arguments, *session.posargs, env=environment)
 
 
 @nox.session(python=PYTHONS)
@@ -56,7 +59,7 @@ def tests(session: nox.Session) -> None:
         covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
     else:
         server = SERVERS[PYTHONS.index(str(session.python)) % len(SERVERS)]
-        session.run("python", "-m", "pytest", "-m", "not debian", f"--server={server}", *session.posargs)
+        session.run("python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])
@@ -118,6 +121,7 @@ def package(session: nox.Session) -> None:
             "python", "-c",
             "import asyncdb_guard, importlib.metadata as m, importlib.resources as r\n"
             "assert r.files(asyncdb_guard).joinpath('py.typed').is_file()\n"
-            "roots = {p.parts[0] for p in m.files('asyncdb-guard')}\n"
-            "assert {r for r in roots if not r.endswith('.dist-info')} == {'asyncdb_guard'}, roots\n",
+            "files = [p for p in m.files('asyncdb-guard') if not p.parts[0].endswith('.dist-info')]\n"
+            "assert {p.parts[0] for p in files} == {'asyncdb_guard'}, files\n"
+            "assert all(p.suffix in ('.py', '.pyc') or p.name == 'py.typed' for p in files), files\n",
         )  # fmt: skip

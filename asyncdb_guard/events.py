@@ -4,48 +4,54 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import FrozenInstanceError, dataclass
+from typing import ClassVar, NoReturn, TypeAlias
 
 logger = logging.getLogger("asyncdb_guard")
+logger.addHandler(logging.NullHandler())  # silent, until the application says where to
 
 
-@dataclass(frozen=True, slots=True)
 class Event:
     """The base of all events."""
 
     name: ClassVar[str] = "event"
 
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        # dataclasses.py: a frozen class leaves what is no field of its own to the class above
+        raise FrozenInstanceError(f"cannot assign to {name!r}")
+
 
 # One dataclass for each shape, and events that inherit from it: a dataclass costs a cold start half a millisecond.
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class _PlainEvent(Event):
+    pass
+
+
+@dataclass(frozen=True)
 class _TimedEvent(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _ReasonedEvent(Event):
     reason: str
 
 
-class CacheHit(Event):
+class CacheHit(_PlainEvent):
     """`load_claims` was answered from the claims cache."""
 
-    __slots__ = ()
     name = "cache_hit"
 
 
-class CacheMiss(Event):
+class CacheMiss(_PlainEvent):
     """`load_claims` had to ask the database. One event a load, however many callers share it."""
 
-    __slots__ = ()
     name = "cache_miss"
 
 
 class ConnectionOpened(_TimedEvent):
     """A server session was opened. `seconds`: what that took."""
 
-    __slots__ = ()
     name = "connection_opened"
 
 
@@ -55,7 +61,6 @@ class ConnectionReplaced(_ReasonedEvent):
     `reason`: `lost`, `unresponsive`, `idle_timeout` or `max_lifetime`.
     """
 
-    __slots__ = ()
     name = "connection_replaced"
 
 
@@ -65,42 +70,36 @@ class ConnectionClosed(_ReasonedEvent):
     `reason`: `idle_timeout`, `lost`, `unclean`, `unresponsive`, `close` or `loop_closed`.
     """
 
-    __slots__ = ()
     name = "connection_closed"
 
 
 class AcquireTimeout(_TimedEvent):
     """A caller got no connection within its timeout. `seconds`: how long it had waited."""
 
-    __slots__ = ()
     name = "acquire_timeout"
 
 
 class CircuitOpened(_TimedEvent):
     """The breaker tripped, or a trial failed. `seconds`: how long the circuit stays open."""
 
-    __slots__ = ()
     name = "circuit_opened"
 
 
-class CircuitHalfOpened(Event):
+class CircuitHalfOpened(_PlainEvent):
     """The open period is over and one caller is let through."""
 
-    __slots__ = ()
     name = "circuit_half_opened"
 
 
-class CircuitClosed(Event):
+class CircuitClosed(_PlainEvent):
     """A trial succeeded."""
 
-    __slots__ = ()
     name = "circuit_closed"
 
 
-class CircuitRejected(Event):
+class CircuitRejected(_PlainEvent):
     """A caller was refused because the circuit is open."""
 
-    __slots__ = ()
     name = "circuit_rejected"
 
 

@@ -38,30 +38,31 @@ _SEEN_THROUGH = (sys.stdlib_module_names | {"uvloop"}) - {"concurrent"}
 def judge(error: BaseException | None, *, lost: bool = False, paused: bool = False) -> Verdict:
     """Decide whether `error`, which ended a block or a connect, counts against the database.
 
-    `lost`: the session is gone. `paused`: the block held it for longer than the idle timeout.
+    `lost`: the session is gone, and not by the borrower's own hand. `paused`: the block held it for longer than the
+    idle timeout, so that we ended it.
 
     | what ended the block                                                  | verdict |
     |-----------------------------------------------------------------------|---------|
     | nothing                                                               | success |
-    | nothing, but the session is gone: nobody saw why                      | neutral |
     | SQLSTATE class 08 or 53, 57P01, 57P02, 57P03                          | failure |
     | SQLSTATE 57P05 or 25P03, also as the cause of a lost connection       | neutral |
     | any other SQLSTATE: the server answered                               | success |
     | an OSError or TimeoutError that the driver raised                     | failure |
     | the caller's own deadline, spent in a statement                       | failure |
-    | the driver's complaint about a session that is gone                   | failure |
-    | the same after a pause: our idle timeout ended the session            | neutral |
+    | nothing, or any other error, while the session was lost               | failure |
+    | the same after a pause                                                | neutral |
     | anything else: cancellation, a KeyError, the block's own HTTP or file | neutral |
     """
-    if error is None:
-        return Verdict.NEUTRAL if lost else Verdict.SUCCESS
+    if error is None and not lost:
+        return Verdict.SUCCESS
     if isinstance(error, asyncpg.PostgresError):
         return _judge_sqlstate(error)
     if isinstance(error, DeadlineExceededError):
         return Verdict.FAILURE
-    if isinstance(error, OSError):  # TimeoutError is one, too
-        return Verdict.FAILURE if raised_by_driver(error) else Verdict.NEUTRAL
-    if is_lost(error, lost=lost):
+    if isinstance(error, OSError) and raised_by_driver(error):  # TimeoutError is one, too
+        return Verdict.FAILURE
+    cancelled = error is not None and not isinstance(error, Exception)
+    if (lost and not cancelled) or (error is not None and is_lost(error, lost=lost)):
         return Verdict.NEUTRAL if paused else Verdict.FAILURE
     return Verdict.NEUTRAL
 
@@ -109,6 +110,13 @@ def is_lost(error: BaseException, *, lost: bool = True) -> bool:
     if isinstance(error, asyncpg.InterfaceError):
         return lost and raised_by_driver(error)
     return False
+
+
+def was_torn(error: BaseException | None) -> bool:
+    """Whether the connection broke under a statement, with no word from the server, which may run it still."""
+    return isinstance(error, asyncpg.ConnectionDoesNotExistError) and not isinstance(
+        error.__cause__, asyncpg.PostgresError
+    )
 
 
 def raised_by_driver(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
 from asyncdb_guard.events import Event, logger
@@ -88,6 +87,6 @@ def log_events(event: Event) -> None:
 
     The record has the event's name as `event` and its facts as `facts`, for structured logs.
     """
-    facts = asdict(event)
+    facts = dict(vars(event))
     told = "".join(f" {name}={value}" for name, value in facts.items())
     logger.info("%s%s", event.name, told, extra={"event": event.name, "facts": facts})

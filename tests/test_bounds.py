@@ -9,6 +9,7 @@ import signal
 import time
 from contextlib import suppress
 
+import asyncpg
 import pytest
 
 from asyncdb_guard import (
@@ -302,6 +303,48 @@ async def test_close_waits_for_a_borrower_who_returns(observer: Observer, url: s
     await closing
     assert time.monotonic() - started < 1.0
     assert await observer.count(user=role) == 0
+
+
+async def nobody(observer: Observer, role: str) -> bool:
+    return await observer.count(user=role) == 0
+
+
+async def test_a_close_that_its_caller_cuts_short_still_ends_the_session(
+    observer: Observer, url: str, role: str, eventually: Eventually
+) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url))
+    async with pool.acquire():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pool.close(timeout=2.0), 0.05)
+    await eventually(lambda: nobody(observer, role))
+    await pool.close()
+
+
+async def test_a_second_close_in_the_middle_of_the_first_keeps_its_own_time(
+    observer: Observer, url: str, role: str
+) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url))
+    async with pool.acquire():
+        first = asyncio.create_task(pool.close(timeout=5.0))
+        await asyncio.sleep(0)
+        await pool.close(timeout=0.2)
+        assert await observer.count(user=role) == 0
+    await first
+
+
+@pytest.mark.parametrize("fault", ["reset_all", "drop_all"])
+async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_place(
+    server: Cluster, proxy: TcpProxy, proxied_url: str, fault: str
+) -> None:
+    allow(server, proxied_url, 1)
+    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=10)) as pool:
+        for _ in range(3):
+            running = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+            await asyncio.sleep(0.05)
+            getattr(proxy, fault)()
+            with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+                await running
+            assert await pool.fetchval("SELECT 1") == 1  # the role limit would refuse a second session
 
 
 async def test_close_during_a_connect_leaves_no_session(observer: Observer, url: str, role: str) -> None:

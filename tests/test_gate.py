@@ -231,18 +231,41 @@ async def test_a_stuck_trial_frees_its_place_when_its_lease_ends(proxy: TcpProxy
             assert pool.stats()["circuit"] == "closed"
 
 
-async def test_callers_with_little_time_of_their_own_do_not_open_the_circuit_but_the_connect_they_began_does(
+async def test_callers_with_little_time_of_their_own_do_not_open_the_circuit(
     proxy: TcpProxy, proxied_url: str, eventually: Eventually
 ) -> None:
     proxy.hang = True
-    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=300)
+    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=2000)
     async with GuardedPool(settings) as pool:
         for _ in range(3):
             with pytest.raises(AcquireTimeoutError):
                 await pool.ping(timeout=0.02)
+        await eventually(lambda: proxy.open_connections == 0, within=1.0, but="the connect that nobody wants is over")
+        assert (pool.stats()["circuit"], proxy.accepted) == ("closed", 1)
+
+
+@pytest.mark.parametrize("trial", [False, True])
+async def test_a_connect_that_hangs_does_not_hold_up_a_caller_who_came_after_those_who_began_it(
+    proxy: TcpProxy, proxied_url: str, trial: bool
+) -> None:
+    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, breaker_reset_timeout_ms=20)
+    async with GuardedPool(settings) as pool:
+        if trial:
+            proxy.refuse = True
+            with pytest.raises(DatabaseUnavailableError):
+                await pool.ping()
+            proxy.refuse = False
+            await asyncio.sleep(0.03)
+        proxy.hang = True
+        first = asyncio.create_task(pool.ping())
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await asyncio.wait([first])
+        proxy.hang = False
+        started = time.monotonic()
+        await pool.ping()
+        assert time.monotonic() - started < 1.0
         assert pool.stats()["circuit"] == "closed"
-        await eventually(lambda: pool.stats()["circuit"] == "open", within=1.0)
-        assert proxy.accepted == 1
 
 
 async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(proxy: TcpProxy, proxied_url: str) -> None:

@@ -7,6 +7,7 @@ count, and a neutral end leaves it at one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -92,6 +93,15 @@ async def nothing(connection, world):
 async def session_gone_unnoticed(connection, world):
     await world.observer.fetchval("SELECT pg_terminate_backend($1, 5000)", connection.get_server_pid())
     await eventually(connection.is_closed)
+
+
+async def session_lost_and_the_error_swallowed(connection, world):
+    with contextlib.suppress(asyncpg.PostgresError):
+        await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+async def session_closed_by_the_borrower(connection, world):
+    await connection.close()
 
 
 async def statement_timeout_of_the_call(connection, world):
@@ -287,7 +297,9 @@ LOST, TIMED_OUT, COMPLAINT = asyncpg.ConnectionDoesNotExistError, TimeoutError, 
 
 ROWS = [
     (nothing, SUCCESS, None, {}),
-    (session_gone_unnoticed, NEUTRAL, None, {}),
+    (session_gone_unnoticed, FAILURE, None, {}),
+    (session_lost_and_the_error_swallowed, FAILURE, None, {}),
+    (session_closed_by_the_borrower, SUCCESS, None, {}),
     (insufficient_resources, FAILURE, asyncpg.ConfigurationLimitExceededError, {}),
     (administrator_ends_the_session_in_a_statement, FAILURE, LOST, {}),
     (the_same_after_a_long_block, FAILURE, LOST, BRIEF),

@@ -9,17 +9,18 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.target import is_loopback
+from tests.support.settings_doc import page
 
 URL = "postgresql://someone:s3cr3t-word@db.example/app"
 LOCAL = "postgresql://someone@127.0.0.1/app"
@@ -137,13 +138,26 @@ def test_database_url_serves_where_the_prefixed_one_is_not_set(monkeypatch: pyte
     assert DatabaseSettings().target.host == "two.example"
 
 
-def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{PREFIX}URL", "")
+def test_a_lower_case_database_url_is_another_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@one.example")
+    monkeypatch.setenv("database_url", "postgresql://u@two.example")
+    assert DatabaseSettings().target.host == "one.example"
+
+
+@pytest.mark.parametrize("blank", ["", " ", " \t\n"])
+def test_an_empty_or_blank_variable_counts_as_not_set(blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for knob in DatabaseSettings.model_fields:
+        monkeypatch.setenv(PREFIX + knob.upper(), blank)
     monkeypatch.setenv("DATABASE_URL", URL)
-    monkeypatch.setenv(f"{PREFIX}POOL_MAX", "")
-    monkeypatch.setenv(f"{PREFIX}PROXY_HOST", "")
-    built = DatabaseSettings()
-    assert (built.target.host, built.pool_max, built.proxied) == ("db.example", 1, False)
+    assert DatabaseSettings() == make()
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_database_url_counts_as_not_set(blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", blank)
+    assert fault(url=None).startswith("No database URL")
+    with pytest.raises(ConfigurationError, match=r"^No database URL"):
+        DatabaseSettings()
 
 
 def test_a_dotenv_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +182,16 @@ def test_every_knob_is_documented_with_where_it_shows(knob: str) -> None:
     description = DatabaseSettings.model_fields[knob].description
     assert description is not None
     assert "Seen in" in description or "Seen on" in description
+
+
+def test_the_page_tells_what_an_unsaid_knob_comes_to() -> None:
+    first_lines = {section.split("\n")[0]: section.split("\n")[2] for section in page().split(f"\n### {PREFIX}")[1:]}
+    assert first_lines["URL"].startswith("required")
+    assert first_lines["PROXY_PROFILE"].startswith("default off, but on with PROXY_HOST")
+    assert first_lines["SESSION_RESET"].endswith("default `always`, but `never` under the proxy profile")
+    assert "; default `verify-full`, but `disable` on loopback" in first_lines["SSLMODE"]
+    simply_nothing = {name for name, line in first_lines.items() if line == "default none"}
+    assert simply_nothing == {"PROXY_HOST", "SECRET_ARN", "CLAIMS_SQL", "PROVISION_SQL"}
 
 
 # What is refused
@@ -239,9 +263,58 @@ def test_an_unknown_variable_is_told_with_the_nearest_known(monkeypatch: pytest.
     assert "LAMBDA_DATABASE_POOL_MX is no setting; the nearest is LAMBDA_DATABASE_POOL_MAX." in fault()
 
 
-def test_a_variable_like_no_other_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{PREFIX}QQQ", "5")
-    assert fault() == "LAMBDA_DATABASE_QQQ is no setting: take it out."
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("pool_size", "pool_max"),
+        ("host", "proxy_host"),
+        ("ssl_ca", "ssl_root_cert"),
+        ("ttl_ms", "claims_cache_ttl_ms"),
+        ("qqq", "claims_sql"),
+    ],
+)
+def test_a_name_unlike_any_other_is_told_with_the_nearest_too(
+    name: str, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fault(**{name: 5}) == f"{name} is no setting; the nearest is {nearest}. Correct it, or take it out."
+    monkeypatch.setenv(PREFIX + name.upper(), "5")
+    assert f"{PREFIX}{name.upper()} is no setting; the nearest is {PREFIX}{nearest.upper()}." in fault()
+
+
+@pytest.mark.parametrize("name", ["lambda_database_pool_max", "Lambda_Database_Pool_Max", "LAMBDA_DATABASE_pool_max"])
+def test_a_variable_that_is_not_in_capitals_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}POOL_MAX", "3")
+    monkeypatch.setenv(name, "7")
+    assert fault().startswith(f"{name} is no setting; the nearest is LAMBDA_DATABASE_POOL_MAX.")
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_unknown_variable_is_refused_empty_as_well(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}POOL_MX", value)
+    assert "LAMBDA_DATABASE_POOL_MX is no setting" in fault()
+
+
+@pytest.mark.parametrize("name", ["LAMBDA_DATABASE_POOL_MAX", "lambda_database_pool_max"])
+def test_a_variables_name_as_a_keyword_is_told_with_the_keyword(name: str) -> None:
+    assert fault(**{name: 3}) == f"{name} names a variable: the keyword is pool_max."
+
+
+@pytest.mark.parametrize(
+    "keyword", ["_env_file", "_env_prefix", "_case_sensitive", "_secrets_dir", "_cli_parse_args", "_nonsense"]
+)
+def test_a_keyword_that_pydantic_takes_for_its_own_is_refused(keyword: str) -> None:
+    assert fault(**{keyword: None}).startswith(f"{keyword} is no setting: take it out.")
+
+
+def test_all_keywords_that_pydantic_takes_for_its_own_are_told_at_once() -> None:
+    assert len(refusal(_env_file=".env", _env_prefix="X_").faults) == 2
+
+
+def test_settings_take_keywords_only() -> None:
+    untyped: Any = DatabaseSettings
+    with pytest.raises(TypeError, match="positional") as caught:
+        untyped(URL)
+    assert "s3cr3t-word" not in everything_about(caught.value)
 
 
 def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
@@ -299,6 +372,11 @@ def test_a_url_value_equal_to_the_knob_is_fine() -> None:
         ("sslrootcert=/a", {"ssl_root_cert": "/b"}, ("sslrootcert", "LAMBDA_DATABASE_SSL_ROOT_CERT")),
         ("pgbouncer=true", {"proxy_profile": False}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE")),
         ("pgbouncer=false", {"proxy_host": "proxy.example"}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_HOST")),
+        (
+            "pgbouncer=false",
+            {"proxy_host": "proxy.example", "proxy_profile": True},
+            ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE"),
+        ),
     ],
 )
 def test_a_url_value_that_contradicts_a_knob_is_told_with_both(
@@ -325,8 +403,14 @@ def test_a_url_that_names_no_user_is_refused() -> None:
     assert "names no user" in fault(url="postgresql://db.example/app")
 
 
-def test_a_url_that_is_no_text_is_one_fault() -> None:
-    assert "url (LAMBDA_DATABASE_URL, else DATABASE_URL) must be a text" in fault(url=5432)
+@pytest.mark.parametrize("url", [5432, URL.encode(), bytearray(URL, "ascii"), SecretStr(cast("Any", URL.encode()))])
+def test_a_url_that_is_no_text_is_one_fault(url: object) -> None:
+    assert "url (LAMBDA_DATABASE_URL, else DATABASE_URL) must be a text" in fault(url=url)
+
+
+@pytest.mark.parametrize("url", ["postgresql://someone:pass/word@h/d", "postgresql://someone:12/word@h/d"])
+def test_a_user_that_could_not_be_read_is_not_told_as_missing(url: str) -> None:
+    assert not any("names no" in sentence for sentence in refusal(url=url).faults)
 
 
 # Where the settings lead
@@ -357,11 +441,10 @@ def test_a_proxy_host_serves_a_url_without_a_host() -> None:
     assert make(url="postgresql://someone@/app", proxy_host="proxy.example").target.host == "proxy.example"
 
 
-@pytest.mark.parametrize("proxy_host", ["::1", ":6432", "proxy.example:0", "http://proxy.example"])
-def test_a_proxy_host_that_is_none_is_refused(proxy_host: str) -> None:
-    assert any(
-        "proxy_host (LAMBDA_DATABASE_PROXY_HOST) must be host" in x for x in refusal(proxy_host=proxy_host).faults
-    )
+@pytest.mark.parametrize("url", [URL, "postgresql://someone@/app"])
+@pytest.mark.parametrize("proxy_host", ["::1", ":6432", "a b", "h:99999", "proxy.example:0", "http://proxy.example"])
+def test_a_proxy_host_that_is_none_is_one_fault(proxy_host: str, url: str) -> None:
+    assert "proxy_host (LAMBDA_DATABASE_PROXY_HOST) must be host" in fault(url=url, proxy_host=proxy_host)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +456,7 @@ def test_a_proxy_host_that_is_none_is_refused(proxy_host: str) -> None:
         ({"proxy_profile": True}, True),
         ({"url": f"{URL}?pgbouncer=true"}, True),
         ({"url": f"{URL}?pgbouncer=false"}, False),
+        ({"url": f"{URL}?pgbouncer=false", "proxy_host": "proxy.example", "proxy_profile": False}, False),
     ],
 )
 def test_the_proxy_profile_is_on_where_something_says_so(knobs: dict[str, Any], proxied: bool) -> None:
@@ -540,8 +624,10 @@ def test_made_settings_are_sealed(knob: str) -> None:
 
 
 def test_nothing_can_be_deleted_from_made_settings() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        del make().pool_max
+    built = make()
+    with pytest.raises(ConfigurationError, match="sealed once made"):
+        del built.pool_max
+    assert built.pool_max == 1
 
 
 def test_a_copy_with_changes_is_refused_as_nothing_would_check_them() -> None:

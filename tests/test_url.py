@@ -121,6 +121,28 @@ def test_a_host_that_is_none_is_refused(host: str) -> None:
     assert "[IPv6]:port" in fault(f"postgresql://user@{host}/d")
 
 
+@pytest.mark.parametrize("rest", ["pass/word@h/d", "12/word@h/d", "12?word@h/d", "/@h/d"])
+def test_a_user_before_a_password_that_was_not_encoded_is_unknown_and_not_missing(rest: str) -> None:
+    url, faults = parse_database_url(f"postgresql://zz-user:{rest}")
+    assert faults
+    assert url.user == ""
+
+
+def test_a_name_that_the_slash_hides_is_unknown_and_not_missing() -> None:
+    url, faults = parse_database_url("postgresql:///user@h/d")
+    assert len(faults) == 1
+    assert (url.host, url.user) == ("", "")
+
+
+@pytest.mark.parametrize("address", ["h:99999/d", "h/d?pgbouncer=2", "@h/d?pgbouncer=2"])
+def test_a_user_that_no_fault_can_hide_is_missing(address: str) -> None:
+    assert parse_database_url(f"postgresql://{address}")[0].user is None
+
+
+def test_an_at_sign_in_a_parameter_hides_no_missing_user() -> None:
+    assert read("postgresql://h/d?application_name=a@b").user is None
+
+
 def test_several_hosts_are_refused() -> None:
     assert "several hosts" in fault("postgresql://user@one:5432,two:5432/d")
 
@@ -212,7 +234,7 @@ def test_a_misspelt_parameter_is_told_by_its_place_and_the_nearest_known_one(kno
 
 def test_an_unknown_parameter_is_told_with_all_known_ones() -> None:
     sentence = fault("postgresql://u@h/d?hunter2=1")
-    assert "nearest" not in sentence
+    assert "; the nearest known one is pgbouncer." in sentence
     assert all(name in sentence for name in PARAMETERS)
     assert "hunter2" not in sentence
 

@@ -14,16 +14,13 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
 from asyncdb_guard.connect.diagnosis import login_refused
-from asyncdb_guard.connect.session import ProxiedConnection, Session, gone
+from asyncdb_guard.connect.session import CONNECTION_CHECK, ProxiedConnection, Session, gone
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.target import ConnectTarget
 
 _SERVER_GRACE = 0.25
 """Seconds by which the server's idle timeout is later than ours, so that a live process always ends its own."""
-
-_CONNECTION_CHECK = "250"
-"""Milliseconds after which a running statement notices that its client is gone."""
 
 _GOODBYE = 0.25
 """Seconds to wait, at most, until the server has let go of a session that was left behind on another event loop."""
@@ -146,7 +143,7 @@ class Driver:
         return _plain_settings(target) | {
             "idle_session_timeout": idle,
             "idle_in_transaction_session_timeout": idle,
-            "client_connection_check_interval": _CONNECTION_CHECK,
+            "client_connection_check_interval": str(round(CONNECTION_CHECK * 1000)),
         }
 
     def _lifetime(self) -> float:

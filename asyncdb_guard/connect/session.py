@@ -19,6 +19,12 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.liveness import socket_probe
 
+CONNECTION_CHECK = 0.25
+"""Seconds after which a running statement looks for its client (client_connection_check_interval)."""
+
+_NOTICE = 0.1
+"""Seconds from that look until the session is gone."""
+
 
 class ProxiedConnection(asyncpg.Connection):
     """A connection through a pooler: it changes no setting, and knows whether a backend may still be kept for it.
@@ -49,6 +55,20 @@ class ProxiedConnection(asyncpg.Connection):
         return answer
 
 
+class LentConnection(PoolConnectionProxy):
+    """What a borrower holds. It remembers that the borrower closed it, which is no loss."""
+
+    hung_up = False
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        self.hung_up = True
+        await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        self.hung_up = True
+        super().terminate()
+
+
 class Session:
     """One server session, checked out of asyncpg's pool; lives as long as the session does."""
 
@@ -62,6 +82,7 @@ class Session:
         "lifetime",
         "opened_at",
         "readable",
+        "torn",
     )
 
     def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float) -> None:
@@ -77,6 +98,8 @@ class Session:
         self.lifetime = lifetime
         self.ending = False
         """Whether its goodbye has begun: it is not to be lent again."""
+        self.torn = False
+        """Whether it broke under a statement, which the server may run still."""
         raw = self._transport.get_extra_info("socket")
         self.readable: Callable[[], object] = socket_probe(raw.fileno() if raw is not None else None)
 
@@ -85,11 +108,11 @@ class Session:
         """Whether this side knows that the session is over. After a freeze it may not know yet."""
         return bool(self._connection.is_closed())
 
-    def lend(self) -> PoolConnectionProxy:
+    def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
-        return PoolConnectionProxy(self._holder, self._connection)
+        return LentConnection(self._holder, self._connection)
 
-    def take_back(self, lent: PoolConnectionProxy) -> None:
+    def take_back(self, lent: LentConnection) -> None:
         """End a loan: the borrower's connection, statements and cursors are useless from now on."""
         bare: Any = lent
         bare._detach()
@@ -126,6 +149,8 @@ class Session:
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await self._connection.close(timeout=timeout)
         self.terminate()
+        if self.torn:
+            await asyncio.sleep(CONNECTION_CHECK + _NOTICE)
 
     def terminate(self) -> None:
         """Hang up at once."""

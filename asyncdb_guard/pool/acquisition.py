@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
-from asyncdb_guard.connect.session import Session
+from asyncdb_guard.connect.session import LentConnection, Session
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
-from asyncdb_guard.judgement import Verdict, judge
+from asyncdb_guard.judgement import Verdict, judge, was_torn
 from asyncdb_guard.pool.guard import Guard
 from asyncdb_guard.pool.lending import Lending
 
@@ -31,7 +31,7 @@ class Acquisition:
     def __init__(self, guard: Guard, timeout: float | None) -> None:
         self._guard = guard
         self._timeout = timeout
-        self._lent: PoolConnectionProxy | None = None
+        self._lent: LentConnection | None = None
 
     async def __aenter__(self) -> PoolConnectionProxy:
         if self._lent is not None:
@@ -79,7 +79,8 @@ class Acquisition:
         finally:
             now = clock.now()
             failed, lost = error is not None, session.closed
-            verdict = self._judge(error, lost, now) if failed or lost else Verdict.SUCCESS
+            session.torn = failed and was_torn(error)
+            verdict = self._judge(error, lost and not lent.hung_up, now) if failed or lost else Verdict.SUCCESS
             lending.report(self._permit, verdict, now)
             if not lost and lending.slots.must_tidy(session, failed=failed):
                 await lending.tidy(session, failed=failed)

@@ -116,15 +116,15 @@ class Guard:
             # in the same places: whoever asks meanwhile waits until one is vacant
             await lending.disconnect(timeout)
             return
-        self.lending = None
-        _open.discard(self)
-        if lending is None:
-            return
-        if here:
-            await lending.close(timeout)
-        else:
-            for leaving in self._leave(lending):
-                await gone(leaving, timeout)
+        try:
+            if lending is not None and here:
+                await lending.close(timeout)
+            elif lending is not None:
+                for leaving in self._leave(lending):
+                    await gone(leaving, timeout)
+        finally:
+            self.lending = None
+            _open.discard(self)
 
     def _leave(self, lending: Lending) -> list[socket]:
         """Let go of another loop's sessions; return what remains of them."""

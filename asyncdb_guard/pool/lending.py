@@ -68,7 +68,7 @@ class Lending:
         except asyncio.CancelledError:
             self._breaker.released(permit)
             if waiter.future.cancelled():
-                self.queue.leave(waiter)
+                self._leave(waiter)
             elif waiter.future.exception() is None:  # the session came, and then the cancellation
                 self.slots.give_back(waiter.future.result(), clock.now())
             raise
@@ -82,10 +82,15 @@ class Lending:
                 raise
         return session, permit
 
+    def _leave(self, waiter: Waiter) -> None:
+        self.queue.leave(waiter)
+        if not self.queue:
+            self.slots.dials.nobody_waits()
+
     def _expire(self, waiter: Waiter) -> None:
         if waiter.future.done():
             return
-        self.queue.leave(waiter)
+        self._leave(waiter)
         now = clock.now()
         waited = elapsed(waiter.since, now)
         self._events.emit(AcquireTimeout(waited))
@@ -130,14 +135,12 @@ class Lending:
             waiter.future.set_exception(PoolClosedError("The pool was closed."))
             self._breaker.released(waiter.permit)
         end = self.loop.time() + timeout
-        if patient:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(end - timeout / 4):  # the rest is for the goodbyes
-                    while self.slots.lent:
-                        self.slots.returned = asyncio.Event()
-                        await self.slots.returned.wait()
-        await self.slots.end(reason, max(end - self.loop.time(), 0.0))
-        await self._dismiss_guardian()
+        try:
+            if patient:
+                await self.slots.nobody_borrows(timeout * 3 / 4)  # the rest is for the goodbyes
+        finally:  # also where the caller ran out of patience
+            await self.slots.end(reason, max(end - self.loop.time(), 0.0))
+            await self._dismiss_guardian()
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds; whoever queues or comes later gets a new one."""

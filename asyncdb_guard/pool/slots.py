@@ -9,21 +9,20 @@ server has let go of the session that had it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from socket import socket
 from typing import TypeAlias
 
 from asyncdb_guard import clock
-from asyncdb_guard.clock import Instant, elapsed
-from asyncdb_guard.connect.diagnosis import connect_error
+from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.driver import Driver
 from asyncdb_guard.connect.session import Session
-from asyncdb_guard.errors import GuardError
-from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events
-from asyncdb_guard.judgement import Verdict, judge_connect
+from asyncdb_guard.events import ConnectionClosed, ConnectionReplaced, Events
+from asyncdb_guard.judgement import Verdict
 from asyncdb_guard.liveness import PING_TIMEOUT, Health, ping_bound
 from asyncdb_guard.pool.crew import Crew
-from asyncdb_guard.pool.dials import Dial, Dials
+from asyncdb_guard.pool.dials import Dials
 from asyncdb_guard.pool.shelf import Shelf
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.upkeep import check, health_of, make_fit
@@ -57,17 +56,15 @@ class Slots:
         self._queue = queue
         self._emit = events.emit
         self._counters = counters
-        self._report = report
         self._sessions: set[Session] = set()
         self.idle = Shelf(settings.idle_timeout, self._expire)
         self.lent: set[Session] = set()
-        self.dials = Dials()
+        self.dials = Dials(driver, queue, counters, events.emit, report)
         self._vacant = settings.pool_max
         self._preparing = 0
         self._crew = Crew()
         self._shut = False
-        self.returned: asyncio.Event | None = None
-        """Set, where somebody put one here, whenever a session came back or ended."""
+        self._returned: asyncio.Event | None = None
 
     def take(self, now: Instant) -> Session | None:
         """The hot path: a session in good health, if one is idle and nobody waits. No task, no await."""
@@ -89,8 +86,8 @@ class Slots:
             self._prepare(self._revive(session))
         else:
             self._offer(session)
-        if self.returned is not None:
-            self.returned.set()
+        if self._returned is not None:
+            self._returned.set()
 
     def _offer(self, session: Session) -> None:
         if self._queue and self._queue.serve(session):
@@ -155,41 +152,15 @@ class Slots:
 
     async def _dial(self, places: int) -> None:
         """Fill vacated places with new sessions, if somebody still asks for one."""
-        head = self._queue.head
         sessions: list[Session] = []
         try:
-            if head is not None:
-                sessions = await self._connect(Dial(head.permit))
+            if self._queue.head is not None:
+                sessions = await self.dials.open()
         finally:
             self._vacant += places - len(sessions)
         self._sessions.update(sessions)
         for session in sessions:
             self._offer(session)
-
-    async def _connect(self, dial: Dial) -> list[Session]:
-        try:
-            with self.dials.track(dial):
-                sessions = await self._driver.open()
-        except Exception as error:
-            self._counters.connect_failures += 1
-            if not dial.blamed:
-                self._fail_one(dial, error)
-            return []
-        for _ in sessions:
-            self._counters.connects += 1
-            self._emit(ConnectionOpened(elapsed(dial.since, clock.now())))
-        return sessions
-
-    def _fail_one(self, dial: Dial, cause: Exception) -> None:
-        """A connect failed: the affair of whoever has waited longest. The others get a connect of their own."""
-        waiter = next(self._queue.drain(), None)
-        permit, renewed = dial.permit, self._driver.renews_login
-        if waiter is not None:
-            permit = waiter.permit
-            waiter.future.set_exception(
-                cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
-            )
-        self._report(permit, judge_connect(cause, renewed=renewed), clock.now())
 
     def _expire(self, session: Session) -> None:
         self._crew.start(self._retire(session, ConnectionClosed("idle_timeout")))
@@ -216,8 +187,16 @@ class Slots:
         else:
             self._counters.closed += 1
         self._emit(event)
-        if self.returned is not None:
-            self.returned.set()
+        if self._returned is not None:
+            self._returned.set()
+
+    async def nobody_borrows(self, timeout: float) -> None:
+        """Wait until every borrower has given its session back, for at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.lent:
+                    self._returned = asyncio.Event()
+                    await self._returned.wait()
 
     async def drop(self, reason: str, bound: float) -> None:
         """End all sessions within `bound` seconds, running statements included; those who ask later get new ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, TypeAlias
 
 from pydantic_core import ErrorDetails
@@ -13,6 +13,9 @@ from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 
 Misfit: TypeAlias = tuple[frozenset[str], str]
 """The knobs concerned, and the sentence."""
+
+VARIABLE = "$"
+"""Stands before an unknown name that is a variable's, and not a keyword."""
 
 _PARAMETERS = {
     "sslmode": "sslmode",
@@ -49,12 +52,13 @@ def unfit(error: ErrorDetails, from_url: bool) -> str:
 
 
 def _unknown(name: str) -> str:
-    prefix = name.startswith(ENV_PREFIX)
-    guess = nearest(name.removeprefix(ENV_PREFIX), list(Knobs.model_fields))
-    if guess is None:
-        return f"{name} is no setting: take it out."
-    guess = f"{ENV_PREFIX}{guess.upper()}" if prefix else guess
-    return f"{name} is no setting; the nearest is {guess}. Correct it, or take it out."
+    bare = name.removeprefix(VARIABLE)
+    knob = nearest(bare.upper().removeprefix(ENV_PREFIX), list(Knobs.model_fields))
+    if bare != name:
+        return f"{bare} is no setting; the nearest is {ENV_PREFIX}{knob.upper()}. Correct it, or take it out."
+    if bare.upper() == f"{ENV_PREFIX}{knob.upper()}":
+        return f"{bare} names a variable: the keyword is {knob}."
+    return f"{bare} is no setting; the nearest is {knob}. Correct it, or take it out."
 
 
 def _fit(knob: str) -> str:
@@ -72,12 +76,19 @@ def contradiction(knob: str) -> str:
     )
 
 
-def misfits(knobs: Knobs, url: DatabaseUrl, target: ConnectTarget, proxied: bool) -> Iterator[Misfit]:
-    """What is wrong between knobs that are each right."""
-    yield from _address(knobs, url, target)
+def hidden(keyword: str) -> str:
+    """The sentence for a keyword that pydantic would take for its own."""
+    return f"{keyword} is no setting: take it out. No file, prefix or source other than the environment is read."
+
+
+def misfits(
+    knobs: Knobs, url: DatabaseUrl, target: ConnectTarget, proxied: bool, from_url: Container[str]
+) -> Iterator[Misfit]:
+    """What is wrong between knobs that are each right. `from_url` has the names of those that only the URL sets."""
+    yield from _address(knobs, url)
     yield from _credentials(knobs, url)
     yield from _tls(knobs, target)
-    yield from _proxy(knobs, url, proxied)
+    yield from _proxy(knobs, url, proxied, from_url)
     yield from _times(knobs)
     yield from _claims_cache(knobs)
 
@@ -86,7 +97,7 @@ def _misfit(sentence: str, *knobs: str) -> Misfit:
     return frozenset(knobs), sentence.format(*map(label, knobs))
 
 
-def _address(knobs: Knobs, url: DatabaseUrl, target: ConnectTarget) -> Iterator[Misfit]:
+def _address(knobs: Knobs, url: DatabaseUrl) -> Iterator[Misfit]:
     if knobs.secret_arn is not None:
         return
     if knobs.url is None:
@@ -96,7 +107,7 @@ def _address(knobs: Knobs, url: DatabaseUrl, target: ConnectTarget) -> Iterator[
             "secret_arn",
         )
         return
-    if target.host is None:
+    if url.host is None and knobs.proxy_host is None:
         yield _misfit("The database URL names no host: write it behind the `@`.", "url", "secret_arn", "proxy_host")
     if url.user is None:
         yield _misfit("The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn")
@@ -128,13 +139,13 @@ def _tls(knobs: Knobs, target: ConnectTarget) -> Iterator[Misfit]:
         )
 
 
-def _proxy(knobs: Knobs, url: DatabaseUrl, proxied: bool) -> Iterator[Misfit]:
+def _proxy(knobs: Knobs, url: DatabaseUrl, proxied: bool, from_url: Container[str]) -> Iterator[Misfit]:
     if knobs.proxy_host is not None and not (parse_endpoint(knobs.proxy_host) or ("",))[0]:
         yield _misfit("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
-    if knobs.proxy_host is not None and url.knobs.get("proxy_profile") is False:
+    if knobs.proxy_host is not None and knobs.proxy_profile is False and "proxy_profile" in from_url:
         yield _misfit(
-            "pgbouncer=false in the database URL contradicts {}: take it out of the URL, and set {} to false if you"
-            " mean it.",
+            "pgbouncer=false in the database URL contradicts {}: take it out of the URL, or set {} to false as well"
+            " if you mean it.",
             "proxy_host",
             "proxy_profile",
         )

@@ -1,8 +1,9 @@
 """Every knob: its name, type, default and range, its meaning, and where to see that it works."""
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "LAMBDA_DATABASE_"
@@ -16,6 +17,15 @@ _NOTHING: Any = None
 _HOUR = 3_600_000
 _DAY = 24 * _HOUR
 
+
+def _no_bytes(value: object) -> object:
+    # pydantic would decode them, but a URL's parameters are read from a text alone.
+    bare = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(bare, bytes | bytearray):
+        raise PydanticCustomError("no_text", "must be a text")
+    return value
+
+
 if TYPE_CHECKING:
 
     class Secret:
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
         def __set__(self, instance: object, value: str | SecretStr | None) -> None: ...
 
 else:
-    Secret = SecretStr | None
+    Secret = Annotated[SecretStr, BeforeValidator(_no_bytes)] | None
 
 
 class Knobs(BaseSettings):
@@ -33,7 +43,6 @@ class Knobs(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_ignore_empty=True,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,

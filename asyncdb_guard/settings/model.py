@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pydantic import ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
-from asyncdb_guard.settings.faults import contradiction, label, misfits, unfit
-from asyncdb_guard.settings.knobs import Knobs
+from asyncdb_guard.settings.faults import VARIABLE, contradiction, hidden, label, misfits, unfit
+from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
 from asyncdb_guard.settings.target import ConnectTarget, connect_target
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
 
@@ -25,11 +26,16 @@ _SEALED = "DatabaseSettings are sealed once made: make new ones with the value t
 class _Environment(EnvSettingsSource):
     """The variables behind the prefix, the unknown ones too, and DATABASE_URL where LAMBDA_DATABASE_URL is not set."""
 
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        # In capitals only, as two spellings of one variable would be at odds; and blank is empty.
+        self.env_vars = {name.lower(): value for name, value in os.environ.items() if name.isupper() and value.strip()}
+
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
-        for name in self.env_vars:
-            if name.startswith(self.env_prefix.lower()) and name[self.env_prefix_len :] not in Knobs.model_fields:
-                values[name.upper()] = None
+        known = {f"{ENV_PREFIX}{knob.upper()}" for knob in Knobs.model_fields}
+        unknown = [name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name not in known]
+        values.update((VARIABLE + name, None) for name in unknown)
         values.setdefault("url", self.env_vars.get("database_url"))
         # Covered from here on, so that a report which shows the variables of each frame shows none of these.
         return {name: SecretStr(value) if name in _SECRETS and value else value for name, value in values.items()}
@@ -38,12 +44,21 @@ class _Environment(EnvSettingsSource):
 class DatabaseSettings(Knobs):
     """All settings, from keyword arguments, else from the environment, else from the database URL, else their defaults.
 
-    A variable is the knob's name in capitals behind `LAMBDA_DATABASE_`; an empty one counts as not set. The URL is
-    LAMBDA_DATABASE_URL, else DATABASE_URL. The environment is read when an instance is made, never at import, and no
-    `.env` file is read. Nothing is ignored: what is unknown, out of range or contradictory raises one
+    A variable is the knob's name behind `LAMBDA_DATABASE_`, all in capitals; an empty or blank one counts as not set.
+    The URL is LAMBDA_DATABASE_URL, else DATABASE_URL. The environment is read when an instance is made, never at
+    import, and no `.env` file is read. Nothing is ignored: what is unknown, out of range or contradictory raises one
     `ConfigurationError` with all the faults. Sealed once made; lives as long as you keep it. No repr and no dump of it
     shows a secret, a host or a statement (a pickle has to carry them).
     """
+
+    if TYPE_CHECKING:
+        """Type checkers know the keywords from the knobs."""
+    else:
+
+        def __init__(self, /, **values: Any) -> None:
+            if faults := [hidden(keyword) for keyword in values if keyword.startswith("_")]:
+                raise ConfigurationError(*faults)
+            super().__init__(**values)
 
     @cached_property
     def target(self) -> ConnectTarget:
@@ -140,7 +155,9 @@ class DatabaseSettings(Knobs):
             if knob not in wrong and getattr(settings, knob) != url.knobs[knob]
         ]
         faults += [
-            fault for knobs, fault in misfits(settings, url, settings.target, settings.proxied) if not knobs & wrong
+            fault
+            for knobs, fault in misfits(settings, url, settings.target, settings.proxied, from_url)
+            if not knobs & wrong
         ]
         if faults:
             raise ConfigurationError(*faults)
@@ -158,6 +175,9 @@ class DatabaseSettings(Knobs):
         return super().model_copy(deep=deep)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise ConfigurationError(_SEALED)
+
+    def __delattr__(self, name: str) -> NoReturn:
         raise ConfigurationError(_SEALED)
 
 

@@ -55,11 +55,11 @@ class DatabaseUrl(NamedTuple):
 _UNREADABLE = DatabaseUrl(host="", user="")
 
 
-def nearest(name: str, known: list[str]) -> str | None:
-    """The known name that is most like `name`, or None where none is."""
+def nearest(name: str, known: list[str]) -> str:
+    """The known name that is most like `name`, however little that is."""
     from difflib import get_close_matches  # only for faults, so not at a cold start
 
-    return next(iter(get_close_matches(name.lower(), known, n=1)), None)
+    return get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
 
 
 def parse_endpoint(text: str) -> tuple[str | None, int | None] | None:
@@ -99,7 +99,7 @@ def parse_database_url(text: str) -> tuple[DatabaseUrl, list[str]]:
     user, _, password = credentials.partition(":")
     host, port = _address(_decoded(address, "host", faults), faults)
     parameters = _parameters(match["query"] or "", faults)
-    return DatabaseUrl(
+    url = DatabaseUrl(
         host=host,
         port=port,
         user=_decoded(user, "user", faults) if user else None,
@@ -108,7 +108,11 @@ def parse_database_url(text: str) -> tuple[DatabaseUrl, list[str]]:
         application_name=_application_name(parameters.get("application_name"), faults),
         schema=parameters.get("schema"),
         knobs=_knobs(parameters, faults),
-    ), faults
+    )
+    if faults and "@" in text and "@" not in match["authority"]:
+        # A password with a bare `/` or `?` cut the authority short: nobody can tell which names are there.
+        url = url._replace(host=host or "", user="")
+    return url, faults
 
 
 def _decoded(text: str, part: str, faults: list[str]) -> str:
@@ -158,11 +162,9 @@ def _parameters(query: str, faults: list[str]) -> dict[str, str]:
         if name == "host":
             faults.append(_NO_SOCKET)
         elif name not in PARAMETERS:
-            guess = nearest(name, list(PARAMETERS))
             faults.append(
-                f"Parameter {position} of the database URL is unknown here"
-                + (f"; the nearest known one is {guess}" if guess else "")
-                + f". Take it out, or use one of {', '.join(PARAMETERS)}."
+                f"Parameter {position} of the database URL is unknown here; the nearest known one is"
+                f" {nearest(name, list(PARAMETERS))}. Take it out, or use one of {', '.join(PARAMETERS)}."
             )
         elif not value:
             faults.append(f"{name} in the database URL has no value: give it one, or take it out.")

@@ -17,12 +17,13 @@ _HEAD = f"""# Settings
 
 `DatabaseSettings` takes each knob as a keyword argument (`pool_max=5`), else from the environment
 (`{ENV_PREFIX}POOL_MAX=5`), else from a parameter of the database URL, else its default. Names that end in `_MS` are
-milliseconds. An empty variable counts as not set. The environment is read on first use, never at import, and the
-settings are sealed once made.
+milliseconds. A variable is written in capitals; an empty or blank one counts as not set. The environment is read on
+first use, never at import, and the settings are sealed once made.
 
-**Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable, keyword or URL parameter, a value out of range,
-and two values that contradict each other are each a fault; one `ConfigurationError` lists all of them, names the
-nearest known name, and shows no secret.
+**Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable (an empty or lower-case one, too), keyword or URL
+parameter, a value out of range, and a URL parameter that contradicts its knob are each a fault; one
+`ConfigurationError` lists all of them, names the nearest known name, and shows no secret. A keyword that differs from
+its variable is no contradiction: it wins.
 
 ## The URL
 
@@ -45,6 +46,16 @@ other parameter is refused, too, as are several hosts in one URL.
 ## The knobs
 """
 
+_UNSAID = {
+    "url": "required, unless SECRET_ARN is set",
+    "proxy_profile": "default off, but on with PROXY_HOST or `pgbouncer=true` in the URL",
+    "session_reset": "default `always`, but `never` under the proxy profile",
+    "sslmode": "default `verify-full`, but `disable` on loopback with no SSL_ROOT_CERT and no IAM_AUTH",
+    "ssl_root_cert": "default the system's trust store",
+    "claims_cache_url": "default in memory",
+}
+"""What None means, where that is not simply nothing."""
+
 
 def page() -> str:
     """The whole page."""
@@ -54,9 +65,9 @@ def page() -> str:
 def _section(name: str) -> str:
     field = DatabaseSettings.model_fields[name]
     limits = {type(limit).__name__.lower(): limit for limit in field.metadata}
-    facts = [f"default {_default(field.default)}"]
+    facts = [_UNSAID.get(name) or f"default {_default(field.default)}"]
     if choices := _choices(field.annotation):
-        facts.append(" or ".join(f"`{choice}`" for choice in choices))
+        facts.insert(0, " or ".join(f"`{choice}`" for choice in choices))
     if "ge" in limits and "le" in limits:
         facts.append(f"{limits['ge'].ge:,} to {limits['le'].le:,}")
     text = re.sub(r" (Seen (?:in|on) .*)", r"\n\n*\1*", str(field.description))
