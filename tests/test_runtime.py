@@ -22,7 +22,7 @@ import snapshot_restore_py
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from asyncdb_guard import GuardedPool
+from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.errors import ConfigurationError, TriggerEventError, TriggerFailedError
 from asyncdb_guard.pool.guard import Guard
 from asyncdb_guard.runtime import lambda_handler
@@ -309,7 +309,7 @@ def raise_circle() -> None:
 
 
 def raise_configuration_error() -> None:
-    raise ConfigurationError("LAMBDA_DATABASE_POOL_MAX must be a whole number.")
+    DatabaseSettings(url="postgresql://user@127.0.0.1/none", pool_max=0)
 
 
 def raiser(kind: type[BaseException]) -> Callable[[], None]:
@@ -330,7 +330,8 @@ def raiser(kind: type[BaseException]) -> Callable[[], None]:
         (raise_group, ["failed with ExceptionGroup at", "; because of KeyError; because of OSError"]),
         (raise_chain, ["Rejected at", "; because of asyncpg.exceptions.UniqueViolationError [23505] at"]),
         (raise_circle, ["Rejected at", "; because of KeyError"]),
-        (raise_configuration_error, ["ConfigurationError: LAMBDA_DATABASE_POOL_MAX must be a whole number. at"]),
+        (raise_configuration_error, ["ConfigurationError: pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number"]),
+        (raiser(ConfigurationError), ["ConfigurationError at"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -55,9 +55,14 @@ def cache_key(request: TokenRequest, source: str) -> CacheKey:
     return CacheKey(user_key(user.sub), _digest("entry", json.dumps(seen, sort_keys=True)))
 
 
-def stale_key(key: CacheKey) -> CacheKey:
-    """Where the same answer is kept for longer, for `on_unavailable="stale"` alone."""
-    return CacheKey(key.user, _digest("stale", key.entry))
+def stale_key(request: TokenRequest, source: str) -> CacheKey:
+    """Where the last answer to a user is kept for longer, for `on_unavailable="stale"` alone.
+
+    Why Cognito asks, with which attributes and metadata, is not in it: a refresh shall find what the sign-in got.
+    """
+    user = request.user
+    rights = (user.version, user.user_pool_id, user.client_id, user.sub, user.scopes, request.group_configuration)
+    return CacheKey(user_key(user.sub), _digest("stale", json.dumps((source, *rights), sort_keys=True)))
 
 
 def _digest(kind: str, text: str) -> str:
@@ -130,10 +135,13 @@ class UnhurriedCache:
     async def _ask(self, call: Callable[[], Awaitable[T]], *, even_at_rest: bool = False) -> T | None:
         if self._rest and not even_at_rest and elapsed(self._failed_at, self._now()) < self._rest:
             return None
+        failed_before = self._failed_at
         try:
             async with asyncio.timeout(self.BOUND):
                 answer = await call()
         except Exception as error:
+            if self._failed_at != failed_before:  # those who ask at the same time see one and the same failure
+                return None
             self._rest = min(self._rest * 2 or self.FIRST_REST, self.LONGEST_REST)
             self._failed_at = self._now()
             # The type alone: a client's text may carry the cache's address.

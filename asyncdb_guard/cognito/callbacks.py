@@ -9,11 +9,15 @@ from typing import Any, TypeAlias
 
 from asyncdb_guard.cognito.event import CognitoUser
 from asyncdb_guard.cognito.statements import ClaimsStatement, ProvisionStatement, Statement
-from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError
 from asyncdb_guard.settings.faults import label
 
 Callback: TypeAlias = Callable[[Any, CognitoUser], Awaitable[Any]]
 """`async def callback(conn, user)`, with an asyncpg connection."""
+
+
+class CallbackError(GuardError):
+    """The callback raised what only this library raises. Its text is the callback's own, so nobody may have it."""
 
 
 def claims_callback(given: Callback | str | None, setting: str | None) -> Callback:
@@ -46,10 +50,15 @@ def _callback(
         raise _unfit(name)
 
     async def call(conn: Any, user: CognitoUser) -> Any:
-        answer = given(conn, user)
-        if not inspect.isawaitable(answer):
-            raise _unfit(name)
-        return await answer
+        try:
+            answer = given(conn, user)
+            if inspect.isawaitable(answer):
+                return await answer
+        except DatabaseUnavailableError:
+            raise  # it uses a pool of ours
+        except GuardError as error:
+            raise CallbackError(f"The callback raised a {type(error).__name__}.") from error
+        raise _unfit(name)
 
     return functools.update_wrapper(call, given)
 

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias, cast
 from asyncdb_guard.cognito.values import as_text
 from asyncdb_guard.errors import TriggerEventError
 
-Event: TypeAlias = dict[str, Any]
+TriggerEvent: TypeAlias = dict[str, Any]
+"""What Cognito sends, and wants back."""
 
 CONFIRM_SIGN_UP = "PostConfirmation_ConfirmSignUp"
 MACHINE = "TokenGeneration_ClientCredentials"
@@ -77,7 +78,7 @@ def trigger_source(event: object) -> str:
     return source
 
 
-def read_token_event(event: Event) -> TokenRequest:
+def read_token_event(event: TriggerEvent) -> TokenRequest:
     """Read a pre token generation event. Raises TriggerEventError, which names the field that does not fit."""
     if not trigger_source(event).startswith(_PRE_TOKEN):
         raise _unfit("triggerSource")
@@ -89,12 +90,12 @@ def read_token_event(event: Event) -> TokenRequest:
     )
 
 
-def read_confirmation_event(event: Event) -> CognitoUser:
+def read_confirmation_event(event: TriggerEvent) -> CognitoUser:
     """Read a post confirmation event. Raises TriggerEventError, which names the field that does not fit."""
     return _read_user(event, _request(event), 1)
 
 
-def _read_user(event: Event, request: Mapping[str, Any], version: int) -> CognitoUser:
+def _read_user(event: TriggerEvent, request: Mapping[str, Any], version: int) -> CognitoUser:
     attributes = _object(request.get("userAttributes"))
     if attributes is None:
         raise _unfit("request.userAttributes")
@@ -121,14 +122,14 @@ def _read_user(event: Event, request: Mapping[str, Any], version: int) -> Cognit
     )
 
 
-def _request(event: Event) -> dict[str, Any]:
+def _request(event: TriggerEvent) -> dict[str, Any]:
     request = _object(event.get("request"))
     if request is None:
         raise _unfit("request")
     return request
 
 
-def _version(event: Event, request: Mapping[str, Any]) -> int:
+def _version(event: TriggerEvent, request: Mapping[str, Any]) -> int:
     """The shape of the event. Published samples of version 2 say "1" or "string", so other marks count, too."""
     said = event.get("version")
     if isinstance(said, int) and not isinstance(said, bool):

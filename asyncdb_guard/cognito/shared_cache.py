@@ -12,13 +12,14 @@ from uuid import uuid4
 
 from asyncdb_guard.cognito.cache import CacheKey
 from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.settings.faults import label
 
 if TYPE_CHECKING:
     from redis import Redis
 
 T = TypeVar("T")
 
-_SETTING = "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL)"
+_SETTING = label("claims_cache_url")
 _PREFIX = "asyncdb_guard:claims:1"
 _CONNECT_TIMEOUT = 1.0
 _SOCKET_TIMEOUT = 0.5

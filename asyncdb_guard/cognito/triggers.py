@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from asyncdb_guard.cognito.borrowing import Borrower, SessionLostError
 from asyncdb_guard.cognito.cache import ClaimsCache
 from asyncdb_guard.cognito.callbacks import Callback, claims_callback, provision_callback, source_of
 from asyncdb_guard.cognito.claims import Overrides, answer, check
@@ -13,14 +14,13 @@ from asyncdb_guard.cognito.event import (
     CONFIRM_SIGN_UP,
     MACHINE,
     CognitoUser,
-    Event,
     TokenRequest,
+    TriggerEvent,
     read_confirmation_event,
     read_token_event,
     trigger_source,
 )
 from asyncdb_guard.cognito.safety import safely
-from asyncdb_guard.cognito.sessions import SessionLostError, with_connection
 from asyncdb_guard.cognito.store import ClaimsStore, open_store
 from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, TriggerFailedError
 from asyncdb_guard.events import CacheHit, CacheMiss, logger
@@ -46,11 +46,13 @@ class CognitoTriggers:
     is the statement in LAMBDA_DATABASE_CLAIMS_SQL or LAMBDA_DATABASE_PROVISION_SQL.
 
     `cache`: where claims are kept, in place of what the settings say. Without it they are kept in memory, or in Redis
-    with LAMBDA_DATABASE_CLAIMS_CACHE_URL, for LAMBDA_DATABASE_CLAIMS_CACHE_TTL_MS; 0 turns any cache off.
+    with LAMBDA_DATABASE_CLAIMS_CACHE_URL, for LAMBDA_DATABASE_CLAIMS_CACHE_TTL_MS; 0 turns any cache off, and only what
+    `stale` needs is kept.
 
     `on_unavailable`: what becomes of a sign-in while the database can't be had. `deny` it (default), let it pass
-    `unchanged`, without any claims, or with `stale` ones: what this very request was answered last, at most 60 times
-    the time to live ago and no longer than an hour, else deny. A callback that fails is always a denial.
+    `unchanged`, without any claims, or with `stale` ones: what this user was last given at this client, with the same
+    groups and scopes, at most an hour ago (or the time to live, if that is longer), else deny. A callback that fails
+    is always a denial.
 
     Nothing is read or checked before the first call, so that a wrong setting is an answer and no crash.
     """
@@ -65,6 +67,7 @@ class CognitoTriggers:
         on_unavailable: OnUnavailable = "deny",
     ) -> None:
         self._pool = pool
+        self._borrower = Borrower(pool)
         self._claims = claims
         self._provision = provision
         self._cache = cache
@@ -73,7 +76,7 @@ class CognitoTriggers:
         self._claims_callback: Callback | None = None
         self._provision_callback: Callback | None = None
 
-    async def load_claims(self, event: Event, context: Any = None) -> Event:
+    async def load_claims(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
         """Answer a pre token generation event: the same event, with the user's claims as its `response`.
 
         A machine's token (`TokenGeneration_ClientCredentials`) has no user: its event is returned as it is.
@@ -88,7 +91,7 @@ class CognitoTriggers:
         finally:
             metrics.publish()
 
-    async def provision_user(self, event: Event, context: Any = None) -> Event:
+    async def provision_user(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
         """Write the user of a `PostConfirmation_ConfirmSignUp` event to the database, and return the event.
 
         Runs of the same user wait for one another. Any other event is returned untouched, without a look at the
@@ -100,7 +103,7 @@ class CognitoTriggers:
         """Drop the cached claims of one user, in the shared cache for the whole fleet."""
         await self._store.forget(sub)
 
-    async def _load_claims(self, event: Event, context: Any, metrics: LoadMetrics) -> Event:
+    async def _load_claims(self, event: TriggerEvent, context: Any, metrics: LoadMetrics) -> TriggerEvent:
         if trigger_source(event) == MACHINE:
             return event
         request = read_token_event(event)
@@ -141,12 +144,12 @@ class CognitoTriggers:
             return await callback(conn, user)
 
         try:
-            return await with_connection(self._pool, deadline, work, metrics)
+            return await self._borrower.with_connection(deadline, work, metrics)
         except SessionLostError:
             logger.info("The session was lost while claims were read; reading them once more.")
-        return await with_connection(self._pool, deadline, work, metrics)
+        return await self._borrower.with_connection(deadline, work, metrics)
 
-    async def _provision_user(self, event: Event, context: Any) -> Event:
+    async def _provision_user(self, event: TriggerEvent, context: Any) -> TriggerEvent:
         if trigger_source(event) != CONFIRM_SIGN_UP:
             return event
         user = read_confirmation_event(event)
@@ -155,14 +158,15 @@ class CognitoTriggers:
         deadline = Deadline(self._pool.settings.handler_budget, context)
 
         async def work(conn: Any) -> None:
-            async with conn.transaction():
-                # Cognito's tries can overlap: one that looks first and writes then must not look in between.
+            # Cognito's tries can overlap: one that looks first and writes then must not look in between. Under
+            # repeatable read, which a role may have by default, it would look at what was there before its lock.
+            async with conn.transaction(isolation="read_committed"):
                 await conn.execute("SELECT pg_advisory_xact_lock($1)", _lock(user))
                 await callback(conn, user)
                 # After an error that the callback swallowed, COMMIT would roll back and not say so.
                 await conn.execute("SELECT 1")
 
-        await with_connection(self._pool, deadline, work)
+        await self._borrower.with_connection(deadline, work)
         await store.forget(user.sub)
         return event
 

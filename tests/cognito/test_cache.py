@@ -80,12 +80,14 @@ async def test_forget_drops_one_user() -> None:
 def test_keys_hold_no_sub_and_no_e_mail() -> None:
     request = read_token_event(token_event("2", sub="the-sub"))
     key = cache_key(request, "source")
-    for part in (*key, *stale_key(key), user_key("the-sub")):
+    stale = stale_key(request, "source")
+    for part in (*key, *stale, user_key("the-sub")):
         assert len(part) == 64
         int(part, 16)
-    assert key.user == user_key("the-sub") == stale_key(key).user
-    assert key.entry != stale_key(key).entry
+    assert key.user == user_key("the-sub") == stale.user
+    assert key.entry != stale.entry
     assert cache_key(request, "another source") != key
+    assert stale_key(request, "another source") != stale
 
 
 def test_a_key_does_not_depend_on_the_order_of_attributes() -> None:
@@ -164,6 +166,17 @@ async def test_a_cache_that_fails_is_left_alone_for_longer_and_longer(caplog: py
     assert await cache.get(ONE) == "1"  # the rests begin afresh after a success
     assert "ConnectionError" in caplog.text
     assert "secret" not in caplog.text
+
+
+async def test_many_who_see_the_same_failure_count_as_one() -> None:
+    clocks, faulty = Clocks(), Faulty()
+    cache = UnhurriedCache(faulty, now=clocks)
+    faulty.hang = True
+    await asyncio.gather(*(cache.get(ONE) for _ in range(10)))
+    faulty.hang = False
+    await faulty.kept.put(ONE, "1", 60)
+    clocks.monotonic += 1
+    assert await cache.get(ONE) == "1"
 
 
 async def test_forgetting_is_tried_even_then() -> None:

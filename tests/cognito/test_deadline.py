@@ -128,7 +128,14 @@ async def test_the_deadline_is_the_nearer_of_budget_and_context(remaining: Any, 
     assert Deadline(4.0, Context(remaining)).remaining == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize("context", [None, object(), "context"])
+class Broken:
+    """A context that can't tell."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        raise RuntimeError("no deadline here")
+
+
+@pytest.mark.parametrize("context", [None, object(), "context", Broken()])
 async def test_any_context_will_do(context: Any) -> None:
     assert Deadline(4.0, context).remaining == pytest.approx(4.0, abs=0.05)
 

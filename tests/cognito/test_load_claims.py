@@ -139,8 +139,9 @@ async def test_an_answer_shares_nothing_between_its_tokens_that_a_caller_could_c
     assert shared == ["user"]
 
 
+@pytest.mark.parametrize("ttl", [0, 60_000])
 async def test_fifty_at_once_are_one_miss_and_one_query(
-    pool: GuardedPool, sub: str, heard: list[str], observer: Observer
+    make_pool: MakePool, sub: str, heard: list[str], ttl: int
 ) -> None:
     asked = 0
 
@@ -150,11 +151,13 @@ async def test_fifty_at_once_are_one_miss_and_one_query(
         await conn.execute("SELECT pg_sleep(0.05)")
         return await role_of(conn, user)
 
-    triggers = CognitoTriggers(pool, claims=claims)
+    triggers = CognitoTriggers(make_pool(claims_cache_ttl_ms=ttl), claims=claims)
     events = await asyncio.gather(*(triggers.load_claims(token_event("2", sub=sub)) for _ in range(50)))
     assert asked == 1
     assert heard.count("cache_miss") == 1
     assert all(id_claims(event) == {"role": "admin"} for event in events)
+    await triggers.load_claims(token_event("2", sub=sub))
+    assert asked == (1 if ttl else 2)  # without a cache only those who asked together share
 
 
 async def test_those_who_wait_for_a_load_that_fails_fail_with_it(pool: GuardedPool) -> None:

@@ -17,6 +17,7 @@ from tests.cognito.events import confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
+    from examples.harness.postgres import Cluster
     from tests.support.proxy import TcpProxy
 
 INSERT = "INSERT INTO app_user (cognito_sub, email, attributes) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
@@ -42,6 +43,24 @@ async def test_three_runs_equal_one(make_pool: MakePool, sub: str, provision: An
     assert events == [confirmation_event(new)] * 3
     rows = await pools[0].fetch("SELECT email FROM app_user WHERE cognito_sub = $1", new)
     assert [row["email"] for row in rows] == ["ada@example.com"]
+
+
+SLOW_INSERT = """
+    INSERT INTO app_user (cognito_sub, email) SELECT $1::uuid, $2 FROM pg_sleep(0.05) ON CONFLICT DO NOTHING
+"""
+
+
+@pytest.mark.parametrize("provision", [SLOW_INSERT, look_then_write], ids=["statement", "callback"])
+async def test_three_at_once_equal_one_whatever_isolation_the_role_has(
+    make_pool: MakePool, sub: str, role: str, server: Cluster, provision: Any
+) -> None:
+    server.psql(f"ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read'")
+    pool = make_pool(pool_max=3)
+    triggers = CognitoTriggers(pool, provision=provision)
+    new = str(uuid.uuid4())
+    await asyncio.gather(*(triggers.provision_user(confirmation_event(new)) for _ in range(3)))
+    assert pool.stats()["connects"] == 3
+    assert await pool.fetchval("SELECT count(*) FROM app_user WHERE cognito_sub = $1", new) == 1
 
 
 async def test_the_event_comes_back_untouched(pool: GuardedPool, sub: str) -> None:

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncdb_guard import DatabaseSettings, GuardedPool, GuardError, TriggerEventError, TriggerFailedError
+from asyncdb_guard import (
+    ConfigurationError,
+    DatabaseSettings,
+    DatabaseUnavailableError,
+    GuardedPool,
+    GuardError,
+    TriggerEventError,
+    TriggerFailedError,
+)
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, TokenClaims
 from tests.cognito.conftest import MakePool, returning
 from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, id_claims, token_event
@@ -63,13 +71,29 @@ async def raises_a_trigger_error(conn: Any, user: CognitoUser) -> None:
     raise TriggerEventError(f"{user.email} is disabled")
 
 
+async def raises_an_error_of_ours(conn: Any, user: CognitoUser) -> None:
+    raise ConfigurationError(f"{user.email} is not in the table")
+
+
+async def raises_unavailable(conn: Any, user: CognitoUser) -> None:
+    raise DatabaseUnavailableError(f"{user.email} is in no region")
+
+
+async def fails_because_of_an_error_of_ours(conn: Any, user: CognitoUser) -> None:
+    try:
+        await raises_an_error_of_ours(conn, user)
+    except ConfigurationError as error:
+        raise LookupError from error
+
+
 async def takes_too_long(conn: Any, user: CognitoUser) -> None:
     await conn.execute("SELECT pg_sleep(20)")
 
 
 HOSTILE = [
     key_error, cancels_itself, violates_a_constraint, sends_the_wrong_type, runs_bad_sql, fails_in_a_group,
-    fails_in_turn, raises_a_trigger_error, takes_too_long,
+    fails_in_turn, raises_a_trigger_error, raises_an_error_of_ours, raises_unavailable,
+    fails_because_of_an_error_of_ours, takes_too_long,
 ]  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncdb_guard import TriggerFailedError
+from asyncdb_guard import DatabaseSettings, DatabaseUnavailableError, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
 from asyncdb_guard.cognito.event import read_token_event
 from asyncdb_guard.cognito.store import ClaimsStore
@@ -102,6 +103,21 @@ async def test_a_callback_that_fails_is_always_a_denial(make_pool: MakePool, cla
     assert await outcome(CognitoTriggers(make_pool(), claims=claims, on_unavailable=policy), token_event()) == "denied"
 
 
+async def asks_another_pool(conn: Any, user: CognitoUser) -> None:
+    async with GuardedPool(DatabaseSettings(url=DOWN, breaker_fail_max=1)) as other:
+        with contextlib.suppress(DatabaseUnavailableError):
+            await other.ping()
+        await other.ping()  # its circuit is open
+
+
+async def test_another_pool_of_the_callbacks_counts_as_unavailable_too(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    triggers = CognitoTriggers(make_pool(), claims=asks_another_pool, on_unavailable="unchanged")
+    assert await outcome(triggers, token_event()) == "unchanged"
+    assert "CircuitOpenError: The circuit is open" in caplog.text
+
+
 @pytest.mark.parametrize("policy", ["unchanged", "stale"])
 async def test_a_missing_callback_or_a_wrong_setting_is_always_a_denial(
     make_pool: MakePool, policy: Any, caplog: pytest.LogCaptureFixture
@@ -118,16 +134,9 @@ async def test_an_unknown_policy_is_a_denial_that_says_so(
     assert "on_unavailable of CognitoTriggers must be 'deny', 'unchanged' or 'stale'" in caplog.text
 
 
-async def test_stale_without_a_cache_is_a_denial_that_says_so(
-    make_pool: MakePool, caplog: pytest.LogCaptureFixture
-) -> None:
-    triggers = CognitoTriggers(make_pool(claims_cache_ttl_ms=0), claims=role_of, on_unavailable="stale")
-    assert await outcome(triggers, token_event()) == "denied"
-    assert "LAMBDA_DATABASE_CLAIMS_CACHE_TTL_MS=0 turns off" in caplog.text
-
-
 async def test_where_nothing_is_kept_nothing_is_stale() -> None:
-    assert await ClaimsStore(None, ttl=0, keep_stale=False).last_known(read_token_event(token_event()), "") is None
+    store = ClaimsStore(MemoryCache(), ttl=0, keep_stale=False)
+    assert await store.last_known(read_token_event(token_event()), "") is None
 
 
 class Stale:
@@ -184,7 +193,7 @@ async def test_stale_claims_are_for_that_use_alone(stale: Stale) -> None:
     assert await stale.sign_in() == {"role": "user"}
 
 
-@pytest.mark.parametrize(("ttl", "age"), [(1000, 60), (7_200_000, 7200)])
+@pytest.mark.parametrize(("ttl", "age"), [(0, 3600), (1000, 3600), (7_200_000, 7200)])
 async def test_stale_claims_have_an_age_limit(
     make_pool: MakePool, proxy: TcpProxy, proxied_url: str, ttl: int, age: float
 ) -> None:
@@ -201,13 +210,59 @@ async def test_stale_claims_have_an_age_limit(
     "change",
     [
         {"sub": "another"}, {"groupConfiguration": {"groupsToOverride": []}}, {"scopes": ["openid"]},
-        {"clientMetadata": {"a": "b"}}, {"version": "3"}, {"source": "TokenGeneration_RefreshTokens"},
+        {"groupConfiguration": {"groupsToOverride": ["editors"], "iamRolesToOverride": ["arn:aws:iam::1:role/f"]}},
+        {"version": "1"}, {"version": "3"},
     ],
 )  # fmt: skip
 async def test_stale_claims_are_never_anybody_elses(stale: Stale, change: dict[str, Any]) -> None:
     await stale.sign_in()
     stale.break_down()
     assert await stale.sign_in(**change) == "denied"
+
+
+@pytest.mark.parametrize("field", ["userPoolId", "callerContext"])
+async def test_stale_claims_stay_with_their_user_pool_and_client(stale: Stale, field: str) -> None:
+    await stale.sign_in()
+    stale.break_down()
+    elsewhere = token_event(sub="s") | {field: {"clientId": "another"} if field == "callerContext" else "another"}
+    assert await outcome(stale.triggers, elsewhere) == "denied"
+
+
+@pytest.mark.parametrize("ttl", [0, 60_000])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": "TokenGeneration_RefreshTokens"}, {"clientMetadata": {"a": "b"}},
+        {"userAttributes": {"sub": "s", "email": "new@example.com"}},
+    ],
+)  # fmt: skip
+async def test_a_refresh_finds_what_the_sign_in_got(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, change: dict[str, Any], ttl: int
+) -> None:
+    stale = Stale(make_pool, proxy, proxied_url, claims_cache_ttl_ms=ttl)
+    assert await stale.sign_in(source="TokenGeneration_Authentication") == {"role": "admin"}
+    stale.break_down()
+    assert await stale.sign_in(**change) == {"role": "admin"}
+
+
+async def test_stale_claims_are_the_last_ones_whatever_they_were_asked_for(stale: Stale) -> None:
+    await stale.sign_in(source="TokenGeneration_Authentication")
+    stale.returned = {"role": "user"}
+    await stale.sign_in(source="TokenGeneration_RefreshTokens")
+    stale.break_down()
+    stale.clock.seconds += 61
+    assert await stale.sign_in(source="TokenGeneration_Authentication") == {"role": "user"}
+
+
+async def test_with_the_cache_off_stale_claims_serve_an_outage_alone(
+    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+) -> None:
+    stale = Stale(make_pool, proxy, proxied_url, claims_cache_ttl_ms=0)
+    assert await stale.sign_in() == {"role": "admin"}
+    stale.returned = {"role": "user"}
+    assert await stale.sign_in() == {"role": "user"}
+    stale.break_down()
+    assert await stale.sign_in() == {"role": "user"}
 
 
 @pytest.mark.parametrize("returned", [None, {}, KeyError("disabled"), {"sub": "x"}])
