@@ -11,7 +11,7 @@ import textwrap
 def run(source: str, *, timeout: float = 20, **environment: str) -> str:
     """Return what `source` printed. It must end with status 0 and say nothing on stderr, warnings included."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(source)],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(source)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
