@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import trustme
 
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
@@ -19,6 +20,7 @@ from tests.support.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 SERVERS = (16, 18)
 _OURS = ("LAMBDA_DATABASE_", "PG", "AWS_", "POWERTOOLS_", "_X_AMZN")
@@ -53,6 +55,18 @@ def server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A PostgreSQL for the whole session; tests that stop or fill one start a `Cluster` of their own."""
     with Cluster.start(request.param) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[Cluster, str]]:
+    """A server that speaks TLS, Debian's, and the file of its CA; the wheel's is built without."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "server.key")
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    with Cluster.start("debian", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
+        yield server, str(tmp_path / "ca.crt")
 
 
 @pytest.fixture

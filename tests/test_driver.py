@@ -16,6 +16,7 @@ import pytest
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.driver import Driver
+from examples.harness.postgres import Cluster
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
 
@@ -277,3 +278,9 @@ async def test_a_server_that_does_not_know_the_timeouts_gets_none(
         await eventually(lambda: guarded.stats()["closed"] == 1)
         await guarded.ping()
         assert proxy.accepted == 3
+
+
+async def test_the_schema_of_the_url_is_the_search_path(server: Cluster, role: str) -> None:
+    url = server.url(user=role, schema='odd"one')
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        assert await pool.fetchval("SHOW search_path") == '"odd""one"'

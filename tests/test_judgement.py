@@ -104,6 +104,10 @@ async def session_closed_by_the_borrower(connection, world):
     await connection.close()
 
 
+async def session_terminated_by_the_borrower(connection, world):
+    connection.terminate()
+
+
 async def statement_timeout_of_the_call(connection, world):
     await connection.execute("SELECT pg_sleep(9)", timeout=0.01)
 
@@ -300,6 +304,7 @@ ROWS = [
     (session_gone_unnoticed, FAILURE, None, {}),
     (session_lost_and_the_error_swallowed, FAILURE, None, {}),
     (session_closed_by_the_borrower, SUCCESS, None, {}),
+    (session_terminated_by_the_borrower, SUCCESS, None, {}),
     (insufficient_resources, FAILURE, asyncpg.ConfigurationLimitExceededError, {}),
     (administrator_ends_the_session_in_a_statement, FAILURE, LOST, {}),
     (the_same_after_a_long_block, FAILURE, LOST, BRIEF),

@@ -169,6 +169,35 @@ def test_never_two_sessions_however_the_loops_change(pool: GuardedPool, server: 
     assert peak == 1
 
 
+@pytest.mark.debian
+def test_a_tls_session_leaves_nothing_behind_on_a_loop_that_was_just_closed(tls_server: tuple[Cluster, str]) -> None:
+    server, authority = tls_server
+    url = server.url(sslmode="verify-full", sslrootcert=authority, application_name="loops")
+    pool = GuardedPool(DatabaseSettings(url=url))
+
+    async def count() -> int:
+        observer = Observer(server)
+        try:
+            return len(await observer.sessions(application_name="loops"))
+        finally:
+            await observer.close()
+
+    for _ in range(2):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(pool.ping())
+        loop.close()
+        gc.collect()
+    asyncio.run(pool.ping())
+    assert asyncio.run(count()) == 0
+
+
+def test_a_pool_that_was_only_entered_on_a_loop_now_closed_still_works(pool: GuardedPool) -> None:
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.__aenter__())
+    loop.close()
+    asyncio.run(pool.ping())
+
+
 @pytest.mark.parametrize("attempt", range(3))
 async def test_function_scoped_loops_share_a_module_wide_pool(
     attempt: int, url: str, shared: dict[str, GuardedPool]

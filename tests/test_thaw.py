@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import trustme
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, clock, liveness
 from examples.harness.observer import Observer
@@ -83,17 +81,6 @@ async def test_a_server_that_was_restarted() -> None:
     modes = iter(["fast", "immediate"] * ROUNDS)
     with Cluster.start(18) as server, Child(server.url(), breaker_fail_max=1) as child:
         assert await survives(child, lambda: server.restart(next(modes))) == ["connection_replaced lost"]
-
-
-@pytest.fixture
-def tls_server(tmp_path: Path) -> Iterator[tuple[Cluster, str]]:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
-    certificate.private_key_pem.write_to_path(tmp_path / "server.key")
-    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
-    with Cluster.start("debian", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
-        yield server, str(tmp_path / "ca.crt")
 
 
 @pytest.mark.debian

@@ -42,12 +42,12 @@ def _watch_forks() -> None:
 
 def _disown_all() -> None:
     """A child begins without a session: at once, since even its exit could end its parent's."""
+    for lending in [guard.lending for guard in open_guards() if guard.lending is not None]:
+        # kept for the life of the child: the loop's own finaliser would unregister from the epoll that both share
+        _inherited.append(lending)
+        lending.disown()
     for guard in open_guards():
-        lending, guard.lending = guard.lending, None
-        if lending is not None:
-            # kept for the life of the child: the loop's own finaliser would unregister from the epoll that both share
-            _inherited.append(lending)
-            lending.disown()
+        guard.lending = None
     _open.clear()
 
 

@@ -144,11 +144,11 @@ class Slots:
         head = self._queue.head
         bound = ping_bound(head.deadline - self._loop.time() if head is not None else self._connect_timeout)
         reason = await check(session, health_of(session, self._idle_timeout, clock.now()), bound)
-        if reason is not None:
-            await self._retire(session, ConnectionReplaced(reason), bound)
-        elif not session.ending:
+        if reason is None and not session.ending:
             session.idle_since = clock.now()
             self._offer(session)
+            return
+        await self._retire(session, ConnectionReplaced(reason or "lost"), bound)
 
     async def _dial(self, places: int) -> None:
         """Fill vacated places with new sessions, if somebody still asks for one."""
