@@ -59,6 +59,8 @@ class CircuitBreaker:
         self._open_for = 0.0
         self._opened_at: Instant = (0.0, 0.0)
         self._trial_since: Instant | None = None
+        self._calm = True
+        """Whether the circuit is closed and no failure is counted: then a caller's way in and out decides nothing."""
         self.generation = 0
         self._storage = CircuitMemoryStorage(_CLOSED)
         self._circuit = Circuit(fail_max=fail_max, state_storage=self._storage, listeners=[_Announcer(self)])
@@ -75,6 +77,8 @@ class CircuitBreaker:
 
     def admit(self, now: Instant) -> int:
         """Return a permit, or raise CircuitOpenError with `retry_after`."""
+        if self._calm:
+            return self.generation
         state = self._storage.state
         if state is _CLOSED:
             return self.generation
@@ -93,20 +97,21 @@ class CircuitBreaker:
 
     def succeeded(self, permit: int) -> None:
         """The database answered. A trial that says so closes the circuit."""
-        if permit != self.generation:
+        if self._calm or permit != self.generation:
             return
         if self._storage.state is _HALF_OPEN:
             self._trial_since = None
             self._period = self._first_period
             self.generation += 1
             self._enter(_CLOSED)
-        elif self._storage.counter:
-            self._storage.reset_counter()
+        self._storage.reset_counter()
+        self._calm = True
 
     def failed(self, permit: int, now: Instant) -> None:
         """The database failed. The last failure of a run, or a trial's, opens the circuit."""
         if permit != self.generation:
             return
+        self._calm = False
         self._storage.increment_counter()
         if self._storage.state is _HALF_OPEN:
             self._period = min(self._period * 2, self._longest_period)

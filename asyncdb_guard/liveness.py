@@ -26,7 +26,7 @@ class Health(enum.Enum):
     MAX_LIFETIME = "max_lifetime"
 
 
-def assess(*, closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float) -> Health:
+def assess(closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float) -> Health:
     """Decide what to do with a session; all times are seconds, `lifetime` 0 means for ever.
 
     `readable` while idle is a FIN, a RST or a FATAL message, but perhaps only a notice or a TLS session ticket.

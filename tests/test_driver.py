@@ -26,7 +26,10 @@ ASYNCPG = f"asyncpg {asyncpg.__version__} has changed"
 RELIED_UPON = {
     "_detach": "test_detach_ends_a_proxy_and_hands_out_the_connection",
     "_holder": "test_a_connection_can_be_lent_again_and_again",
-    "_on_release": "test_on_release_ends_statements_cursors_and_transactions",
+    "_on_release": "test_on_release_counts_releases_and_warns_of_listeners",
+    "_pool_release_ctr": "test_a_release_ends_statements_cursors_and_transactions",
+    "_listeners": "test_a_connection_knows_its_listeners",
+    "_log_listeners": "test_a_connection_knows_its_listeners",
     "_protocol": "test_a_connection_tells_that_a_statement_is_being_cancelled",
     "_is_cancelling": "test_a_connection_tells_that_a_statement_is_being_cancelled",
     "_stmt_exclusive_section": "test_a_connection_tells_that_a_fetch_is_running",
@@ -107,15 +110,42 @@ async def test_a_connection_can_be_lent_again_and_again(pool: asyncpg.Pool) -> N
     await connection.close()
 
 
-async def test_on_release_ends_statements_cursors_and_transactions(pool: asyncpg.Pool) -> None:
+async def test_a_release_ends_statements_cursors_and_transactions(pool: asyncpg.Pool) -> None:
     proxy = await pool.acquire()
     connection = proxy._detach()
     statement = await connection.prepare("SELECT 1")
     assert await statement.fetchval() == 1
-    connection._on_release()
+    connection._pool_release_ctr += 1
     with pytest.raises(asyncpg.InterfaceError, match="released"):
         await statement.fetchval()
     await connection.close()
+
+
+async def test_on_release_counts_releases_and_warns_of_listeners(pool: asyncpg.Pool) -> None:
+    proxy = await pool.acquire()
+    connection = proxy._detach()
+    before = connection._pool_release_ctr
+    connection._on_release()
+    assert connection._pool_release_ctr == before + 1, f"{ASYNCPG}: Connection._on_release()"
+    connection.add_log_listener(print)
+    with pytest.warns(asyncpg.InterfaceWarning, match="1 active log listener"):
+        connection._on_release()
+    await connection.close()
+
+
+async def test_a_connection_knows_its_listeners(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        bare = connection._con
+        assert not bare._listeners
+        assert not bare._log_listeners
+        await connection.add_listener("news", print)
+        connection.add_log_listener(print)
+        assert bare._listeners, f"{ASYNCPG}: Connection._listeners"
+        assert bare._log_listeners, f"{ASYNCPG}: Connection._log_listeners"
+        await connection.remove_listener("news", print)
+        connection.remove_log_listener(print)
+        assert not bare._listeners
+        assert not bare._log_listeners
 
 
 async def test_a_connection_tells_that_a_statement_is_being_cancelled(pool: asyncpg.Pool) -> None:

@@ -75,10 +75,12 @@ class Session:
     __slots__ = (
         "_connection",
         "_holder",
+        "_protocol",
         "_proxied",
         "_transport",
         "ending",
         "idle_since",
+        "is_closed",
         "lifetime",
         "opened_at",
         "readable",
@@ -90,6 +92,7 @@ class Session:
         self._holder = bare._holder
         # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
         self._connection: Any = bare._detach()
+        self._protocol: Any = self._connection._protocol
         self._transport: Any = self._connection._transport
         # asyncpg/connection.py: ConnectionMeta makes isinstance() say yes to every connection
         self._proxied = type(self._connection) is ProxiedConnection
@@ -100,13 +103,10 @@ class Session:
         """Whether its goodbye has begun: it is not to be lent again."""
         self.torn = False
         """Whether it broke under a statement, which the server may run still."""
+        self.is_closed: Callable[[], bool] = self._connection.is_closed
+        """Whether this side knows that the session is over. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
         self.readable: Callable[[], object] = socket_probe(raw.fileno() if raw is not None else None)
-
-    @property
-    def closed(self) -> bool:
-        """Whether this side knows that the session is over. After a freeze it may not know yet."""
-        return bool(self._connection.is_closed())
 
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
@@ -116,16 +116,21 @@ class Session:
         """End a loan: the borrower's connection, statements and cursors are useless from now on."""
         bare: Any = lent
         bare._detach()
-        # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over
-        self._connection._on_release()
+        connection = self._connection
+        # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over, and warns
+        # of listeners, which it gathers each time
+        if connection._listeners or connection._log_listeners:
+            connection._on_release()
+        else:
+            connection._pool_release_ctr += 1
 
     @property
     def unsettled(self) -> bool:
         """Whether a statement is being cancelled or still runs, or a transaction or a pooler's backend is kept."""
-        connection = self._connection
+        protocol, connection = self._protocol, self._connection
         return bool(
-            connection._protocol._is_cancelling()
-            or connection.is_in_transaction()
+            protocol._is_cancelling()
+            or protocol.is_in_transaction()
             or connection._stmt_exclusive_section._acquired
             or (self._proxied and connection.keeps_backend)
         )

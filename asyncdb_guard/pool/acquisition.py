@@ -42,7 +42,7 @@ class Acquisition:
         try:
             self._lending = lending = guard.here()
             now = clock.now()
-            permit = guard.breaker.admit(now)
+            permit = lending.breaker.admit(now)
             session = lending.slots.take(now)
             if session is None:
                 timeout = guard.settings.connect_timeout if self._timeout is None else self._timeout
@@ -78,12 +78,18 @@ class Acquisition:
             session.take_back(lent)  # warns of listeners that the block left behind
         finally:
             now = clock.now()
-            failed, lost = error is not None, session.closed
-            session.torn = failed and was_torn(error)
-            verdict = self._judge(error, lost and not lent.hung_up, now) if failed or lost else Verdict.SUCCESS
-            lending.report(self._permit, verdict, now)
-            if not lost and lending.slots.must_tidy(session, failed=failed):
-                await lending.tidy(session, failed=failed)
+            lost = session.is_closed()
+            if error is None and not lost:
+                lending.breaker.succeeded(self._permit)
+            else:
+                session.torn = was_torn(error)
+                lending.report(self._permit, self._judge(error, lost and not lent.hung_up, now), now)
+            if lost:
+                lending.slots.lose(session)
+            elif error is not None:
+                await lending.tidy_after_failure(session)
+            elif lending.slots.must_tidy(session):
+                await lending.slots.tidy(session)
             else:
                 lending.slots.give_back(session, now)
 

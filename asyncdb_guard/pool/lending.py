@@ -43,7 +43,7 @@ class Lending:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._connect_timeout = settings.connect_timeout
-        self._breaker = breaker
+        self.breaker = breaker
         self._events = events
         self._counters = counters
         self.queue = WaitQueue()
@@ -66,7 +66,7 @@ class Lending:
         try:
             session = await waiter.future
         except asyncio.CancelledError:
-            self._breaker.released(permit)
+            self.breaker.released(permit)
             if waiter.future.cancelled():
                 self._leave(waiter)
             elif waiter.future.exception() is None:  # the session came, and then the cancellation
@@ -74,9 +74,9 @@ class Lending:
             raise
         finally:
             timer.cancel()
-        if permit != self._breaker.generation:
+        if permit != self.breaker.generation:
             try:
-                permit = self._breaker.admit(clock.now())
+                permit = self.breaker.admit(clock.now())
             except CircuitOpenError:
                 self.slots.give_back(session, clock.now())
                 raise
@@ -97,12 +97,12 @@ class Lending:
         dial = self.slots.dials.oldest
         if dial is None:
             waiter.future.set_exception(AcquireTimeoutError(f"No connection became free within {waited:.1f} s."))
-            self._breaker.released(waiter.permit)
+            self.breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
         if dial.blamed or min(waited, elapsed(dial.since, now)) < self._connect_timeout / 2:
             # one failure a connect; and with a small remainder of its own a caller has not seen enough to report one
-            self._breaker.released(waiter.permit)
+            self.breaker.released(waiter.permit)
         else:
             dial.blamed = True
             self.report(waiter.permit, Verdict.FAILURE, now)
@@ -110,30 +110,30 @@ class Lending:
     def report(self, permit: int, verdict: Verdict, now: Instant) -> None:
         """Report to the breaker. If that opens the circuit, whoever still queues is refused."""
         if verdict is Verdict.SUCCESS:
-            self._breaker.succeeded(permit)
+            self.breaker.succeeded(permit)
         elif verdict is Verdict.NEUTRAL:
-            self._breaker.released(permit)
+            self.breaker.released(permit)
         else:
-            before = self._breaker.generation
-            self._breaker.failed(permit, now)
-            if self._breaker.generation != before:
-                self.queue.refuse(self._breaker, now)
+            before = self.breaker.generation
+            self.breaker.failed(permit, now)
+            if self.breaker.generation != before:
+                self.queue.refuse(self.breaker, now)
                 self.slots.dials.cancel()
 
-    async def tidy(self, session: Session, *, failed: bool) -> None:
-        """Make a session fit for the next borrower; one whose block failed, or was cancelled, doesn't wait for long."""
-        if failed:
-            # no shield: it would raise here when the end of the pool cancels that task
-            await asyncio.wait({self.slots.tidy_apart(session)}, timeout=_PARTING)
-        else:
-            await self.slots.tidy(session)
+    async def tidy_after_failure(self, session: Session) -> None:
+        """Make a session fit for the next borrower; one whose block failed, or was cancelled, doesn't wait for long.
+
+        Such a block may have left a statement running, of which asyncpg tells nothing.
+        """
+        # no shield: it would raise here when the end of the pool cancels that task
+        await asyncio.wait({self.slots.tidy_apart(session)}, timeout=_PARTING)
 
     async def close(self, timeout: float, *, patient: bool = True, reason: str = "close") -> None:
         """End all sessions within `timeout` seconds. Patience gives the borrowers three quarters of it to finish."""
         self.closed = True
         for waiter in self.queue.drain():
             waiter.future.set_exception(PoolClosedError("The pool was closed."))
-            self._breaker.released(waiter.permit)
+            self.breaker.released(waiter.permit)
         end = self.loop.time() + timeout
         try:
             if patient:

@@ -79,9 +79,7 @@ class Slots:
         if session.ending or self._shut:
             return
         session.idle_since = now
-        if session.closed:
-            self._crew.start(self._retire(session, ConnectionClosed("lost")))
-        elif self._queue and health_of(session, self._idle_timeout, now) is not Health.GOOD:
+        if self._queue and health_of(session, self._idle_timeout, now) is not Health.GOOD:
             self.lent.discard(session)
             self._prepare(self._revive(session))
         else:
@@ -96,15 +94,19 @@ class Slots:
             self.lent.discard(session)
             self.idle.put(session)
 
-    def must_tidy(self, session: Session, *, failed: bool) -> bool:
-        """Whether a session that its borrower left behind needs a round trip before it can be given back.
+    def lose(self, session: Session) -> None:
+        """A session is over that its borrower leaves behind."""
+        if not self._shut:
+            self._crew.start(self._retire(session, ConnectionClosed("lost")))
 
-        A block that `failed` may have left a statement running, of which asyncpg tells nothing.
-        """
-        return not session.ending and (self._resets or failed or session.unsettled)
+    def must_tidy(self, session: Session) -> bool:
+        """Whether a session that its borrower left behind needs a round trip before it can be given back."""
+        return self._resets or session.unsettled
 
     async def tidy(self, session: Session) -> None:
         """Make a session fit for the next borrower. Where a cancellation tears that, a task of its own begins anew."""
+        if session.ending:
+            return
         try:
             reason = await make_fit(session, reset=self._resets, timeout=self._command_timeout)
         except asyncio.CancelledError:

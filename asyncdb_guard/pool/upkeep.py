@@ -10,12 +10,12 @@ from asyncdb_guard.liveness import Health, assess
 def health_of(session: Session, idle_timeout: float, now: Instant) -> Health:
     """What a borrower may do with an idle session; costs a poll of its socket and no round trip."""
     return assess(
-        closed=session.closed,
-        readable=session.readable(),
-        idle=elapsed(session.idle_since, now),
-        idle_timeout=idle_timeout,
-        age=elapsed(session.opened_at, now),
-        lifetime=session.lifetime,
+        session.is_closed(),
+        session.readable(),
+        elapsed(session.idle_since, now),
+        idle_timeout,
+        elapsed(session.opened_at, now),
+        session.lifetime,
     )
 
 
@@ -48,4 +48,4 @@ def _give_up(session: Session, error: Exception, *, otherwise: str) -> str:
     if isinstance(error, TimeoutError):
         session.terminate()  # who did not answer this will not answer a goodbye
         return "unresponsive"
-    return "lost" if session.closed else otherwise
+    return "lost" if session.is_closed() else otherwise
