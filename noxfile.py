@@ -81,7 +81,7 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "examples.burst", *session.posargs, interrupt_timeout=10, terminate_timeout=5)
 
 
-@nox.session
+@nox.session(python=PYTHONS[-1])
 def bench(session: nox.Session) -> None:
     """How fast it is, beside what else one could take; `-- --quick` only to see that it runs."""
     session.install("-e", ".", *group("bench"))

@@ -23,7 +23,7 @@ import asyncdb_guard
 from examples.harness.postgres import Cluster
 from tests.benchmarks import node_pg, picture, report
 from tests.benchmarks.claims import loads
-from tests.benchmarks.contestants import MAKERS, NODE_PG, Maker
+from tests.benchmarks.contestants import MAKERS, Maker
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.processes import cold_starts
 from tests.benchmarks.refusals import refusals
@@ -87,9 +87,9 @@ def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Fi
     with Cluster.start(max_connections=60) as server, node_or_reason as node:
         makers = dict(MAKERS)
         if isinstance(node, str):
-            console.print(f"Without {NODE_PG}: {node}.")
+            console.print(f"Without node-pg: {node}.")
         else:
-            makers[NODE_PG] = node
+            makers |= node
             about["versions"]["node-pg"] = node_pg.VERSION
         about["versions"]["PostgreSQL"] = str(server.version)
         console.print("Cold starts ...")

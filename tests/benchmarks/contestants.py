@@ -28,6 +28,8 @@ ASYNCPG_POOL = "asyncpg.Pool"
 NEVER = "GuardedPool, reset never"
 ALWAYS = "GuardedPool, reset always"
 NODE_PG = "node-pg Pool"
+NODE_PG_HOT = "node-pg Pool, hot"
+"""After some thousand borrows. V8 compiles what a process runs often, which a Lambda function seldom lives to see."""
 
 
 class Contestant(Protocol):

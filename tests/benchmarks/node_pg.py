@@ -11,16 +11,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from tests.benchmarks.contestants import COMMAND_TIMEOUT, STATEMENT, Contestant, Maker
+from tests.benchmarks.contestants import COMMAND_TIMEOUT, NODE_PG, NODE_PG_HOT, STATEMENT, Contestant, Maker
 
 VERSION = "8.23.1"
 _SCRIPT = Path(__file__).with_name("node_pg.js")
 _FETCH_TIMEOUT = 60
+_YOUNG = 1000
+"""Borrows after which a process is replaced by a new one."""
+_HOT = 4000
+"""Borrows after which one gets no quicker."""
 
 
 @contextmanager
-def installed() -> Iterator[Maker | str]:
-    """A maker, or the reason why there is none."""
+def installed() -> Iterator[dict[str, Maker] | str]:
+    """Its makers, or the reason why there are none."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         yield "node and npm are not found"
@@ -32,28 +36,62 @@ def installed() -> Iterator[Maker | str]:
         except subprocess.SubprocessError as error:
             yield f"npm could not install pg {VERSION} ({type(error).__name__})"
         else:
-            yield _maker(node, Path(directory) / "node_modules")
+            modules = Path(directory) / "node_modules"
+            yield {NODE_PG: _young(node, modules), NODE_PG_HOT: _hot(node, modules)}
 
 
-def _maker(node: str, modules: Path) -> Maker:
+def _young(node: str, modules: Path) -> Maker:
     @asynccontextmanager
     async def make(url: str) -> AsyncIterator[Contestant]:
-        process = await asyncio.create_subprocess_exec(
-            node, str(_SCRIPT), url, STATEMENT, str(COMMAND_TIMEOUT * 1000),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"NODE_PATH": str(modules)},
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        asked, told = process.stdin, process.stdout
+        process = _Process(node, modules, url)
 
         async def run(times: int) -> float:
-            asked.write(b"%d\n" % times)
-            return int(await told.readline()) / 1e9
+            if process.borrows + times > _YOUNG:
+                await process.end()
+                await process.run(times)  # the first borrows of all compile and connect
+            return await process.run(times)
 
-        try:
-            yield run
-        finally:
-            asked.close()
-            await process.wait()
+        await process.run(1)
+        yield run
+        await process.end()
 
     return make
+
+
+def _hot(node: str, modules: Path) -> Maker:
+    @asynccontextmanager
+    async def make(url: str) -> AsyncIterator[Contestant]:
+        process = _Process(node, modules, url)
+        await process.run(_HOT)
+        yield process.run
+        await process.end()
+
+    return make
+
+
+class _Process:
+    """Starts with its first run."""
+
+    def __init__(self, node: str, modules: Path, url: str) -> None:
+        self._command = (node, str(_SCRIPT), url, STATEMENT, str(COMMAND_TIMEOUT * 1000))
+        self._environment = os.environ | {"NODE_PATH": str(modules)}
+        self._process: asyncio.subprocess.Process | None = None
+        self.borrows = 0
+
+    async def run(self, times: int) -> float:
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment
+            )
+        self.borrows += times
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"%d\n" % times)
+        return int(await self._process.stdout.readline()) / 1e9
+
+    async def end(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+        self._process, self.borrows = None, 0
