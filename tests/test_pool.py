@@ -152,12 +152,18 @@ async def test_nothing_of_a_block_works_after_it(url: str, session_reset: str) -
             assert await another.fetchval("SELECT 1") == 1
 
 
-async def test_a_listener_left_behind_is_told_and_not_handed_on(pool: GuardedPool) -> None:
-    with pytest.warns(asyncpg.InterfaceWarning, match="listener"):
+@pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_a_listener_left_behind_is_told_and_not_handed_on(url: str, session_reset: str) -> None:
+    heard: list[object] = []
+    async with GuardedPool(DatabaseSettings(url=url, session_reset=session_reset)) as pool:
+        with pytest.warns(asyncpg.InterfaceWarning, match="listener"):
+            async with pool.acquire() as connection:
+                await connection.add_listener("news", lambda *news: heard.append(news))
         async with pool.acquire() as connection:
-            await connection.add_listener("news", print)
-    await pool.ping()
-    assert pool.stats()["lent"] == 0
+            assert await connection.fetch("SELECT pg_listening_channels()") == []
+            await connection.execute("NOTIFY news")
+        assert pool.stats()["lent"] == 0
+    assert heard == []
 
 
 async def test_an_acquisition_serves_one_block_at_a_time(pool: GuardedPool) -> None:

@@ -82,6 +82,7 @@ class Session:
         "idle_since",
         "is_closed",
         "lifetime",
+        "listens",
         "opened_at",
         "readable",
         "torn",
@@ -103,6 +104,8 @@ class Session:
         """Whether its goodbye has begun: it is not to be lent again."""
         self.torn = False
         """Whether it broke under a statement, which the server may run still."""
+        self.listens = False
+        """Whether a borrower left listeners on it, which must not hear what the next one causes."""
         self.is_closed: Callable[[], bool] = self._connection.is_closed
         """Whether this side knows that the session is over. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
@@ -120,26 +123,28 @@ class Session:
         # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over, and warns
         # of listeners, which it gathers each time
         if connection._listeners or connection._log_listeners:
+            self.listens = True
             connection._on_release()
         else:
             connection._pool_release_ctr += 1
 
     @property
     def unsettled(self) -> bool:
-        """Whether a statement is being cancelled or still runs, or a transaction or a pooler's backend is kept."""
+        """Whether a statement is being cancelled or still runs, or anything of the borrower's is left on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
             protocol._is_cancelling()
             or protocol.is_in_transaction()
             or connection._stmt_exclusive_section._acquired
             or (self._proxied and connection.keeps_backend)
+            or self.listens
         )
 
     async def quiesce(self, timeout: float) -> bool:
-        """Wait until a cancelled statement is over; return whether the session is then free of a transaction."""
+        """Wait until a cancelled statement is over; return whether the session is then free of its borrower."""
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
-        return not self._connection.is_in_transaction()
+        return not (self._connection.is_in_transaction() or self.listens)
 
     async def ping(self, timeout: float) -> None:
         """One round trip of at most `timeout` seconds; raises whatever went wrong."""

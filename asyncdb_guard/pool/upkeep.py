@@ -25,7 +25,7 @@ async def make_fit(session: Session, *, reset: bool, timeout: float) -> str | No
         if reset:
             await session.reset(timeout)
         elif not await session.quiesce(timeout):
-            return "unclean"  # an open transaction: without asyncpg's reset query the safe way is a new session
+            return "unclean"  # a transaction or a listener: without asyncpg's reset query a new session is the safe way
     except Exception as error:
         return _give_up(session, error, otherwise="unclean")
     return None
