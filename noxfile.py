@@ -39,8 +39,8 @@ def group(name: str) -> list[str]:
 COVERAGE = Path(".nox", "coverage").resolve()
 
 
-# Tests mostly wait: for a timeout, for a server, for a process. Some bound a time, which a busy machine may miss once.
-AT_ONCE = ("-n", "3", "--reruns", "1")
+# Tests mostly wait: for a timeout, for a server, for a process.
+AT_ONCE = ("-n", "3")
 
 
 def covered(session: nox.Session, *arguments: str) -> None:
