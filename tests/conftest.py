@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 import trustme
 
+from asyncdb_guard import clock
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from examples.harness.runtime_api import RuntimeApi
@@ -19,7 +21,7 @@ from tests.support import eventually as waiting
 from tests.support.proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 SERVERS = (16, 18)
@@ -115,6 +117,19 @@ def runtime_api() -> Iterator[RuntimeApi]:
 def eventually() -> waiting.Eventually:
     """`await eventually(lambda: proxy.accepted == 1)`."""
     return waiting.eventually
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`later(10)` puts the pool's clocks ahead by so many seconds more, in place of a sleep."""
+    ahead = 0.0
+
+    def put_ahead(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+        monkeypatch.setattr(clock, "now", lambda: (time.monotonic() + ahead, time.time() + ahead))
+
+    return put_ahead
 
 
 @pytest.fixture(autouse=True)

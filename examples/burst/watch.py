@@ -7,7 +7,6 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import cast
 
 import asyncpg
 
@@ -62,26 +61,31 @@ async def visit(url: str, clock: Clock, up: asyncio.Event, visits: list[Visit]) 
         await asyncio.sleep(CONNECT_EVERY)
 
 
-class ClosedDoor(asyncio.Protocol):
+class ClosedDoor:
     """Stands at the database's port while the database is away: counts who knocks, and turns them away."""
 
     def __init__(self) -> None:
         self.attempts = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.attempts += 1
-        sock = cast(socket.socket, transport.get_extra_info("socket"))
-        # A reset, as from a host whose server is gone, and no TIME_WAIT that could keep the port.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        cast(asyncio.Transport, transport).abort()
 
     @classmethod
     @asynccontextmanager
     async def at(cls, host: str, port: int) -> AsyncGenerator[ClosedDoor, None]:
         """Stand at `port`, which the stopped server has just left, until the block ends."""
         door = cls()
-        listener = await asyncio.get_running_loop().create_server(lambda: door, host, port, backlog=1024)
-        try:
-            yield door
-        finally:
-            listener.close()
+        with socket.create_server((host, port), backlog=1024) as listener:
+            # no asyncio.Server: CPython 3.13.0's prints a traceback if it is closed in the moment of an accept
+            listener.setblocking(False)
+            standing = asyncio.create_task(door._turn_away(listener))
+            try:
+                yield door
+            finally:
+                standing.cancel()
+                await asyncio.wait({standing})
+
+    async def _turn_away(self, listener: socket.socket) -> None:
+        while True:
+            caller, _ = await asyncio.get_running_loop().sock_accept(listener)
+            with caller:
+                self.attempts += 1
+                # A reset, as from a host whose server is gone, and no TIME_WAIT that could keep the port.
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -100,16 +100,16 @@ async def test_a_provider_that_hangs_is_bounded(server, url):
                 await pool.ping()
 
 
-async def test_old_sessions_go_so_that_a_new_password_is_used(guarded_server, user):
+async def test_old_sessions_go_so_that_a_new_password_is_used(guarded_server, user, later):
     """MAX_LIFETIME_MS leaves rotated credentials behind, with no error in between."""
     vault = Vault("second")
-    settings = DatabaseSettings(url=guarded_server.url(user=user), max_lifetime_ms=100)
+    settings = DatabaseSettings(url=guarded_server.url(user=user), max_lifetime_ms=20_000)
     observer = Observer(guarded_server)
     async with GuardedPool(settings, credentials=vault) as pool:
         first = await pool.fetchval("SELECT pg_backend_pid()")
         guarded_server.psql("ALTER ROLE keeper PASSWORD 'third'")
         vault.passwords[:] = ["third"]
-        await asyncio.sleep(0.12)
+        later(22)
         assert await pool.fetchval("SELECT pg_backend_pid()") != first
         assert await observer.count(user=user) == 1
     await observer.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
@@ -26,14 +24,16 @@ async def test_after_a_failover_the_next_connect_goes_where_the_name_then_leads(
             assert (old.accepted, new.accepted) == (1, 1)
 
 
-async def test_the_end_of_a_sessions_life_leaves_the_old_answer_behind(server, role, resolver):
+async def test_the_end_of_a_sessions_life_leaves_the_old_answer_behind(server, role, resolver, later):
     with TcpProxy(server.host, server.port) as old, TcpProxy(server.host, server.port) as new:
         resolver.answers[NAME] = old.host, old.port
-        settings = DatabaseSettings(url=f"postgresql://{role}@{NAME}/postgres", sslmode="disable", max_lifetime_ms=100)
+        settings = DatabaseSettings(
+            url=f"postgresql://{role}@{NAME}/postgres", sslmode="disable", max_lifetime_ms=20_000
+        )
         async with GuardedPool(settings) as pool:
             await pool.ping()
             resolver.answers[NAME] = new.host, new.port
-            await asyncio.sleep(0.12)
+            later(22)
             await pool.ping()
             assert (old.accepted, new.accepted) == (1, 1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import threading
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -52,7 +53,7 @@ class TcpProxy:
         self._links: list[Link] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="TcpProxy", daemon=True)
-        self._listener: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -148,18 +149,28 @@ class TcpProxy:
         self._wait(to_all())
 
     async def _listen(self) -> None:
-        self._listener = await self._loop.create_server(self._accept, self.host, self.port)
+        listener = socket.create_server((self.host, self.port), backlog=1024)
+        listener.setblocking(False)
+        self._listening = self._loop.create_task(self._accept_all(listener))
 
     async def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait({self._listening})
+            self._listening = None
 
     async def _close(self) -> None:
         await self._stop_listening()
         for link in self._links:
             link.abort()
         await asyncio.gather(*(link.closed() for link in self._links))
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        # no asyncio.Server: CPython 3.13.0's prints a traceback if it is closed in the moment of an accept
+        with listener:
+            while True:
+                client, _ = await self._loop.sock_accept(listener)
+                await self._loop.connect_accepted_socket(self._accept, client)
 
     def _accept(self) -> Side:
         self.accepted += 1
