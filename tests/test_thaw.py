@@ -202,3 +202,17 @@ async def test_a_dead_path_leaves_most_of_a_short_timeout_to_the_new_connection(
         await pool.ping(timeout=0.8)
         assert time.monotonic() - started < 0.45
         assert pool.stats()["replaced"] == 1
+
+
+async def test_a_dead_path_is_found_out_once_however_many_sessions_it_had(
+    proxy: TcpProxy, proxied_url: str, observer: Observer, role: str, later: Callable[[float], None]
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=20, session_reset="never")) as pool:
+        await pool.ping()
+        assert pool.stats()["idle"] == 20
+        proxy.silence_all()
+        later(5)
+        started = time.monotonic()
+        assert await pool.fetchval("SELECT 1") == 1
+        assert time.monotonic() - started < 1.5
+        assert pool.stats()["connect_failures"] == 0

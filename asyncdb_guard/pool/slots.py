@@ -76,8 +76,6 @@ class Slots:
 
     def give_back(self, session: Session, now: Instant) -> None:
         """Take a clean session back and pass it on to whoever has waited longest."""
-        if session.ending or self._shut:
-            return
         session.idle_since = now
         if self._queue and health_of(session, self._idle_timeout, now) is not Health.GOOD:
             self.lent.discard(session)
@@ -105,8 +103,6 @@ class Slots:
 
     async def tidy(self, session: Session) -> None:
         """Make a session fit for the next borrower. Where a cancellation tears that, a task of its own begins anew."""
-        if session.ending:
-            return
         try:
             reason = await make_fit(session, reset=self._resets, timeout=self._command_timeout)
         except asyncio.CancelledError:
@@ -150,6 +146,11 @@ class Slots:
             session.idle_since = clock.now()
             self._offer(session)
             return
+        if reason == "unresponsive":
+            # those below it have rested for longer, on the same path: one after the other they'd eat up the time
+            for older in self.idle:
+                self._crew.start(self._retire(older, ConnectionReplaced(reason), bound))
+            self.idle.clear()
         await self._retire(session, ConnectionReplaced(reason or "lost"), bound)
 
     async def _dial(self, places: int) -> None:
