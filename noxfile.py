@@ -25,9 +25,9 @@ def works(version: str) -> bool:
     return command is not None and subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
-# Those of the classifiers that are here, so that a stranger's command runs with the one Python there is.
 SUPPORTED = nox.project.python_versions(PROJECT)
 SERVERS = ["16", "18"]
+# Those that are here, so that a stranger's command runs with the one Python there is.
 PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
 
 

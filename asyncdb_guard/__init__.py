@@ -14,9 +14,9 @@ from asyncdb_guard.errors import (
     TriggerEventError,
     TriggerFailedError,
 )
-from asyncdb_guard.events import Event, Listener
+from asyncdb_guard.events import Event, Listener, log_events
 from asyncdb_guard.pool import GuardedPool, PoolStats
-from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings import ConnectTarget, DatabaseSettings
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
     "ConnectFailedError",
+    "ConnectTarget",
     "ConnectTimeoutError",
     "Credentials",
     "DatabaseSettings",
@@ -39,4 +40,5 @@ __all__ = [
     "TriggerEventError",
     "TriggerFailedError",
     "__version__",
+    "log_events",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from aiobreaker import CircuitBreaker as Circuit
@@ -62,8 +61,9 @@ class CircuitBreaker:
         self._calm = True
         """Whether the circuit is closed and no failure is counted: then a caller's way in and out decides nothing."""
         self.generation = 0
+        """The permit of whoever is admitted now; an older one no longer counts."""
         self._storage = CircuitMemoryStorage(_CLOSED)
-        self._circuit = Circuit(fail_max=fail_max, state_storage=self._storage, listeners=[_Announcer(self)])
+        self._circuit = Circuit(state_storage=self._storage, listeners=[_Announcer(self)])
 
     @property
     def state(self) -> str:
@@ -130,8 +130,6 @@ class CircuitBreaker:
         # full jitter on the upper half: a fleet that tripped together must not try together
         self._open_for = self._draw(self._period / 2, self._period)
         self.generation += 1
-        # aiobreaker's own open() reads utcnow(), deprecated since 3.12
-        self._storage.opened_at = datetime.fromtimestamp(now[1], UTC)
         self._enter(_OPEN)
 
     def _enter(self, state: CircuitBreakerState) -> None:

@@ -24,6 +24,11 @@ class ConfigurationError(GuardError):
 class PoolClosedError(GuardError):
     """The pool was used after `close()`."""
 
+    def __init__(
+        self, message: str = "The pool was closed: make a new one, or use disconnect() where it shall go on."
+    ) -> None:
+        super().__init__(message)
+
 
 class DatabaseUnavailableError(GuardError):
     """The database can't be had just now. Trying again later may help."""

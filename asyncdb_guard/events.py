@@ -129,3 +129,13 @@ class Events:
             except Exception as error:
                 # The type alone: a listener's own text may carry anything.
                 logger.error("A listener failed on %s with %s.", event.name, type(error).__name__)
+
+
+def log_events(event: Event) -> None:
+    """A listener (`on_event=log_events`) that writes every event to the logger `asyncdb_guard`, at INFO.
+
+    The record has the event's name as `event` and its facts as `facts`, for structured logs.
+    """
+    facts = dict(vars(event))
+    told = "".join(f" {name}={value}" for name, value in facts.items())
+    logger.info("%s%s", event.name, told, extra={"event": event.name, "facts": facts})

@@ -1,4 +1,4 @@
-"""CloudWatch metrics from Lambda, and the pool's events for everybody else's logs."""
+"""CloudWatch metrics from Lambda: one line a claims load, in the embedded metric format."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import sys
 import time
 from typing import Any
-
-from asyncdb_guard.events import Event, logger
 
 _UNITS = {"CacheMiss": "Count", "AcquireTime": "Milliseconds", "Rejected": "Count", "Failed": "Count"}
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -44,6 +42,7 @@ class LoadMetrics:
         (default `service_undefined`), and POWERTOOLS_METRICS_DISABLED to switch it off.
         """
         environment = os.environ
+        # not the runtime's address: a copy of the function that is run elsewhere for a test has this name, too
         if "AWS_LAMBDA_FUNCTION_NAME" not in environment:
             return
         if environment.get("POWERTOOLS_METRICS_DISABLED", "").strip().lower() in _YES:
@@ -80,13 +79,3 @@ def emf_line(values: dict[str, float], *, at: float, namespace: str, service: st
         "service": service,
     }
     return json.dumps(document | values)
-
-
-def log_events(event: Event) -> None:
-    """A listener (`on_event=log_events`) that writes every event to the logger `asyncdb_guard`, at INFO.
-
-    The record has the event's name as `event` and its facts as `facts`, for structured logs.
-    """
-    facts = dict(vars(event))
-    told = "".join(f" {name}={value}" for name, value in facts.items())
-    logger.info("%s%s", event.name, told, extra={"event": event.name, "facts": facts})

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -300,8 +300,7 @@ def test_aiobreaker_holds_the_state_of_our_circuit():
     circuit = breaker._circuit
     assert circuit.state.state.name == "CLOSED"
     breaker.failed(breaker.admit(START), START)
-    assert (circuit.state.state.name, circuit.fail_counter, circuit.fail_max) == ("OPEN", 1, 1)
-    assert circuit._state_storage.opened_at == datetime.fromtimestamp(START[1], UTC)
+    assert (circuit.state.state.name, circuit.fail_counter) == ("OPEN", 1)
     trial = breaker.admit((START[0] + 8.0, START[1]))
     assert circuit.state.state.name == "HALF_OPEN"
     breaker.succeeded(trial)

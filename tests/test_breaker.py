@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
 from asyncdb_guard.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRejected
@@ -357,20 +355,3 @@ def test_a_listener_sees_the_breaker_as_it_is_after_the_change():
     breaker.failed(breaker.admit(START), START)
     breaker.succeeded(breaker.admit((START[0] + FIRST, START[1])))
     assert seen == [("circuit_opened", "open"), ("circuit_half_opened", "half_open"), ("circuit_closed", "closed")]
-
-
-async def test_a_late_failure_refuses_nobody_who_queues_before_a_closed_circuit(url, eventually):
-    """The failure of a block that began before a trip, told after the recovery, is nobody's affair any more."""
-    settings = DatabaseSettings(url=url, pool_max=1, breaker_fail_max=1, session_reset="never")
-    async with GuardedPool(settings) as pool:
-        early = asyncio.create_task(pool.execute("SELECT pg_sleep(5)", timeout=0.1))
-        await eventually(lambda: pool.stats()["lent"] == 1)
-        breaker = pool._guard.breaker
-        breaker.failed(breaker.admit(START), START)
-        breaker.succeeded(breaker.admit((START[0] + 1e6, START[1])))
-        waiting = asyncio.create_task(pool.fetchval("SELECT 42"))
-        with pytest.raises(TimeoutError):
-            await early
-        assert await waiting == 42
-        assert pool.stats()["circuit"] == "closed"
-        assert pool.stats()["acquire_timeouts"] == 0

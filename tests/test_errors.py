@@ -141,7 +141,10 @@ def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout
     assert type(error) is ConnectTimeoutError
     assert isinstance(error, ConnectFailedError)
     assert isinstance(error, AcquireTimeoutError)
-    assert str(error) == "The database could not be reached: it did not answer a connect in time."
+    assert str(error) == (
+        "The database could not be reached: it did not answer a connect in time; check its address, the route and the"
+        " security group, or raise LAMBDA_DATABASE_CONNECT_TIMEOUT_MS."
+    )
 
 
 @given(sqlstate=st.text("0123456789ABCDEFPX", min_size=5, max_size=5))

@@ -194,8 +194,8 @@ def _refuse_reserved(name: str, change: str, prefixes: tuple[str, ...]) -> None:
         raise ClaimError(f"The claim {shown(name)} is reserved and can't be {change}; for groups, see TokenClaims.")
 
 
-def _suppressed(field: str, claims: Collection[str]) -> list[str]:
-    names = _names(field, claims)
+def _suppressed(part: str, claims: Collection[str]) -> list[str]:
+    names = _names(part, claims)
     for name in names:
         _refuse_reserved(name, "suppressed", _COGNITOS)
     return names
@@ -205,29 +205,29 @@ def _merged(*lists: list[str]) -> list[str]:
     return list(dict.fromkeys(itertools.chain(*lists)))
 
 
-def _scopes(field: str, scopes: Collection[str]) -> list[str]:
-    names = _names(field, scopes)
+def _scopes(part: str, scopes: Collection[str]) -> list[str]:
+    names = _names(part, scopes)
     for name in names:
         if any(character.isspace() for character in name):
-            raise ClaimError(f"{field} holds a scope with white space in it.")
+            raise ClaimError(f"{part} holds a scope with white space in it.")
     return names
 
 
-def _mapping(field: str, value: object) -> dict[object, object]:
+def _mapping(part: str, value: object) -> dict[object, object]:
     if not is_mapping(value):
-        raise ClaimError(f"{field} of TokenClaims must be a mapping, not a {type(value).__name__}.")
+        raise ClaimError(f"{part} of TokenClaims must be a mapping, not a {type(value).__name__}.")
     return dict(pairs(value))
 
 
-def _names(field: str, value: object) -> list[str]:
+def _names(part: str, value: object) -> list[str]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
-        raise ClaimError(f"{field} of TokenClaims must be a list of names, not a {type(value).__name__}.")
-    return [_name(field, name) for name in cast("Collection[object]", value)]
+        raise ClaimError(f"{part} of TokenClaims must be a list of names, not a {type(value).__name__}.")
+    return [_name(part, name) for name in cast("Collection[object]", value)]
 
 
-def _name(field: str, value: object) -> str:
+def _name(part: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ClaimError(f"{field} holds a {type(value).__name__} where a name, a str, belongs.")
+        raise ClaimError(f"{part} holds a {type(value).__name__} where a name, a str, belongs.")
     if not value or not is_utf8(value):
-        raise ClaimError(f"{field} holds a name that is empty or that UTF-8 can't carry.")
+        raise ClaimError(f"{part} holds a name that is empty or that UTF-8 can't carry.")
     return str.__str__(value)

@@ -21,8 +21,11 @@ T = TypeVar("T")
 
 _SETTING = label("claims_cache_url")
 _PREFIX = "asyncdb_guard:claims:1"
+"""The number is that of the entries' format."""
 _CONNECT_TIMEOUT = 1.0
+"""Seconds."""
 _SOCKET_TIMEOUT = 0.5
+"""Seconds."""
 _CONNECTIONS = 4
 _LONGEST = 90_000
 """Seconds that a generation is remembered: longer than any entry can live, which is a day."""

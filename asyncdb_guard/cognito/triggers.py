@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from asyncdb_guard.cognito.borrowing import Borrower, SessionLostError
@@ -72,9 +73,6 @@ class CognitoTriggers:
         self._provision = provision
         self._cache = cache
         self._on_unavailable = on_unavailable
-        self._opened_store: ClaimsStore | None = None
-        self._claims_callback: Callback | None = None
-        self._provision_callback: Callback | None = None
 
     async def load_claims(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
         """Answer a pre token generation event: the same event, with the user's claims as its `response`.
@@ -115,7 +113,7 @@ class CognitoTriggers:
 
     async def _overrides(self, request: TokenRequest, deadline: Deadline, metrics: LoadMetrics) -> Overrides | None:
         """The user's claims, or None if the tokens shall stay as they are."""
-        callback = self._claims_source
+        callback = self._claims_callback
         store = self._store
         source = source_of(callback)
 
@@ -153,7 +151,7 @@ class CognitoTriggers:
         if trigger_source(event) != CONFIRM_SIGN_UP:
             return event
         user = read_confirmation_event(event)
-        callback = self._provision_source
+        callback = self._provision_callback
         store = self._store  # a wrong setting must show before anything is written
         deadline = Deadline(self._pool.settings.handler_budget, context)
 
@@ -170,27 +168,19 @@ class CognitoTriggers:
         await store.forget(user.sub)
         return event
 
-    @property
+    @cached_property
     def _store(self) -> ClaimsStore:
-        if self._opened_store is None:
-            if self._on_unavailable not in get_args(OnUnavailable):
-                raise ConfigurationError("on_unavailable of CognitoTriggers must be 'deny', 'unchanged' or 'stale'.")
-            self._opened_store = open_store(
-                self._pool.settings, self._cache, keep_stale=self._on_unavailable == "stale"
-            )
-        return self._opened_store
+        if self._on_unavailable not in get_args(OnUnavailable):
+            raise ConfigurationError("on_unavailable of CognitoTriggers must be 'deny', 'unchanged' or 'stale'.")
+        return open_store(self._pool.settings, self._cache, keep_stale=self._on_unavailable == "stale")
 
-    @property
-    def _claims_source(self) -> Callback:
-        if self._claims_callback is None:
-            self._claims_callback = claims_callback(self._claims, self._pool.settings.claims_sql)
-        return self._claims_callback
+    @cached_property
+    def _claims_callback(self) -> Callback:
+        return claims_callback(self._claims, self._pool.settings.claims_sql)
 
-    @property
-    def _provision_source(self) -> Callback:
-        if self._provision_callback is None:
-            self._provision_callback = provision_callback(self._provision, self._pool.settings.provision_sql)
-        return self._provision_callback
+    @cached_property
+    def _provision_callback(self) -> Callback:
+        return provision_callback(self._provision, self._pool.settings.provision_sql)
 
 
 def _lock(user: CognitoUser) -> int:

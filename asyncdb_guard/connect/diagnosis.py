@@ -64,7 +64,10 @@ def _reason(cause: Exception, renewed: bool) -> str:
     if isinstance(cause, asyncpg.PostgresError) and (sqlstate := sqlstate_of(cause)):
         return f"{_refusal(cause, sqlstate, renewed)} (SQLSTATE {sqlstate})"
     if isinstance(cause, TimeoutError):
-        return "it did not answer a connect in time"
+        return (
+            "it did not answer a connect in time; check its address, the route and the security group, or raise"
+            " LAMBDA_DATABASE_CONNECT_TIMEOUT_MS"
+        )
     if isinstance(cause, ssl.SSLCertVerificationError):
         code = cause.verify_code
         return f"its TLS certificate {_BY_VERIFY_CODE.get(code, f'could not be verified (OpenSSL says {code})')}"

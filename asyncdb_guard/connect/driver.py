@@ -46,7 +46,7 @@ class Driver:
         self._understands_timeouts = True
 
     @property
-    def opens(self) -> int:
+    def next_batch(self) -> int:
         """How many sessions the next connect opens: all `pool_max` the first time, as asyncpg's min_size demands."""
         return self._settings.pool_max if self._pool is None else 1
 
@@ -65,7 +65,7 @@ class Driver:
             async with asyncio.timeout(self._settings.connect_timeout):
                 while self._leaving:
                     await gone(self._leaving.pop(), _GOODBYE)
-                connects += [asyncio.create_task(self._log_in()) for _ in range(self.opens)]
+                connects += [asyncio.create_task(self._log_in()) for _ in range(self.next_batch)]
                 # to the end, also when one fails: a connect that is torn leaves the server with a session to clear up
                 await asyncio.wait(connects)
                 self._asked_for += [connect.result() for connect in connects]

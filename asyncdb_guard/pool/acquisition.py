@@ -75,11 +75,11 @@ class Acquisition:
         assert lent is not None
         self._lent = None
         try:
-            session.take_back(lent)  # warns of listeners that the block left behind
+            session.take_back(lent)  # warns of listeners left behind, and a warning may be an error
         finally:
             now = clock.now()
             lost = session.is_closed()
-            if error is None and not lost:
+            if error is None and not lost:  # what judge() says of these, without asking it each time
                 lending.breaker.succeeded(self._permit)
             else:
                 session.torn = was_torn(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -56,13 +57,18 @@ class GuardedPool:
         """Borrow a connection for an `async with` block, which the breaker judges.
 
         `timeout` bounds the wait, the liveness check and the connect together, in seconds; by default it is
-        CONNECT_TIMEOUT_MS. Raises CircuitOpenError, ConnectFailedError, AcquireTimeoutError, PoolClosedError or, on
-        first use, ConfigurationError. What the block raises passes through untouched.
+        CONNECT_TIMEOUT_MS, and a connect takes no longer than that in any case. Raises CircuitOpenError,
+        ConnectFailedError, AcquireTimeoutError, PoolClosedError or, on first use, ConfigurationError. What the block
+        raises passes through untouched.
         """
         return Acquisition(self._guard, timeout)
 
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
-        """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement."""
+        """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement.
+
+        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and TimeoutError where
+        it takes longer. For a bound of your own on the wait for a connection, use `acquire`.
+        """
         async with self.acquire() as connection:
             rows: list[Record] = await connection.fetch(query, *args, timeout=timeout)
             return rows
@@ -111,9 +117,16 @@ class GuardedPool:
             yield connection
 
     async def ping(self, *, timeout: float | None = None) -> None:
-        """One round trip to the server, through the guard; raises like `acquire` where there is no connection."""
+        """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.
+
+        By default that is CONNECT_TIMEOUT_MS for the connection and COMMAND_TIMEOUT_MS for the answer. Raises like
+        `acquire`, and TimeoutError where the answer takes too long.
+        """
+        time = asyncio.get_running_loop().time
+        end = None if timeout is None else time() + timeout
         async with self.acquire(timeout=timeout) as connection:
-            await connection.execute("SELECT 1")
+            # asyncpg/protocol/protocol.pyx: a timeout of zero or less is none
+            await connection.execute("SELECT 1", timeout=None if end is None else max(end - time(), 0.001))
 
     def stats(self) -> PoolStats:
         """A snapshot; no I/O. Raises ConfigurationError."""

@@ -99,7 +99,7 @@ class Guard:
         if lending is not None and lending.loop is asyncio.get_running_loop() and not lending.closed:
             return lending
         if self.closed:
-            raise PoolClosedError("The pool was closed.")
+            raise PoolClosedError
         settings, breaker = self.settings, self.breaker
         if self._credentials is None:
             self._credentials = credentials_for(settings, self._own_credentials)

@@ -25,6 +25,11 @@ from asyncdb_guard.settings import DatabaseSettings
 _PARTING = 0.1
 """Seconds for which a borrower whose block failed waits for the server to confirm that its statement has stopped."""
 
+_FULL = (
+    "No connection became free within {:.2f} s; give connections back sooner, wait for longer"
+    " (LAMBDA_DATABASE_CONNECT_TIMEOUT_MS), or raise LAMBDA_DATABASE_POOL_MAX."
+)
+
 _LAST_SECOND = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""
 
@@ -48,7 +53,7 @@ class Lending:
         self._counters = counters
         self.queue = WaitQueue()
         self.slots = Slots(settings, Driver(settings, credentials, leaving), self.queue, events, counters, self.report)
-        self._guardian: AsyncGenerator[None, None] | None = None
+        self._loop_end_hook: AsyncGenerator[None, None] | None = None
         self.closed = False
 
     async def wait(self, permit: int, timeout: float, since: Instant) -> tuple[Session, int]:
@@ -56,9 +61,9 @@ class Lending:
 
         Return the session and the permit to report with, since the breaker is asked again after the wait.
         """
-        if self._guardian is None:
-            self._guardian = _until_the_loop_ends(self)
-            await anext(self._guardian)
+        if self._loop_end_hook is None:
+            self._loop_end_hook = _until_the_loop_ends(self)
+            await anext(self._loop_end_hook)
         waiter = Waiter(self.loop.create_future(), permit, since, self.loop.time() + timeout)
         timer = self.loop.call_at(waiter.deadline, self._expire, waiter)
         self.queue.join(waiter)
@@ -96,7 +101,7 @@ class Lending:
         self._events.emit(AcquireTimeout(waited))
         dial = self.slots.dials.oldest
         if dial is None:
-            waiter.future.set_exception(AcquireTimeoutError(f"No connection became free within {waited:.1f} s."))
+            waiter.future.set_exception(AcquireTimeoutError(_FULL.format(waited)))
             self.breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
@@ -132,7 +137,7 @@ class Lending:
         """End all sessions within `timeout` seconds. Patience gives the borrowers three quarters of it to finish."""
         self.closed = True
         for waiter in self.queue.drain():
-            waiter.future.set_exception(PoolClosedError("The pool was closed."))
+            waiter.future.set_exception(PoolClosedError())
             self.breaker.released(waiter.permit)
         end = self.loop.time() + timeout
         try:
@@ -140,40 +145,40 @@ class Lending:
                 await self.slots.nobody_borrows(timeout * 3 / 4)  # the rest is for the goodbyes
         finally:  # also where the caller ran out of patience
             await self.slots.end(reason, max(end - self.loop.time(), 0.0))
-            await self._dismiss_guardian()
+            await self._dismiss_hook()
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds; whoever queues or comes later gets a new one."""
         await self.slots.drop("close", timeout)
 
     async def loop_ends(self) -> None:
-        """What the guardian does in the end, unless it was dismissed before."""
-        if self._guardian is not None:
-            self._guardian = None
+        """What the hook does in the end, unless it was dismissed before."""
+        if self._loop_end_hook is not None:
+            self._loop_end_hook = None
             await self.close(_LAST_SECOND, patient=False, reason="loop_closed")
 
-    async def _dismiss_guardian(self) -> None:
-        guardian, self._guardian = self._guardian, None
-        if guardian is not None:
-            await guardian.aclose()
+    async def _dismiss_hook(self) -> None:
+        hook, self._loop_end_hook = self._loop_end_hook, None
+        if hook is not None:
+            await hook.aclose()
 
-    def _dismiss_guardian_now(self) -> None:
-        guardian, self._guardian = self._guardian, None
-        if guardian is not None:
+    def _dismiss_hook_now(self) -> None:
+        hook, self._loop_end_hook = self._loop_end_hook, None
+        if hook is not None:
             # it has nothing to wait for any more, so its end needs no event loop
             with contextlib.suppress(StopIteration):
-                guardian.aclose().__await__().__next__()
+                hook.aclose().__await__().__next__()
 
     def abandon(self) -> list[socket]:
         """Let go without the loop, which has ended rudely or is not ours to run; return what remains."""
         self.closed = True
-        self._dismiss_guardian_now()
+        self._dismiss_hook_now()
         return self.slots.abandon()
 
     def disown(self) -> None:
         """Let go in a forked child: these sessions are the parent's, who still uses them."""
         self.closed = True
-        self._dismiss_guardian_now()
+        self._dismiss_hook_now()
         self.slots.disown()
 
 

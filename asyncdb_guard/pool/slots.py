@@ -1,9 +1,9 @@
 """The places for sessions: `pool_max` of them, each vacant, being prepared, idle, lent or ending.
 
-Nobody opens, pings or ends a session in a borrower's own task: a task of the slot does, and a borrower merely waits
-for what comes of it. So a cancelled borrower tears nothing, and what was opened for it goes to the next. Only the reset
-of a session is the borrower's, since a task costs a good part of its round trip. A place is vacant again only when the
-server has let go of the session that had it.
+Nobody opens, checks or ends a session in a borrower's own task: a task of the slot does, and a borrower merely waits
+for what comes of it. So a cancelled borrower tears nothing, and what was opened for it goes to the next. Only the
+tidying after a block that went well is the borrower's, since a task costs a good part of its round trip. A place is
+vacant again only when the server has let go of the session that had it.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class Slots:
         while not self._shut and self._preparing < len(self._queue):
             if self.idle:
                 self._prepare(self._revive(self.idle.pop()))
-            elif self._vacant >= self._driver.opens:
-                self._vacant -= self._driver.opens
-                self._prepare(self._dial(self._driver.opens))
+            elif self._vacant >= self._driver.next_batch:
+                self._vacant -= self._driver.next_batch
+                self._prepare(self._dial(self._driver.next_batch))
             else:
                 return
 
@@ -149,7 +149,7 @@ class Slots:
         if reason == "unresponsive":
             # those below it have rested for longer, on the same path: one after the other they'd eat up the time
             for older in self.idle:
-                self._crew.start(self._retire(older, ConnectionReplaced(reason), bound))
+                self._crew.start(self._retire(older, ConnectionClosed(reason), bound))
             self.idle.clear()
         await self._retire(session, ConnectionReplaced(reason or "lost"), bound)
 

@@ -15,10 +15,11 @@ class Counts(TypedDict):
     requests: int
     acquired: int
     acquire_timeouts: int
+    """No connection came in time, be it that all were lent or that a connect hung."""
     rejections: int
     """Refused by the circuit breaker, at once or while queueing."""
     failures: int
-    """Ended with any other error: a connect failed, a setting is wrong, the pool was closed."""
+    """Ended with any other error: a connect was refused, a setting is wrong, the pool was closed."""
     cancellations: int
     connects: int
     """Sessions opened."""

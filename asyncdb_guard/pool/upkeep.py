@@ -1,4 +1,4 @@
-"""What a session may need between two borrowers. Each answers with the reason to replace it, or None if it is fit."""
+"""What a session may need between two borrowers. `make_fit` and `check` answer with the reason to end it, or None."""
 
 from __future__ import annotations
 

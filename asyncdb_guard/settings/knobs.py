@@ -93,8 +93,9 @@ class Knobs(BaseSettings):
         default=60_000,
         ge=100,
         le=_DAY,
-        description="Milliseconds after its last use until a session is gone from the server, the process frozen or"
-        " not. Seen in pg_stat_activity, and in `SHOW idle_session_timeout` on a direct connection.",
+        description="Milliseconds after its last use until a session is gone from the server; while the process is"
+        " frozen, on direct connections to PostgreSQL 14 or later. Seen in pg_stat_activity, and in `SHOW"
+        " idle_session_timeout` on a direct connection.",
     )
     max_lifetime_ms: int = Field(
         default=1_800_000,
@@ -113,8 +114,8 @@ class Knobs(BaseSettings):
         default=4000,
         ge=1,
         le=5000,
-        description="Milliseconds for one trigger, or the Lambda's remaining time if that is less. Cognito waits 5 s,"
-        " the cold start included. Seen in how soon a trigger fails while the database hangs.",
+        description="Milliseconds for one trigger, or the Lambda's remaining time less 0.2 s, if that is less. Cognito"
+        " waits 5 s, the cold start included. Seen in how soon a trigger fails while the database hangs.",
     )
     breaker_fail_max: int = Field(
         default=3,

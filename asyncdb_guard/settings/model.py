@@ -17,8 +17,6 @@ from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
 from asyncdb_guard.settings.target import ConnectTarget, connect_target
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
 
-__all__ = ["ConnectTarget", "DatabaseSettings"]
-
 _SECRETS = ("url", "claims_cache_url")
 _SEALED = "DatabaseSettings are sealed once made: make new ones with the value that you want."
 

@@ -83,14 +83,14 @@ def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Fi
     # Before anything else starts, so that all of it stays on one CPU: where the kernel puts a client and its server
     # decides whether a round trip takes one time or two and a half.
     about["cpu"] = _pin()
-    node_or_reason = nullcontext("the quick form fetches nothing") if effort is QUICK else node_pg.installed()
-    with Cluster.start(max_connections=60) as server, node_or_reason as node:
+    node = nullcontext("the quick form fetches nothing") if effort is QUICK else node_pg.makers_or_reason()
+    with Cluster.start(max_connections=60) as server, node as makers_or_reason:
         makers = dict(MAKERS)
-        if isinstance(node, str):
-            console.print(f"Without node-pg: {node}.")
+        if isinstance(makers_or_reason, str):
+            console.print(f"Without node-pg: {makers_or_reason}.")
         else:
-            makers |= node
-            about["versions"]["node-pg"] = node_pg.VERSION
+            makers |= makers_or_reason
+            about["versions"] |= {"node-pg": node_pg.VERSION, "Node": node_pg.node_version()}
         about["versions"]["PostgreSQL"] = str(server.version)
         console.print("Cold starts ...")
         figures = cold_starts(server, rounds=effort.starts)

@@ -27,9 +27,10 @@ BARE = "asyncpg connection"
 ASYNCPG_POOL = "asyncpg.Pool"
 NEVER = "GuardedPool, reset never"
 ALWAYS = "GuardedPool, reset always"
-NODE_PG = "node-pg Pool"
+NODE_PG = "node-pg Pool, young"
+"""In the first thousand borrows of a process."""
 NODE_PG_HOT = "node-pg Pool, hot"
-"""After some thousand borrows. V8 compiles what a process runs often, which a Lambda function seldom lives to see."""
+"""After some thousand: V8 compiles what a process runs often."""
 
 
 class Contestant(Protocol):

@@ -23,8 +23,8 @@ _HOT = 4000
 
 
 @contextmanager
-def installed() -> Iterator[dict[str, Maker] | str]:
-    """Its makers, or the reason why there are none."""
+def makers_or_reason() -> Iterator[dict[str, Maker] | str]:
+    """Its contestants' makers, or the reason why there are none."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         yield "node and npm are not found"
@@ -40,6 +40,11 @@ def installed() -> Iterator[dict[str, Maker] | str]:
             yield {NODE_PG: _young(node, modules), NODE_PG_HOT: _hot(node, modules)}
 
 
+def node_version() -> str:
+    """Of the `node` that is found."""
+    return subprocess.run(["node", "--version"], capture_output=True, check=True, text=True).stdout.strip().lstrip("v")
+
+
 def _young(node: str, modules: Path) -> Maker:
     @asynccontextmanager
     async def make(url: str) -> AsyncIterator[Contestant]:
@@ -51,9 +56,11 @@ def _young(node: str, modules: Path) -> Maker:
                 await process.run(times)  # the first borrows of all compile and connect
             return await process.run(times)
 
-        await process.run(1)
-        yield run
-        await process.end()
+        try:
+            await process.run(1)
+            yield run
+        finally:
+            await process.end()
 
     return make
 
@@ -62,9 +69,11 @@ def _hot(node: str, modules: Path) -> Maker:
     @asynccontextmanager
     async def make(url: str) -> AsyncIterator[Contestant]:
         process = _Process(node, modules, url)
-        await process.run(_HOT)
-        yield process.run
-        await process.end()
+        try:
+            await process.run(_HOT)
+            yield process.run
+        finally:
+            await process.end()
 
     return make
 
@@ -83,15 +92,15 @@ class _Process:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment
             )
-        self.borrows += times
+        self.borrows += times + 2  # the script makes two beforehand
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"%d\n" % times)
         return int(await self._process.stdout.readline()) / 1e9
 
     async def end(self) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        await self._process.wait()
-        self._process, self.borrows = None, 0
+        process, self._process, self.borrows = self._process, None, 0
+        if process is not None:
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()

@@ -17,8 +17,9 @@ _HEAD = f"""# Settings
 
 `DatabaseSettings` takes each knob as a keyword argument (`pool_max=5`), else from the environment
 (`{ENV_PREFIX}POOL_MAX=5`), else from a parameter of the database URL, else its default. Names that end in `_MS` are
-milliseconds. A variable is written in capitals; an empty or blank one counts as not set. The environment is read on
-first use, never at import, and the settings are sealed once made.
+milliseconds. A variable is written in capitals; an empty or blank one counts as not set. The settings are sealed once
+made. The environment is read when `DatabaseSettings()` is made, and `GuardedPool()` makes it on first use: make none at
+the top of a Lambda module, where a wrong setting would end each start of the process in place of one request.
 
 **Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable (an empty or lower-case one, too), keyword or URL
 parameter, a value out of range, and a URL parameter that contradicts its knob are each a fault; one
