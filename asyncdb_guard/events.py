@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import FrozenInstanceError, dataclass
@@ -126,7 +127,7 @@ class Events:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # of a future that the listener looked at
                 # The type alone: a listener's own text may carry anything.
                 logger.error("A listener failed on %s with %s.", event.name, type(error).__name__)
 

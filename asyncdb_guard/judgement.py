@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Iterable
+from typing import TypeAlias, cast
 
 import asyncpg
 
 from asyncdb_guard.errors import ConnectFailedError, DeadlineExceededError
+
+_Group: TypeAlias = "BaseExceptionGroup[BaseException]"
 
 
 class Verdict(enum.Enum):
@@ -51,6 +55,7 @@ def judge(error: BaseException | None, *, lost: bool = False, paused: bool = Fal
     | the caller's own deadline, spent in a statement                       | failure |
     | nothing, or any other error, while the session was lost               | failure |
     | the same after a pause                                                | neutral |
+    | a group of errors, as a TaskGroup raises them                         | the worst of its members' |
     | anything else: cancellation, a KeyError, the block's own HTTP or file | neutral |
     """
     if error is None and not lost:
@@ -59,6 +64,8 @@ def judge(error: BaseException | None, *, lost: bool = False, paused: bool = Fal
         return _judge_sqlstate(error)
     if isinstance(error, DeadlineExceededError):
         return Verdict.FAILURE
+    if isinstance(error, BaseExceptionGroup):
+        return _worst(judge(one, lost=lost, paused=paused) for one in cast("_Group", error).exceptions)
     if isinstance(error, OSError) and raised_by_driver(error):  # TimeoutError is one, too
         return Verdict.FAILURE
     cancelled = error is not None and not isinstance(error, Exception)
@@ -88,13 +95,20 @@ def _judge_sqlstate(error: asyncpg.PostgresError) -> Verdict:
     return Verdict.SUCCESS
 
 
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    return min(verdicts, key=[Verdict.FAILURE, Verdict.SUCCESS, Verdict.NEUTRAL].index)
+
+
 def _class_of(error: BaseException) -> str:
     return (sqlstate_of(error) or "")[:2]
 
 
 def sqlstate_of(error: BaseException | None) -> str | None:
-    """The five characters that the server, or the driver in its name, gave as the reason."""
-    return getattr(error, "sqlstate", None)
+    """The five characters that the server, or the driver in its name, gave as the reason.
+
+    Of no other error: what somebody else's attribute of that name holds may be anything.
+    """
+    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
 
 
 def is_lost(error: BaseException, *, lost: bool = True) -> bool:
@@ -112,11 +126,21 @@ def is_lost(error: BaseException, *, lost: bool = True) -> bool:
     return False
 
 
-def was_torn(error: BaseException | None) -> bool:
-    """Whether the connection broke under a statement, with no word from the server, which may run it still."""
-    return isinstance(error, asyncpg.ConnectionDoesNotExistError) and not isinstance(
-        error.__cause__, asyncpg.PostgresError
-    )
+def server_spoke(error: BaseException | None) -> bool:
+    """Whether the server's own word is behind `error`: then it knows that the session is over.
+
+    Where a session was lost without one, the server may still run a statement of it.
+    """
+    untold, seen = [error], {id(error)}
+    for one in untold:  # grows below
+        if isinstance(one, asyncpg.PostgresError) and not isinstance(one, asyncpg.ConnectionDoesNotExistError):
+            return True
+        members = cast("_Group", one).exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (*members, *((one.__cause__, one.__context__) if one is not None else ())):
+            if id(other) not in seen:
+                seen.add(id(other))
+                untold.append(other)
+    return False
 
 
 def raised_by_driver(error: BaseException) -> bool:

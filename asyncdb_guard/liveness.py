@@ -13,6 +13,8 @@ PING_AFTER = 1.0
 PING_TIMEOUT = 0.5
 """Seconds that one ping or one polite goodbye may take, at most."""
 
+_PING_LEAST = 0.1
+
 
 class Health(enum.Enum):
     """What a borrower may do with an idle session."""
@@ -43,8 +45,11 @@ def assess(closed: bool, readable: object, idle: float, idle_timeout: float, age
 
 
 def ping_bound(remaining: float) -> float:
-    """Seconds for one ping, leaving most of the `remaining` seconds to a new connection."""
-    return min(PING_TIMEOUT, remaining / 4)
+    """Seconds for one ping, leaving most of the `remaining` seconds to a new connection.
+
+    Not less than 0.1, whoever has no time for that: a session is not given up for its borrower's haste.
+    """
+    return min(PING_TIMEOUT, max(remaining / 4, _PING_LEAST))
 
 
 def socket_probe(descriptor: int | None) -> Callable[[], object]:

@@ -6,7 +6,9 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import asyncpg
@@ -332,19 +334,49 @@ async def test_a_second_close_in_the_middle_of_the_first_keeps_its_own_time(
     await first
 
 
+async def plainly(pool: GuardedPool) -> None:
+    await pool.execute("SELECT pg_sleep(9)")
+
+
+async def in_a_transaction(pool: GuardedPool) -> None:
+    async with pool.transaction() as connection:
+        await connection.execute("SELECT pg_sleep(9)")
+
+
+async def in_a_task_group(pool: GuardedPool) -> None:
+    async with pool.acquire() as connection, asyncio.TaskGroup() as group:
+        group.create_task(connection.execute("SELECT pg_sleep(9)"))
+
+
+async def swallowed(pool: GuardedPool) -> None:
+    async with pool.acquire() as connection:
+        with suppress(asyncpg.ConnectionDoesNotExistError):
+            await connection.execute("SELECT pg_sleep(9)")
+
+
+async def told_as_another_error(pool: GuardedPool) -> None:
+    async with pool.acquire() as connection:
+        try:
+            await connection.execute("SELECT pg_sleep(9)")
+        except asyncpg.ConnectionDoesNotExistError as error:
+            raise LookupError from error
+
+
 @pytest.mark.parametrize("fault", ["reset_all", "drop_all"])
+@pytest.mark.parametrize("run", [plainly, in_a_transaction, in_a_task_group, swallowed, told_as_another_error])
 async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_place(
-    server: Cluster, proxy: TcpProxy, proxied_url: str, fault: str
+    server: Cluster, proxy: TcpProxy, proxied_url: str, fault: str, run: Callable[[GuardedPool], Awaitable[None]]
 ) -> None:
     allow(server, proxied_url, 1)
     async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=10)) as pool:
         for _ in range(3):
-            running = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+            running = asyncio.ensure_future(run(pool))
             await asyncio.sleep(0.05)
             getattr(proxy, fault)()
-            with pytest.raises(asyncpg.ConnectionDoesNotExistError):
-                await running
-            assert await pool.fetchval("SELECT 1") == 1  # the role limit would refuse a second session
+            await asyncio.wait([running])
+            assert await pool.fetchval("SELECT 1") == 1
+            running.exception()
+        assert pool.stats()["connect_failures"] == 0
 
 
 async def test_close_during_a_connect_leaves_no_session(observer: Observer, url: str, role: str) -> None:
@@ -454,3 +486,72 @@ async def test_a_timeout_bounds_all_of_a_ping(proxy: TcpProxy, proxied_url: str)
         assert time.monotonic() - started < 0.8
         proxy.deaf = False
         await pool.disconnect(timeout=0.1)
+
+
+async def test_one_acquisition_entered_twice_at_once_loses_no_session(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool:
+        acquisition = pool.acquire()
+        first, second = await asyncio.gather(acquisition.__aenter__(), acquisition.__aenter__(), return_exceptions=True)
+        assert isinstance(second, RuntimeError)
+        assert isinstance(first, asyncpg.pool.PoolConnectionProxy)
+        await acquisition.__aexit__(None, None, None)
+        assert (pool.stats()["lent"], pool.stats()["idle"]) == (0, 2)
+        async with acquisition:  # and again, now that it is over
+            pass
+
+
+async def test_an_acquisition_that_came_to_nothing_can_be_tried_again(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        acquisition = pool.acquire(timeout=0)
+        with pytest.raises(AcquireTimeoutError):
+            await acquisition.__aenter__()
+        await pool.ping()
+        async with acquisition as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_coroutine_that_is_closed_in_the_queue_gets_no_session(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        async with pool.acquire():
+            waiting = pool.fetchval("SELECT 1")
+            waiting.send(None)
+            assert pool.stats()["waiting"] == 1
+            waiting.close()
+            assert pool.stats()["waiting"] == 0
+        assert await pool.fetchval("SELECT 1", timeout=1.0) == 1
+        assert_accounts_balance(pool)
+
+
+async def test_a_disconnect_hands_no_dying_session_to_a_caller_who_queues(url: str, eventually: Eventually) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, session_reset="never")) as pool:
+        done = asyncio.Event()
+
+        async def borrow() -> None:
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT 1")
+                await done.wait()
+
+        borrower = asyncio.create_task(borrow())
+        await eventually(lambda: pool.stats()["lent"] == 1, every=0.001)
+        queueing = asyncio.create_task(pool.fetchval("SELECT 1"))
+        await asyncio.sleep(0.01)
+        done.set()
+        await pool.disconnect()
+        assert await queueing == 1
+        await borrower
+
+
+if sys.version_info >= (3, 12):
+
+    async def test_tasks_that_start_eagerly_are_no_trouble(
+        url: str, role: str, observer: Observer, eventually: Eventually
+    ) -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with GuardedPool(DatabaseSettings(url=url, pool_max=3)) as pool:
+            async with pool.acquire() as one:
+                await pool.ping()
+                await observer.terminate(user=role)
+                await eventually(one.is_closed)
+                await pool.disconnect()
+            assert await observer.count(user=role) == 0
+            assert await pool.fetchval("SELECT 1") == 1

@@ -30,6 +30,8 @@ RELIED_UPON = {
     "_pool_release_ctr": "test_a_release_ends_statements_cursors_and_transactions",
     "_listeners": "test_a_connection_knows_its_listeners",
     "_log_listeners": "test_a_connection_knows_its_listeners",
+    "_query_loggers": "test_a_connection_knows_its_listeners",
+    "_top_xact": "test_a_connection_remembers_a_transaction_that_did_not_begin",
     "_protocol": "test_a_connection_tells_that_a_statement_is_being_cancelled",
     "_is_cancelling": "test_a_connection_tells_that_a_statement_is_being_cancelled",
     "_stmt_exclusive_section": "test_a_connection_tells_that_a_fetch_is_running",
@@ -146,6 +148,17 @@ async def test_a_connection_knows_its_listeners(pool: asyncpg.Pool) -> None:
         connection.remove_log_listener(print)
         assert not bare._listeners
         assert not bare._log_listeners
+        connection.add_query_logger(print)
+        assert bare._query_loggers, f"{ASYNCPG}: Connection._query_loggers"
+        bare._query_loggers.clear()
+
+
+async def test_a_connection_remembers_a_transaction_that_did_not_begin(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        assert connection._con._top_xact is None, f"{ASYNCPG}: Connection._top_xact"
+        await connection.transaction().start()
+        await connection.execute("ROLLBACK")
+        assert connection._con._top_xact is not None, f"{ASYNCPG}: Connection._top_xact"
 
 
 async def test_a_connection_tells_that_a_statement_is_being_cancelled(pool: asyncpg.Pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 
@@ -84,3 +85,13 @@ def test_an_interrupt_of_the_process_is_not_held_back():
 
     with pytest.raises(KeyboardInterrupt):
         Events(interrupted).emit(CacheHit())
+
+
+def test_a_listener_that_looked_at_a_cancelled_future_harms_nothing():
+    heard = []
+
+    def look(event):
+        raise asyncio.CancelledError
+
+    Events([look, heard.append]).emit(CacheHit())
+    assert heard == [CacheHit()]

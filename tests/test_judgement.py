@@ -29,7 +29,7 @@ from asyncdb_guard.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
 )
-from asyncdb_guard.judgement import Verdict, is_lost, judge, judge_connect, raised_by_driver
+from asyncdb_guard.judgement import Verdict, is_lost, judge, judge_connect, raised_by_driver, server_spoke
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from tests.support.eventually import eventually
@@ -114,6 +114,21 @@ async def statement_timeout_of_the_call(connection, world):
 
 async def statement_timeout_of_the_settings(connection, world):
     await connection.execute("SELECT pg_sleep(9)")
+
+
+async def statement_timeout_in_a_task_group(connection, world):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(statement_timeout_of_the_call(connection, world))
+
+
+async def key_error_in_a_task_group(connection, world):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(key_error(connection, world))
+
+
+async def unique_violation_in_a_task_group(connection, world):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(unique_violation(connection, world))
 
 
 async def statement_timeout_of_the_server(connection, world):
@@ -320,6 +335,9 @@ ROWS = [
     (error_of_the_callers_from_one_of_the_servers, SUCCESS, asyncpg.RaiseError, {}),
     (statement_timeout_of_the_call, FAILURE, TIMED_OUT, {}),
     (statement_timeout_of_the_settings, FAILURE, TIMED_OUT, {"command_timeout_ms": 20}),
+    (statement_timeout_in_a_task_group, FAILURE, ExceptionGroup, {}),
+    (key_error_in_a_task_group, NEUTRAL, ExceptionGroup, {}),
+    (unique_violation_in_a_task_group, SUCCESS, ExceptionGroup, {}),
     (own_deadline_spent_in_a_statement, FAILURE, DeadlineExceededError, {}),
     (session_lost_between_statements, FAILURE, COMPLAINT, {}),
     (session_lost_unseen, FAILURE, LOST, {}),
@@ -605,3 +623,29 @@ def test_a_complaint_that_another_library_makes_in_asyncpgs_name_is_not_the_driv
 def test_an_error_that_was_never_raised_is_nobodys():
     assert not raised_by_driver(OSError())
     assert not is_lost(KeyError())
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [
+        ([KeyError(), asyncpg.UniqueViolationError(), DeadlineExceededError("spent")], FAILURE),
+        ([KeyError(), ExceptionGroup("inner", [DeadlineExceededError("spent")])], FAILURE),
+        ([KeyError(), asyncpg.UniqueViolationError()], SUCCESS),
+        ([KeyError(), TimeoutError()], NEUTRAL),
+    ],
+)
+def test_a_group_is_as_bad_as_its_worst_member(errors, verdict):
+    assert judge(ExceptionGroup("group", errors)) is verdict
+
+
+def test_the_servers_word_is_found_wherever_it_stands():
+    spoke, silent = asyncpg.AdminShutdownError("gone"), asyncpg.ConnectionDoesNotExistError("lost")
+    assert not server_spoke(None)
+    assert not server_spoke(silent)
+    assert server_spoke(spoke)
+    assert server_spoke(ExceptionGroup("group", [KeyError(), ExceptionGroup("inner", [silent, spoke])]))
+    silent.__cause__ = spoke
+    wrapped = LookupError()
+    wrapped.__context__ = silent
+    silent.__context__ = wrapped  # in a circle
+    assert server_spoke(wrapped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -237,3 +237,36 @@ async def test_a_pool_outside_any_loop_can_be_looked_at(pool: GuardedPool) -> No
         return repr(pool), pool.stats()["circuit"]
 
     assert await asyncio.to_thread(look) == ("<GuardedPool without a session>", "closed")
+
+
+async def rows(pool: GuardedPool) -> AsyncGenerator[int, None]:
+    async with pool.acquire() as connection, connection.transaction():
+        async for row in connection.cursor("SELECT generate_series(1, 500)"):
+            yield row[0]
+
+
+async def last_words(pool: GuardedPool) -> AsyncGenerator[int, None]:
+    try:
+        yield 1
+    finally:
+        await pool.fetchval("SELECT 1")
+
+
+@pytest.mark.parametrize(("generator", "first"), [(rows, "pool"), (rows, "generator"), (last_words, "pool")])
+def test_a_generator_that_is_left_to_the_end_of_the_loop_ends_in_order(
+    pool: GuardedPool,
+    sessions: Callable[[], int],
+    caplog: pytest.LogCaptureFixture,
+    generator: Callable[[GuardedPool], AsyncGenerator[int, None]],
+    first: str,
+) -> None:
+    async def leave() -> None:
+        if first == "pool":
+            await pool.ping()
+        left.append(generator(pool))
+        assert await anext(left[0]) == 1
+
+    left: list[AsyncGenerator[int, None]] = []
+    asyncio.run(leave())
+    assert sessions() == 0
+    assert caplog.records == []

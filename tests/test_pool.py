@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 import pytest
@@ -265,3 +267,41 @@ async def test_nothing_is_logged_and_nothing_secret_is_shown(url: str, caplog: p
         assert "hunter2" not in repr(pool) + repr(pool.settings) + str(pool.stats())
         assert "127.0.0.1" not in repr(pool) + repr(pool.settings)
     assert caplog.records == []
+
+
+async def committed_by_hand(pool: GuardedPool) -> None:
+    async with pool.acquire() as connection:
+        await connection.transaction().start()
+        await connection.execute("COMMIT")
+
+
+async def begun_beside_a_statement(pool: GuardedPool) -> None:
+    async with pool.acquire() as connection:
+        running = asyncio.create_task(connection.execute("SELECT pg_sleep(0.05)"))
+        await asyncio.sleep(0.01)
+        with suppress(asyncpg.InterfaceError):
+            await connection.transaction().start()
+        await running
+
+
+@pytest.mark.parametrize("knobs", [{"session_reset": "always"}, {"session_reset": "never"}, {"proxy_profile": True}])
+@pytest.mark.parametrize("misuse", [committed_by_hand, begun_beside_a_statement])
+async def test_a_transaction_that_asyncpg_only_believes_in_is_not_handed_on(
+    url: str, knobs: dict[str, Any], misuse: Callable[[GuardedPool], Awaitable[None]]
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, **knobs)) as pool:
+        await misuse(pool)
+        for _ in range(2):
+            async with pool.transaction() as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_a_query_logger_left_behind_hears_nothing_of_the_next_borrower(url: str, session_reset: str) -> None:
+    heard: list[object] = []
+    async with GuardedPool(DatabaseSettings(url=url, session_reset=session_reset)) as pool:
+        async with pool.acquire() as connection:
+            connection.add_query_logger(heard.append)
+        await pool.fetchval("SELECT $1::text", "somebody else's")
+        await asyncio.sleep(0)
+    assert heard == []

@@ -507,6 +507,20 @@ def test_lives_on_under_awslambdaric(deploy: Deploy) -> None:
     assert "jane" not in environment.stdout + environment.stderr
 
 
+def test_an_answer_that_nothing_can_encode_does_not_end_the_process(deploy: Deploy) -> None:
+    environment = deploy("""
+        @lambda_handler
+        async def handler(event, context):
+            return event
+    """)
+    for hostile in {"name": "\ud800"}, {"\udfff": 1}, [["a", {"b": "\udc00"}]]:
+        answer = environment.invoke(hostile)
+        assert answer.error is not None
+        assert (answer.error["errorType"], answer.error["errorMessage"]) == ("TriggerFailedError", SAFE)
+        assert environment.invoke({"name": "Zo\u00eb"}).payload == {"name": "Zo\u00eb"}
+    assert "a text that UTF-8 can't carry" in environment.stdout
+
+
 def test_a_wrong_handler_fails_the_deployment(deploy: Deploy) -> None:
     """The init error names the remedy."""
     environment = deploy("""
@@ -809,3 +823,29 @@ def python(source: str, *options: str) -> str:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def test_what_a_handler_returns_that_is_no_json_is_left_to_the_runtime() -> None:
+    kept = object()
+    assert lambda_handler(echo.__wrapped__)(kept) is kept
+    assert lambda_handler(echo.__wrapped__)({1, 2}) == {1, 2}
+    keyed = {(1, 2): 3}
+    assert lambda_handler(echo.__wrapped__)(keyed) is keyed
+
+
+if sys.version_info >= (3, 12):
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_what_is_only_marked_as_a_coroutine_function_shows_nothing(
+        fails: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @inspect.markcoroutinefunction
+        def marked(event: object, context: object) -> object:
+            if fails:
+                raise ValueError(SECRET)
+            return event
+
+        with pytest.raises(TriggerFailedError, match=SAFE) as caught:
+            lambda_handler(marked)({"email": SECRET}, None)
+        assert caught.value.__context__ is None
+        assert SECRET not in caplog.text

@@ -6,14 +6,16 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from asyncdb_guard import DatabaseSettings, GuardedPool, clock, liveness
+from asyncdb_guard import AcquireTimeoutError, DatabaseSettings, GuardedPool, clock, liveness
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from tests.support.environment_child import Child
+from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
 
 PID = "SELECT pg_backend_pid()"
@@ -217,3 +219,18 @@ async def test_a_dead_path_is_found_out_once_however_many_sessions_it_had(
         assert time.monotonic() - started < 1.5
         stats = pool.stats()
         assert (stats["connect_failures"], stats["replaced"]) == (0, 1)
+
+
+async def test_a_hasty_caller_costs_no_session_its_place(
+    proxy: TcpProxy, proxied_url: str, later: Callable[[float], None], eventually: Eventually
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=5)) as pool:
+        await pool.ping()
+        later(1.1)
+        proxy.latency = 0.01
+        for timeout in (0.0, 0.03):
+            with suppress(AcquireTimeoutError):
+                async with pool.acquire(timeout=timeout):
+                    pass
+        await eventually(lambda: pool.stats()["idle"] == 5)
+        assert pool.stats()["replaced"] == pool.stats()["closed"] == 0

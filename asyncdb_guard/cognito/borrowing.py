@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncdb_guard.cognito.deadline import GRACE, BudgetSpentError, Deadline
-from asyncdb_guard.errors import CircuitOpenError, DatabaseUnavailableError
+from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, DatabaseUnavailableError
 from asyncdb_guard.judgement import Verdict, is_lost, judge, sqlstate_of
 from asyncdb_guard.metrics import LoadMetrics
 
@@ -57,7 +57,13 @@ class Borrower:
         except asyncio.CancelledError:
             turn.cancel()
             raise
-        return outcome.get()
+        try:
+            return outcome.get()
+        except AcquireTimeoutError as error:
+            if deadline.remaining:
+                raise
+            late = error
+        raise BudgetSpentError("The trigger's time was over before a connection came.") from late
 
     async def _take_turn(
         self,
@@ -74,7 +80,7 @@ class Borrower:
                 if metrics is not None:
                     metrics.acquired(time.monotonic() - began)
                 try:
-                    outcome.results = (await deadline.bound(work(conn)),)
+                    outcome.results = (await deadline.bound(work(conn), lambda: conn.in_statement),)
                 except BaseException as error:
                     outcome.fail(error, lost=conn.is_closed())
                     raise

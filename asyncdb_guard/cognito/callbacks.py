@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from asyncdb_guard.cognito.event import CognitoUser
 from asyncdb_guard.cognito.statements import ClaimsStatement, ProvisionStatement, Statement
@@ -31,10 +31,19 @@ def provision_callback(given: Callback | str | None, setting: str | None) -> Cal
 
 
 def source_of(callback: object) -> str:
-    """What tells a callback from another, so that a changed one does not get the old one's cached answers."""
+    """What tells a callback from another, so that a changed one does not get the old one's cached answers.
+
+    Not what an object of the user's own or a closure holds: nothing tells that in the same words tomorrow.
+    """
     if isinstance(callback, Statement):
         return callback.text
-    return f"{getattr(callback, '__module__', '')}.{getattr(callback, '__qualname__', type(callback).__qualname__)}"
+    given: Any = inspect.unwrap(cast("Callable[..., Any]", callback))
+    bound = ""
+    while isinstance(given, functools.partial):
+        bound += ascii((given.args, sorted(given.keywords.items())))
+        given = given.func
+    named = given if hasattr(given, "__qualname__") else cast("type[Any]", type(given))
+    return f"{named.__module__}.{named.__qualname__}{bound}"
 
 
 def _callback(

@@ -6,6 +6,7 @@ be added, changed or suppressed is refused here, as it does not say what Cognito
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Collection, Mapping
@@ -134,11 +135,11 @@ def answer(overrides: Overrides, request: TokenRequest) -> dict[str, Any]:
     groups = _group_details(overrides, request.group_configuration)
     if groups is not None:
         details["groupOverrideDetails"] = groups
-    return {name: details}
+    return copy.deepcopy({name: details})  # one load may serve many callers, and each may change its own
 
 
 def _part(claims: Mapping[str, Json], **lists: list[str]) -> dict[str, Any]:
-    return {"claimsToAddOrOverride": dict(claims)} | {name: list(names) for name, names in lists.items() if names}
+    return {"claimsToAddOrOverride": claims} | {name: names for name, names in lists.items() if names}
 
 
 def _group_details(overrides: Overrides, configuration: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from asyncdb_guard.errors import DatabaseUnavailableError, DeadlineExceededError
-from asyncdb_guard.judgement import raised_by_driver
 
 T = TypeVar("T")
 
@@ -42,22 +41,20 @@ class Deadline:
         if not self.remaining:
             raise BudgetSpentError("No time was left.")
 
-    async def bound(self, work: Awaitable[T]) -> T:
+    async def bound(self, work: Awaitable[T], in_statement: Callable[[], bool] = lambda: False) -> T:
         """Await `work`, until the deadline at most.
 
-        Raises DeadlineExceededError if the driver had the turn when it ended: that is the database's share. Raises
-        BudgetSpentError if `work` was waiting for something else, such as an HTTP call of its own.
+        Raises DeadlineExceededError if it ended `in_statement`: that is the database's share. Raises BudgetSpentError
+        if `work` was waiting for something else, such as an HTTP call of its own.
         """
         timer = asyncio.timeout_at(self._at)
         try:
             async with timer:
                 return await work
-        except TimeoutError as error:
+        except TimeoutError:
             if not timer.expired():
                 raise
-            # asyncio/timeouts.py: the cancellation that the deadline became is the cause
-            in_statement = raised_by_driver(error.__cause__ or error)
-        if in_statement:
+        if in_statement():
             raise DeadlineExceededError("The trigger's time ended while a statement was running.")
         raise BudgetSpentError("The trigger's time ended while its callback waited for something else.")
 

@@ -60,14 +60,15 @@ class Flights(Generic[T]):
 class _Landing(Generic[T]):
     """How a load ended; lives until the last follower has it."""
 
-    __slots__ = ("_error", "_results")
+    __slots__ = ("_error", "_results", "_trace")
 
     def __init__(self, *results: T, error: BaseException | None = None) -> None:
         self._results = results
         self._error = error
+        self._trace = error.__traceback__ if error is not None else None
 
     def result(self) -> T:
         if self._error is not None:
-            # a shared error would collect every follower's frames
-            raise self._error.with_traceback(None)
+            # from where the load failed, as a log tells that; a shared error would collect every follower's frames
+            raise self._error.with_traceback(self._trace)
         return self._results[0]

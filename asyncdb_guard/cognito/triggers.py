@@ -23,7 +23,7 @@ from asyncdb_guard.cognito.event import (
 )
 from asyncdb_guard.cognito.safety import safely
 from asyncdb_guard.cognito.store import ClaimsStore, open_store
-from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, TriggerFailedError
+from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError
 from asyncdb_guard.events import CacheHit, CacheMiss, logger
 from asyncdb_guard.metrics import LoadMetrics
 from asyncdb_guard.report import describe
@@ -36,6 +36,10 @@ OnUnavailable: TypeAlias = Literal["deny", "unchanged", "stale"]
 # Cognito puts a period behind them.
 _NO_SIGN_IN = "The sign-in could not be completed, please try again later"
 _NO_SIGN_UP = "The sign-up could not be completed, please try again later"
+
+
+class TransactionEndedError(GuardError):
+    """A provision callback sent a COMMIT or a ROLLBACK of its own: what it wrote after that had no lock."""
 
 
 class CognitoTriggers:
@@ -83,7 +87,7 @@ class CognitoTriggers:
         metrics = LoadMetrics()
         try:
             return await safely("load_claims", _NO_SIGN_IN, self._load_claims(event, context, metrics))
-        except TriggerFailedError:
+        except BaseException:  # a SystemExit denies it, too
             metrics.failed()
             raise
         finally:
@@ -161,6 +165,8 @@ class CognitoTriggers:
             async with conn.transaction(isolation="read_committed"):
                 await conn.execute("SELECT pg_advisory_xact_lock($1)", _lock(user))
                 await callback(conn, user)
+                if not conn.is_in_transaction():
+                    raise TransactionEndedError("The callback ended the transaction in which it runs.")
                 # After an error that the callback swallowed, COMMIT would roll back and not say so.
                 await conn.execute("SELECT 1")
 

@@ -60,6 +60,12 @@ class LentConnection(PoolConnectionProxy):
 
     hung_up = False
 
+    @property
+    def in_statement(self) -> bool:
+        """Whether a statement was cut off just now: the server may still run it."""
+        bare: Any = self
+        return bool(bare._protocol._is_cancelling())
+
     async def close(self, *, timeout: float | None = None) -> None:
         self.hung_up = True
         await super().close(timeout=timeout)
@@ -127,6 +133,8 @@ class Session:
             connection._on_release()
         else:
             connection._pool_release_ctr += 1
+        if connection._query_loggers:  # not even its reset ends them, and they see statements with their arguments
+            connection._query_loggers.clear()
 
     @property
     def unsettled(self) -> bool:
@@ -138,13 +146,16 @@ class Session:
             or connection._stmt_exclusive_section._acquired
             or (self._proxied and connection.keeps_backend)
             or self.listens
+            # asyncpg/transaction.py: remembered before BEGIN is sent, and still so where that failed
+            or connection._top_xact is not None
         )
 
     async def quiesce(self, timeout: float) -> bool:
         """Wait until a cancelled statement is over; return whether the session is then free of its borrower."""
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
-        return not (self._connection.is_in_transaction() or self.listens)
+        connection = self._connection
+        return not (connection.is_in_transaction() or connection._top_xact is not None or self.listens)
 
     async def ping(self, timeout: float) -> None:
         """One round trip of at most `timeout` seconds; raises whatever went wrong."""

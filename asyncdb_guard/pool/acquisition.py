@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.session import LentConnection, Session
-from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
-from asyncdb_guard.judgement import Verdict, judge, was_torn
+from asyncdb_guard.judgement import Verdict, judge, server_spoke
 from asyncdb_guard.pool.guard import Guard
 from asyncdb_guard.pool.lending import Lending
-
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
 
 
 class Acquisition:
     """What `GuardedPool.acquire()` returns; good for one `async with` at a time."""
 
-    __slots__ = ("_guard", "_lending", "_lent", "_permit", "_session", "_since", "_timeout")
+    __slots__ = ("_guard", "_in_use", "_lending", "_lent", "_permit", "_session", "_since", "_timeout")
 
     _lending: Lending
+    _lent: LentConnection
     _permit: int
     _session: Session
     _since: Instant
@@ -31,11 +26,12 @@ class Acquisition:
     def __init__(self, guard: Guard, timeout: float | None) -> None:
         self._guard = guard
         self._timeout = timeout
-        self._lent: LentConnection | None = None
+        self._in_use = False
 
-    async def __aenter__(self) -> PoolConnectionProxy:
-        if self._lent is not None:
+    async def __aenter__(self) -> LentConnection:
+        if self._in_use:
             raise RuntimeError("This acquisition is in use: call acquire() anew for each `async with`.")
+        self._in_use = True
         guard = self._guard
         counters = guard.counters
         counters.requests += 1
@@ -49,17 +45,9 @@ class Acquisition:
                 session, permit = await lending.wait(permit, timeout, now)
                 since, now = now, clock.now()
                 counters.wait_ms += elapsed(since, now) * 1000
-        except CircuitOpenError:
-            counters.rejections += 1
-            raise
-        except AcquireTimeoutError:
-            counters.acquire_timeouts += 1
-            raise
-        except asyncio.CancelledError:
-            counters.cancellations += 1
-            raise
-        except BaseException:
-            counters.failures += 1
+        except BaseException as error:
+            self._in_use = False
+            counters.came_to_nothing(error)
             raise
         counters.acquired += 1
         self._session = session
@@ -72,8 +60,7 @@ class Acquisition:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         session, lending, lent = self._session, self._lending, self._lent
-        assert lent is not None
-        self._lent = None
+        self._in_use = False
         try:
             session.take_back(lent)  # warns of listeners left behind, and a warning may be an error
         finally:
@@ -82,7 +69,7 @@ class Acquisition:
             if error is None and not lost:  # what judge() says of these, without asking it each time
                 lending.breaker.succeeded(self._permit)
             else:
-                session.torn = was_torn(error)
+                session.torn = lost and not server_spoke(error)
                 lending.report(self._permit, self._judge(error, lost and not lent.hung_up, now), now)
             if lost:
                 lending.slots.lose(session)

@@ -70,9 +70,9 @@ class Lending:
         self.slots.work()
         try:
             session = await waiter.future
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter where somebody closes the waiting coroutine
             self.breaker.released(permit)
-            if waiter.future.cancelled():
+            if waiter.future.cancel() or waiter.future.cancelled():
                 self._leave(waiter)
             elif waiter.future.exception() is None:  # the session came, and then the cancellation
                 self.slots.give_back(waiter.future.result(), clock.now())
@@ -155,7 +155,10 @@ class Lending:
         """What the hook does in the end, unless it was dismissed before."""
         if self._loop_end_hook is not None:
             self._loop_end_hook = None
-            await self.close(_LAST_SECOND, patient=False, reason="loop_closed")
+            # asyncio/base_events.py: shutdown_asyncgens() closes all generators at once, and a user's own may hold a
+            # connection, or want one in its last words
+            await asyncio.sleep(0)
+            await self.close(_LAST_SECOND, reason="loop_closed")
 
     async def _dismiss_hook(self) -> None:
         hook, self._loop_end_hook = self._loop_end_hook, None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from socket import socket
 from typing import TypeAlias
 
@@ -76,6 +76,8 @@ class Slots:
 
     def give_back(self, session: Session, now: Instant) -> None:
         """Take a clean session back and pass it on to whoever has waited longest."""
+        if session.ending:
+            return
         session.idle_since = now
         if self._queue and health_of(session, self._idle_timeout, now) is not Health.GOOD:
             self.lent.discard(session)
@@ -148,9 +150,7 @@ class Slots:
             return
         if reason == "unresponsive":
             # those below it have rested for longer, on the same path: one after the other they'd eat up the time
-            for older in self.idle:
-                self._crew.start(self._retire(older, ConnectionClosed(reason), bound))
-            self.idle.clear()
+            self._retire_all(self.idle, reason, bound)
         await self._retire(session, ConnectionReplaced(reason or "lost"), bound)
 
     async def _dial(self, places: int) -> None:
@@ -170,9 +170,20 @@ class Slots:
 
     async def _retire(self, session: Session, event: Farewell, bound: float = PING_TIMEOUT) -> None:
         """End a session that can't be lent again; its place is free once the server has let go."""
-        if session.ending:
-            return
-        session.ending = True
+        if not session.ending:
+            session.ending = True
+            await self._end_session(session, event, bound)
+
+    def _retire_all(self, sessions: Iterable[Session], reason: str, bound: float = PING_TIMEOUT) -> None:
+        """The same for many, idle ones among them, in tasks of their own; none of them is lent from now on."""
+        ending = [session for session in sessions if not session.ending]
+        self.idle.clear()
+        for session in ending:
+            session.ending = True
+        for session in ending:
+            self._crew.start(self._end_session(session, ConnectionClosed(reason), bound))
+
+    async def _end_session(self, session: Session, event: Farewell, bound: float) -> None:
         try:
             await session.close(bound)
         finally:
@@ -204,12 +215,9 @@ class Slots:
     async def drop(self, reason: str, bound: float) -> None:
         """End all sessions within `bound` seconds, running statements included; those who ask later get new ones."""
         end = self._loop.time() + bound
-        self.idle.clear()
-        for session in self._sessions:
-            self._crew.start(self._retire(session, ConnectionClosed(reason), bound))
+        self._retire_all(self._sessions, reason, bound)
         await self._crew.finish(bound)
-        while self.idle:  # a connect was in progress, and nobody wanted it any more
-            self._crew.start(self._retire(self.idle.pop(), ConnectionClosed(reason)))
+        self._retire_all(self.idle, reason)  # a connect was in progress, and nobody wanted it any more
         await self._crew.finish(end - self._loop.time())
 
     async def end(self, reason: str, bound: float) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypedDict, cast
+
+from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
 
 
 class Counts(TypedDict):
@@ -64,6 +67,17 @@ class Counters:
     def __init__(self) -> None:
         for name in self.__slots__:
             setattr(self, name, 0)
+
+    def came_to_nothing(self, error: BaseException) -> None:
+        """Count a request that ended with `error`."""
+        if isinstance(error, CircuitOpenError):
+            self.rejections += 1
+        elif isinstance(error, AcquireTimeoutError):
+            self.acquire_timeouts += 1
+        elif isinstance(error, asyncio.CancelledError):
+            self.cancellations += 1
+        else:
+            self.failures += 1
 
     def snapshot(self) -> Counts:
         """The counts so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.session import Session
+from asyncdb_guard.judgement import server_spoke
 from asyncdb_guard.liveness import Health, assess
 
 
@@ -27,6 +28,7 @@ async def make_fit(session: Session, *, reset: bool, timeout: float) -> str | No
         elif not await session.quiesce(timeout):
             return "unclean"  # a transaction or a listener: without asyncpg's reset query a new session is the safe way
     except Exception as error:
+        session.torn = not server_spoke(error)
         return _give_up(session, error, otherwise="unclean")
     return None
 

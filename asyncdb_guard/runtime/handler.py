@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -77,8 +78,11 @@ def lambda_handler(
     @functools.wraps(handler)
     def invoke(*args: P.args, **kwargs: P.kwargs) -> R:
         result, error = process.run(handler, *args, **kwargs)
-        if error is None:
+        if error is None and _can_be_sent(result):
             return cast(R, result)
+        if error is None:
+            logger.error("The answer of the handler %s has a text that UTF-8 can't carry.", _name(handler))
+            raise TriggerFailedError(_SAFE_TEXT)
         if not isinstance(error, (TriggerFailedError, expose)):
             logger.error("The handler %s failed with %s", _name(handler), describe(error))
             error = TriggerFailedError(_SAFE_TEXT)
@@ -100,6 +104,21 @@ def _check(handler: Any) -> None:
     else:
         return
     raise TypeError(complaint)
+
+
+def _can_be_sent(result: object) -> bool:
+    """Whether the runtime can encode it.
+
+    awslambdaric 4.2, lambda_runtime_client.py: `post_invocation_result` encodes the answer where nothing catches, so
+    that a lone surrogate, which an event may hold as well, ends the process.
+    """
+    try:
+        json.dumps(result, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    except (TypeError, ValueError, RecursionError):
+        return True  # no JSON: the runtime says so itself, and lives on
+    return True
 
 
 def _name(handler: object) -> str:

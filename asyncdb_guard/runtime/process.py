@@ -63,9 +63,13 @@ class Process:
         self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R | None, BaseException | None]:
         """Run a coroutine function on the process's loop; return its result, or whatever escaped it."""
+
+        async def call() -> R:
+            return await function(*args, **kwargs)  # here, so that whatever it does at once is told like the rest
+
         loop = self._idle_loop()
         # not Runner.run(): it gives all calls one and the same context, and so one call's variables to the next
-        task = loop.create_task(function(*args, **kwargs))
+        task = loop.create_task(call())
         error: BaseException | None = None
         while not task.done():
             try:

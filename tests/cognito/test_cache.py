@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
-from asyncdb_guard.cognito import CacheKey, CognitoTriggers, MemoryCache
+from asyncdb_guard.cognito import CacheKey, CognitoTriggers, CognitoUser, MemoryCache
 from asyncdb_guard.cognito.cache import UnhurriedCache, cache_key, stale_key, user_key
+from asyncdb_guard.cognito.callbacks import claims_callback, source_of
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import MakePool, returning
 from tests.cognito.events import id_claims, token_event
@@ -210,3 +212,29 @@ async def test_rubbish_in_a_cache_is_a_miss(make_pool: MakePool, heard: list[str
     triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=Rubbish())
     assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"a": 1}
     assert "cache_miss" in heard
+
+
+async def answer(who: str, conn: Any, user: CognitoUser) -> Any:
+    return {"who": who}
+
+
+async def another(who: str, conn: Any, user: CognitoUser) -> Any:
+    return {"who": f"another {who}"}
+
+
+class First:
+    async def __call__(self, conn: Any, user: CognitoUser) -> Any:
+        return {"who": "First"}
+
+
+class Second(First):
+    pass
+
+
+async def test_callbacks_that_differ_share_no_entry() -> None:
+    callbacks = [partial(answer, "one"), partial(answer, "two"), partial(another, "one"), First(), Second()]
+    assert len({source_of(claims_callback(callback, None)) for callback in callbacks}) == 5
+    again = [partial(answer, "one"), First()]
+    assert {source_of(claims_callback(callback, None)) for callback in again} == {
+        source_of(claims_callback(callback, None)) for callback in (callbacks[0], callbacks[3])
+    }

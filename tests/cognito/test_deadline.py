@@ -156,7 +156,37 @@ async def test_a_result_comes_through_and_errors_too(pool: GuardedPool) -> None:
 async def test_who_had_the_turn_decides(pool: GuardedPool) -> None:
     async with pool.acquire() as conn:
         with pytest.raises(DeadlineExceededError) as caught:
-            await Deadline(0.05).bound(conn.execute("SELECT pg_sleep(20)"))
+            await Deadline(0.05).bound(conn.execute("SELECT pg_sleep(20)"), lambda: conn.in_statement)
         assert caught.value.__context__ is None
     with pytest.raises(BudgetSpentError):
         await Deadline(0.05).bound(asyncio.Event().wait())
+
+
+async def test_a_follower_with_more_time_waits_for_a_connection_of_its_own(make_pool: MakePool, sub: str) -> None:
+    """The first caller's time ends in the queue, which says nothing about the second one's."""
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        return {"answered": "yes"}
+
+    pool = make_pool()
+    triggers = CognitoTriggers(pool, claims=claims)
+    async with pool.acquire():
+        first = asyncio.create_task(triggers.load_claims(token_event("2", sub="s"), Context(100 + MARGIN * 1000)))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(triggers.load_claims(token_event("2", sub="s")))
+        with pytest.raises(TriggerFailedError):
+            await first
+    assert id_claims(await second) == {"answered": "yes"}
+
+
+async def test_time_spent_in_the_database_by_a_task_group_opens_the_circuit(
+    make_pool: MakePool, heard: list[str]
+) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(conn.execute("SELECT pg_sleep(20)"))
+
+    triggers = CognitoTriggers(make_pool(handler_budget_ms=100, breaker_fail_max=1), claims=claims)
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event("2", sub="s"))
+    assert "circuit_opened" in heard

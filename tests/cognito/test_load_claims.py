@@ -326,3 +326,16 @@ async def test_a_session_that_is_lost_again_is_a_failure(pool: GuardedPool, role
     with pytest.raises(TriggerFailedError):
         await CognitoTriggers(pool, claims=claims).load_claims(token_event("2"))
     assert asked == 2
+
+
+async def test_callers_who_share_a_load_share_nothing_that_one_may_change(pool: GuardedPool, sub: str) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        await asyncio.sleep(0.01)
+        return TokenClaims({"perms": {"a": [1]}}, groups=["one"])
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    one, two = await asyncio.gather(*(triggers.load_claims(token_event("2", sub=sub)) for _ in range(2)))
+    id_claims(one)["perms"]["a"].append("admin")
+    one["response"]["claimsAndScopeOverrideDetails"]["groupOverrideDetails"]["groupsToOverride"].append("admin")
+    assert id_claims(two) == {"perms": {"a": [1]}}
+    assert two["response"]["claimsAndScopeOverrideDetails"]["groupOverrideDetails"]["groupsToOverride"] == ["one"]

@@ -173,3 +173,17 @@ async def test_users_do_not_wait_for_one_another(make_pool: MakePool, sub: str) 
 
     triggers = CognitoTriggers(make_pool(pool_max=2), provision=provision)
     await asyncio.gather(*(triggers.provision_user(confirmation_event()) for _ in range(2)))
+
+
+@pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
+async def test_a_callback_that_ends_its_transaction_is_no_success(
+    pool: GuardedPool, sub: str, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def provision(conn: Any, user: Any) -> None:
+        await conn.execute("UPDATE app_user SET runs = runs + 1")
+        await conn.execute(end)
+
+    with pytest.raises(TriggerFailedError):
+        await CognitoTriggers(pool, provision=provision).provision_user(confirmation_event(sub=sub))
+    assert "The callback ended the transaction in which it runs" in caplog.text
+    assert await pool.fetchval("SELECT 1") == 1

@@ -311,3 +311,39 @@ def test_any_event_is_answered_or_refused_and_no_value_of_it_is_told(
         for secret in SECRETS:
             assert secret not in caplog.text
             assert not isinstance(outcome, TriggerFailedError) or secret not in str(outcome)
+
+
+async def test_what_a_callback_says_in_our_name_reaches_no_log_through_a_follower(
+    pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        await asyncio.sleep(0.01)
+        raise DatabaseUnavailableError(f"{user.email} is in no region")
+
+    triggers = CognitoTriggers(pool, claims=claims)
+    calls = [triggers.load_claims(token_event("2", sub=sub)) for _ in range(3)]
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(outcome, TriggerFailedError)
+    assert "ada@" not in caplog.text
+    assert caplog.text.count("DatabaseUnavailableError at ") == 3
+
+
+class OddError(Exception):
+    """Has what asyncpg's errors have, and something else in it."""
+
+    def __init__(self, sqlstate: object) -> None:
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize("sqlstate", ["ada@example.com", ["ada@example.com"]])
+async def test_somebody_elses_sqlstate_is_not_believed(
+    pool: GuardedPool, sub: str, sqlstate: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        raise OddError(sqlstate)
+
+    with pytest.raises(TriggerFailedError) as caught:
+        await CognitoTriggers(pool, claims=claims).load_claims(token_event("2", sub=sub))
+    assert caught.value.__context__ is None
+    assert "OddError" in caplog.text
+    assert "ada@" not in caplog.text
