@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 import pytest
@@ -466,10 +467,21 @@ async def test_a_statement_that_outlived_its_block_is_not_handed_on(url: str) ->
             assert strays[0].exception() is not None
 
 
-async def test_a_fetch_that_outlived_a_block_in_peace_is_not_handed_on(url: str) -> None:
-    async with GuardedPool(DatabaseSettings(url=url, session_reset="never")) as pool:
+STRAYS = {
+    "fetch": lambda connection: connection.fetch("SELECT pg_sleep(30)"),
+    "execute": lambda connection: connection.execute("SELECT pg_sleep(30)"),
+    "copy": lambda connection: connection.copy_from_query("SELECT pg_sleep(30)", output=os.devnull),
+}
+
+
+@pytest.mark.parametrize("knobs", [{"session_reset": "always"}, {"session_reset": "never"}, {"proxy_profile": True}])
+@pytest.mark.parametrize("kind", STRAYS)
+async def test_a_statement_that_outlived_a_block_in_peace_is_not_handed_on(
+    url: str, kind: str, knobs: dict[str, Any]
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, **knobs)) as pool:
         async with pool.acquire() as connection:
-            stray = asyncio.create_task(connection.fetch("SELECT pg_sleep(30)"))
+            stray = asyncio.ensure_future(STRAYS[kind](connection))
             await asyncio.sleep(0.01)
         assert await pool.fetchval("SELECT 1") == 1
         await asyncio.wait([stray])

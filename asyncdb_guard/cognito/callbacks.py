@@ -42,8 +42,7 @@ def source_of(callback: object) -> str:
     while isinstance(given, functools.partial):
         bound += ascii((given.args, sorted(given.keywords.items())))
         given = given.func
-    named = given if hasattr(given, "__qualname__") else cast("type[Any]", type(given))
-    return f"{named.__module__}.{named.__qualname__}{bound}"
+    return f"{given.__module__}.{getattr(given, '__qualname__', type(given).__qualname__)}{bound}"
 
 
 def _callback(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -55,10 +56,32 @@ class ProxiedConnection(asyncpg.Connection):
         return answer
 
 
+def _counted(name: str) -> Any:
+    """A method of the connection's that counts among what runs, as asyncpg itself does not tell."""
+    method = getattr(PoolConnectionProxy, name)
+
+    @functools.wraps(method)
+    async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
+        self.running += 1
+        try:
+            return await method(self, *arguments, **options)
+        finally:
+            self.running -= 1
+
+    return call
+
+
 class LentConnection(PoolConnectionProxy):
     """What a borrower holds. It remembers that the borrower closed it, which is no loss."""
 
     hung_up = False
+    running = 0
+    """Statements of those kinds that asyncpg runs outside of its exclusive section."""
+
+    if not TYPE_CHECKING:
+        execute, copy_from_query, copy_from_table, copy_to_table, copy_records_to_table = map(
+            _counted, ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
+        )
 
     @property
     def in_statement(self) -> bool:
@@ -88,7 +111,7 @@ class Session:
         "idle_since",
         "is_closed",
         "lifetime",
-        "listens",
+        "occupied",
         "opened_at",
         "readable",
         "torn",
@@ -110,8 +133,8 @@ class Session:
         """Whether its goodbye has begun: it is not to be lent again."""
         self.torn = False
         """Whether it broke under a statement, which the server may run still."""
-        self.listens = False
-        """Whether a borrower left listeners on it, which must not hear what the next one causes."""
+        self.occupied = False
+        """Whether a borrower left on it what no round trip clears: a listener, or a statement that runs on."""
         self.is_closed: Callable[[], bool] = self._connection.is_closed
         """Whether this side knows that the session is over. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
@@ -128,8 +151,10 @@ class Session:
         connection = self._connection
         # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over, and warns
         # of listeners, which it gathers each time
+        if lent.running:
+            self.occupied = True
         if connection._listeners or connection._log_listeners:
-            self.listens = True
+            self.occupied = True
             connection._on_release()
         else:
             connection._pool_release_ctr += 1
@@ -145,7 +170,7 @@ class Session:
             or protocol.is_in_transaction()
             or connection._stmt_exclusive_section._acquired
             or (self._proxied and connection.keeps_backend)
-            or self.listens
+            or self.occupied
             # asyncpg/transaction.py: remembered before BEGIN is sent, and still so where that failed
             or connection._top_xact is not None
         )
@@ -155,7 +180,7 @@ class Session:
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
         connection = self._connection
-        return not (connection.is_in_transaction() or connection._top_xact is not None or self.listens)
+        return not (connection.is_in_transaction() or connection._top_xact is not None or self.occupied)
 
     async def ping(self, timeout: float) -> None:
         """One round trip of at most `timeout` seconds; raises whatever went wrong."""
