@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
@@ -635,12 +636,55 @@ def test_a_copy_with_changes_is_refused_as_nothing_would_check_them() -> None:
         make().model_copy(update={"pool_max": 5000})
 
 
+@pytest.mark.parametrize(
+    "changes", [{"update": {"pool_max": 5000}}, {"include": {"pool_max"}}, {"exclude": {"url"}}, {"include": set()}]
+)
+def test_a_copy_with_changes_is_refused_under_its_old_name_as_well(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="sealed once made"):
+        make().copy(**changes)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_plain_copy_can_be_made_under_its_old_name(deep: bool) -> None:
+    built = full()
+    again = built.copy(deep=deep, update=None)
+    assert again == built
+    assert again is not built
+    assert (again.url is built.url) is not deep
+
+
+def test_nobody_can_subclass_the_settings() -> None:
+    untyped: Any = DatabaseSettings
+    with pytest.raises(TypeError, match=r"^DatabaseSettings can't be subclassed: hold it as a field of a model"):
+
+        class Loose(untyped, env_prefix="REPORTS_"):
+            pool_max: int = 5000
+
+
 def test_settings_can_be_a_field_of_another_model() -> None:
     class Service(BaseModel):
         database: DatabaseSettings
 
     built = make()
     assert Service(database=built).database is built
+
+
+def test_settings_can_be_a_field_of_settings_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Service(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="SERVICE_", env_nested_delimiter="__")
+        greeting: str = "hello"
+        database: DatabaseSettings
+
+    monkeypatch.setenv("SERVICE_GREETING", "good day")
+    monkeypatch.setenv("SERVICE_DATABASE__URL", URL)
+    monkeypatch.setenv("SERVICE_DATABASE__POOL_MAX", "5")
+    monkeypatch.setenv(f"{PREFIX}BREAKER_FAIL_MAX", "7")
+    service = Service()  # type: ignore[call-arg]
+    assert (service.greeting, service.database.pool_max, service.database.breaker_fail_max) == ("good day", 5, 7)
+    assert service.database.target.host == "db.example"
+    monkeypatch.setenv("SERVICE_DATABASE__POOL_MX", "5")
+    with pytest.raises(ConfigurationError, match=r"pool_mx is no setting; the nearest is pool_max\."):
+        Service()  # type: ignore[call-arg]
 
 
 def test_what_is_no_mapping_makes_no_settings() -> None:
