@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import FrozenInstanceError, dataclass
-from typing import ClassVar, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 logger = logging.getLogger("asyncdb_guard")
 logger.addHandler(logging.NullHandler())  # silent, until the application says where to
@@ -110,17 +111,18 @@ Listener: TypeAlias = Callable[[Event], object]
 class Events:
     """Hands each event to every listener; lives as long as its pool.
 
-    A listener that raises is logged and harms nothing, neither the caller nor the other listeners.
+    A listener that raises is logged and harms nothing, neither the caller nor the other listeners. What could never
+    hear an event is refused with a TypeError as soon as it is given.
     """
 
     __slots__ = ("_listeners",)
 
     def __init__(self, listeners: Listener | Iterable[Listener] = ()) -> None:
-        self._listeners: tuple[Listener, ...] = (listeners,) if callable(listeners) else tuple(listeners)
+        self._listeners = _fit(listeners)
 
     def add(self, listener: Listener) -> None:
         """Let `listener` hear every event from now on."""
-        self._listeners = (*self._listeners, listener)
+        self._listeners += _fit((listener,))
 
     def emit(self, event: Event) -> None:
         """Tell every listener, in the order in which they were given."""
@@ -130,6 +132,21 @@ class Events:
             except (Exception, asyncio.CancelledError) as error:  # of a future that the listener looked at
                 # The type alone: a listener's own text may carry anything.
                 logger.error("A listener failed on %s with %s.", event.name, type(error).__name__)
+
+
+def _fit(given: Any) -> tuple[Listener, ...]:
+    listeners: tuple[Any, ...] = (given,)
+    if hasattr(given, "__iter__") and not callable(given):
+        listeners = tuple(given)
+    for listener in listeners:
+        # An object's own __call__ is looked up on its type.
+        calls = (listener, type(listener).__call__) if callable(listener) else ()
+        if not calls or any(map(inspect.iscoroutinefunction, calls)):
+            raise TypeError(
+                "on_event= takes one function or several, each a plain `def listener(event)`: nothing awaits an"
+                " `async def`, so start a task in a plain one."
+            )
+    return listeners
 
 
 def log_events(event: Event) -> None:

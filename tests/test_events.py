@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 
 import pytest
@@ -77,6 +78,37 @@ def test_a_listener_that_raises_is_logged_without_its_text_and_harms_nobody(capl
     assert heard == [CacheMiss()]
     assert [record.getMessage() for record in caplog.records] == ["A listener failed on cache_miss with KeyError."]
     assert "ada@example.com" not in caplog.text
+
+
+async def waits(event: Event) -> None:
+    pass
+
+
+class Waits:
+    async def __call__(self, event: Event) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "listener",
+    [waits, Waits(), Waits().__call__, functools.partial(waits), None, 5, "log"],
+    ids=["async", "object", "method", "partial", "none", "number", "text"],
+)
+def test_what_could_never_hear_an_event_is_refused_at_once(listener):
+    for give in (Events, lambda wrong: Events([print, wrong]), Events().add):
+        with pytest.raises(TypeError, match=r"^on_event= takes one function or several, each a plain `def") as caught:
+            give(listener)
+        assert "log" not in str(caught.value)
+
+
+def test_an_object_that_can_be_called_and_iterated_is_one_listener():
+    class Collector(list):
+        def __call__(self, event: Event) -> None:
+            self.append(event)
+
+    heard = Collector()
+    Events(heard).emit(CacheHit())
+    assert heard == [CacheHit()]
 
 
 def test_an_interrupt_of_the_process_is_not_held_back():

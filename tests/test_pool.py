@@ -197,6 +197,23 @@ async def test_a_wrong_setting_shows_in_the_first_call(monkeypatch: pytest.Monke
     await pool.close()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["postgresql://someone:s3cr3t-word@h/d", {"url": "postgresql://someone:s3cr3t-word@h/d"}, DatabaseSettings, ""],
+    ids=["url", "mapping", "class", "empty"],
+)
+async def test_what_are_no_settings_are_refused_in_the_first_call_with_what_to_pass(wrong: Any) -> None:
+    pool = GuardedPool(wrong)  # at the top of a Lambda module that would end each start of the process
+    for use in (pool.ping, pool.acquire().__aenter__, pool.__aenter__):
+        with pytest.raises(ConfigurationError, match=r"GuardedPool\(DatabaseSettings\(url=") as caught:
+            await use()
+        assert "s3cr3t-word" not in str(caught.value)
+    for look in (pool.stats, lambda: pool.settings):
+        with pytest.raises(ConfigurationError, match="reads the environment"):
+            look()
+    await pool.close()
+
+
 async def test_stats_say_what_there_is(url: str) -> None:
     pool = GuardedPool(DatabaseSettings(url=url, pool_max=2))
     assert pool.stats()["connects"] == 0

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
@@ -321,8 +322,52 @@ def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
     assert "poolmax is no setting; the nearest is pool_max." in fault(poolmax=5)
 
 
-def test_a_claims_cache_that_is_no_redis_is_refused() -> None:
-    assert "redis:// or rediss://" in fault(claims_cache_url="memcached://cache.example")
+@pytest.mark.parametrize("url", ["memcached://cache.example", "cache.example:6379", "REDIS://cache.example", "redis:"])
+def test_a_claims_cache_that_is_no_redis_is_refused(url: str) -> None:
+    sentence = fault(claims_cache_url=url)
+    assert sentence == "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis:// or rediss://."
+
+
+@pytest.mark.parametrize(
+    "authority",
+    ["", ":6379", "u:p@", "u:p@:6379", "h:0", "h:65536", "h:port", "::1", "[::1", "a b", "u:p w@h", "u:p[w@h", "%68"],
+)
+def test_a_claims_cache_url_without_a_host_that_can_be_read_is_refused(authority: str) -> None:
+    for path in ("", "/1"):
+        assert "must name its host as in redis://host:port" in fault(claims_cache_url=f"redis://{authority}{path}")
+
+
+@pytest.mark.parametrize("path", ["/claims", "/0x1", "/1/2", "/1/", "//1", "/-1", "/\N{ARABIC-INDIC DIGIT ONE}"])
+def test_a_claims_cache_url_whose_path_is_no_number_is_refused(path: str) -> None:
+    assert "must end with the database's number" in fault(claims_cache_url=f"redis://cache.example{path}")
+
+
+@pytest.mark.parametrize("rest", ["?", "?db=1", "?socket_timeout=30", "/1?ssl_cert_reqs=none", "/1#a", ":6379#a"])
+def test_a_claims_cache_url_with_parameters_is_refused(rest: str) -> None:
+    assert "takes no parameters: take out" in fault(claims_cache_url=f"rediss://cache.example{rest}")
+
+
+def test_each_part_of_a_claims_cache_url_is_a_fault_of_its_own_that_shows_nothing() -> None:
+    error = refusal(claims_cache_url="redis://zz-user:zz/word@zz-host?zz=1#zz")
+    assert len(error.faults) == 3
+    assert "zz" not in everything_about(error)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://cache.example",
+        "redis://cache.example/",
+        "redis://cache.example:6380/15",
+        "rediss://someone:s3cr3t%2Fword@cache.example:6380/0",
+        "redis://:s3cr3t@word@[::1]:6380",
+    ],
+)
+def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}CLAIMS_CACHE_URL", f" {url}\n")
+    for built in (make(), make(claims_cache_url=f"\t{url} "), make(claims_cache_url=SecretStr(f" {url}"))):
+        assert built.claims_cache_url is not None
+        assert built.claims_cache_url.get_secret_value() == url
 
 
 def test_a_shared_claims_cache_that_is_off_is_refused() -> None:
@@ -635,12 +680,55 @@ def test_a_copy_with_changes_is_refused_as_nothing_would_check_them() -> None:
         make().model_copy(update={"pool_max": 5000})
 
 
+@pytest.mark.parametrize(
+    "changes", [{"update": {"pool_max": 5000}}, {"include": {"pool_max"}}, {"exclude": {"url"}}, {"include": set()}]
+)
+def test_a_copy_with_changes_is_refused_under_its_old_name_as_well(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="sealed once made"):
+        make().copy(**changes)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_plain_copy_can_be_made_under_its_old_name(deep: bool) -> None:
+    built = full()
+    again = built.copy(deep=deep, update=None)
+    assert again == built
+    assert again is not built
+    assert (again.url is built.url) is not deep
+
+
+def test_nobody_can_subclass_the_settings() -> None:
+    untyped: Any = DatabaseSettings
+    with pytest.raises(TypeError, match=r"^DatabaseSettings can't be subclassed: hold it as a field of a model"):
+
+        class Loose(untyped, env_prefix="REPORTS_"):
+            pool_max: int = 5000
+
+
 def test_settings_can_be_a_field_of_another_model() -> None:
     class Service(BaseModel):
         database: DatabaseSettings
 
     built = make()
     assert Service(database=built).database is built
+
+
+def test_settings_can_be_a_field_of_settings_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Service(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="SERVICE_", env_nested_delimiter="__")
+        greeting: str = "hello"
+        database: DatabaseSettings
+
+    monkeypatch.setenv("SERVICE_GREETING", "good day")
+    monkeypatch.setenv("SERVICE_DATABASE__URL", URL)
+    monkeypatch.setenv("SERVICE_DATABASE__POOL_MAX", "5")
+    monkeypatch.setenv(f"{PREFIX}BREAKER_FAIL_MAX", "7")
+    service = Service()  # type: ignore[call-arg]
+    assert (service.greeting, service.database.pool_max, service.database.breaker_fail_max) == ("good day", 5, 7)
+    assert service.database.target.host == "db.example"
+    monkeypatch.setenv("SERVICE_DATABASE__POOL_MX", "5")
+    with pytest.raises(ConfigurationError, match=r"pool_mx is no setting; the nearest is pool_max\."):
+        Service()  # type: ignore[call-arg]
 
 
 def test_what_is_no_mapping_makes_no_settings() -> None:

@@ -29,6 +29,12 @@ _SOCKET_TIMEOUT = 0.5
 _CONNECTIONS = 4
 _LONGEST = 90_000
 """Seconds that a generation is remembered: longer than any entry can live, which is a day."""
+_PUT = """
+local generation = redis.call('GET', KEYS[1]) or ARGV[1]
+redis.call('SET', KEYS[1], generation, 'EX', ARGV[2])
+redis.call('SET', KEYS[2], '{"generation": "' .. generation .. '", "claims": ' .. ARGV[3] .. '}', 'PX', ARGV[4])
+"""
+"""One round trip, and no `forget` between its steps. The user's first entry begins a generation; each one renews it."""
 
 
 class SharedCache:
@@ -45,22 +51,23 @@ class SharedCache:
         self._pid = 0
 
     async def get(self, key: CacheKey) -> str | None:
-        """Return what was put there, unless Redis has let it go or the user was forgotten since."""
+        """Return what was put there, unless Redis has let it go or the user was forgotten since.
+
+        Nor where Redis has let go of the generation: nobody can tell then whether the user was forgotten.
+        """
         names = [_generation(key.user), _name(key)]
         found: Any = await self._run(lambda: self._client.mget(names))
         generation, text = found
-        entry: dict[str, Any] = json.loads(text) if text is not None else {}
-        return json.dumps(entry["claims"]) if entry.get("generation", "none") == generation else None
+        if generation is None or text is None:
+            return None
+        entry: dict[str, Any] = json.loads(text)
+        return json.dumps(entry["claims"]) if entry.get("generation") == generation else None
 
     async def put(self, key: CacheKey, value: str, ttl: float) -> None:
         """Keep `value` for `ttl` seconds. Redis itself drops it then."""
-
-        def put() -> None:
-            generation: Any = self._client.get(_generation(key.user))
-            entry = json.dumps({"generation": generation, "claims": json.loads(value)})
-            self._client.set(_name(key), entry, px=max(round(ttl * 1000), 1))
-
-        await self._run(put)
+        names = (_generation(key.user), _name(key))
+        words = (uuid4().hex, str(_LONGEST), value, str(max(round(ttl * 1000), 1)))
+        await self._run(lambda: self._client.eval(_PUT, len(names), *names, *words))
 
     async def forget(self, user: str) -> None:
         """Begin a new generation of the user's entries, so that all that were put before it are void."""

@@ -12,7 +12,7 @@ from weakref import WeakSet
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
 from asyncdb_guard.connect.session import gone
-from asyncdb_guard.errors import PoolClosedError
+from asyncdb_guard.errors import ConfigurationError, PoolClosedError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.lending import Lending
 from asyncdb_guard.pool.stats import Counters
@@ -60,7 +60,7 @@ class Guard:
         credentials: Credentials | None,
         listeners: Listener | Iterable[Listener],
     ) -> None:
-        self._settings = settings
+        self._settings: object = settings  # judged on first use, as a pool may be made at import
         self._own_credentials = credentials
         self._credentials: Credentials | None = None
         self._breaker: CircuitBreaker | None = None
@@ -74,6 +74,11 @@ class Guard:
         """The settings, read from the environment on first use. Raises ConfigurationError."""
         if self._settings is None:
             self._settings = DatabaseSettings()
+        if not isinstance(self._settings, DatabaseSettings):
+            raise ConfigurationError(
+                "GuardedPool takes made settings, as in GuardedPool(DatabaseSettings(url=...)); with none it reads the"
+                " environment."
+            )
         return self._settings
 
     @property

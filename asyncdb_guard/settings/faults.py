@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from pydantic_core import ErrorDetails
 
 from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
+from asyncdb_guard.settings.redis_url import redis_url_faults
 from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 
@@ -172,8 +173,8 @@ def _times(knobs: Knobs) -> Iterator[Misfit]:
 def _claims_cache(knobs: Knobs) -> Iterator[Misfit]:
     if knobs.claims_cache_url is None:
         return
-    if not knobs.claims_cache_url.get_secret_value().startswith(("redis://", "rediss://")):
-        yield _misfit("{} must start with redis:// or rediss://.", "claims_cache_url")
+    for fault in redis_url_faults(knobs.claims_cache_url.get_secret_value()):
+        yield _misfit(f"{{}} {fault}", "claims_cache_url")
     if knobs.claims_cache_ttl_ms == 0:
         yield _misfit(
             "{} is 0, which turns the claims cache off, and {} is set: take one of them out.",

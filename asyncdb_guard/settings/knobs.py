@@ -18,12 +18,12 @@ _HOUR = 3_600_000
 _DAY = 24 * _HOUR
 
 
-def _no_bytes(value: object) -> object:
-    # pydantic would decode them, but a URL's parameters are read from a text alone.
+def _bare_text(value: object) -> object:
+    # Bare, as pydantic strips no SecretStr. It would decode bytes, but a URL's parameters are read from a text alone.
     bare = value.get_secret_value() if isinstance(value, SecretStr) else value
     if isinstance(bare, bytes | bytearray):
         raise PydanticCustomError("no_text", "must be a text")
-    return value
+    return bare
 
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         def __set__(self, instance: object, value: str | SecretStr | None) -> None: ...
 
 else:
-    Secret = Annotated[SecretStr, BeforeValidator(_no_bytes)] | None
+    Secret = Annotated[SecretStr, BeforeValidator(_bare_text)] | None
 
 
 class Knobs(BaseSettings):
@@ -178,8 +178,9 @@ class Knobs(BaseSettings):
         default=_NOTHING,
         repr=False,
         exclude=True,
-        description="Redis that the fleet shares for its claims: `redis://…` or `rediss://…`; unsaid, they are kept in"
-        " memory. Needs the extra `redis`. Seen in a hit for a user whom another environment loaded.",
+        description="Redis that the fleet shares for its claims: `redis://user:password@host:port/number`, or with TLS"
+        " `rediss://…`; all but the host may be left out, and parameters are refused. Unsaid, they are kept in memory."
+        " Needs the extra `redis`. Seen in a hit for a user whom another environment loaded.",
     )
     claims_sql: str | None = Field(
         default=None,

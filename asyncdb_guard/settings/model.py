@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
 from pydantic import ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
@@ -39,6 +39,7 @@ class _Environment(EnvSettingsSource):
         return {name: SecretStr(value) if name in _SECRETS and value else value for name, value in values.items()}
 
 
+@final
 class DatabaseSettings(Knobs):
     """All settings, from keyword arguments, else from the environment, else from the database URL, else their defaults.
 
@@ -46,7 +47,8 @@ class DatabaseSettings(Knobs):
     The URL is LAMBDA_DATABASE_URL, else DATABASE_URL. The environment is read when an instance is made, never at
     import, and no `.env` file is read. Nothing is ignored: what is unknown, out of range or contradictory raises one
     `ConfigurationError` with all the faults. Sealed once made; lives as long as you keep it. No repr and no dump of it
-    shows a secret, a host or a statement (a pickle has to carry them).
+    shows a secret, a host or a statement (a pickle has to carry them). Final: settings of your own are a model that
+    holds it as a field.
     """
 
     if TYPE_CHECKING:
@@ -57,6 +59,10 @@ class DatabaseSettings(Knobs):
             if faults := [hidden(keyword) for keyword in values if keyword.startswith("_")]:
                 raise ConfigurationError(*faults)
             super().__init__(**values)
+
+    def __init_subclass__(cls, **config: Any) -> NoReturn:
+        # Its faults are told for these knobs alone: a knob more, or another prefix, would be passed over in silence.
+        raise TypeError("DatabaseSettings can't be subclassed: hold it as a field of a model of your own.")
 
     @cached_property
     def target(self) -> ConnectTarget:
@@ -171,6 +177,12 @@ class DatabaseSettings(Knobs):
         if update:
             raise ConfigurationError(_SEALED)
         return super().model_copy(deep=deep)
+
+    def copy(self, *, deep: bool = False, **changes: Any) -> Self:
+        """`model_copy` by its old name. Raises ConfigurationError for `update`, `include` and `exclude`."""
+        if any(change is not None for change in changes.values()):
+            raise ConfigurationError(_SEALED)
+        return self.model_copy(deep=deep)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise ConfigurationError(_SEALED)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ONE, OTHER = CacheKey("user", "one"), CacheKey("user", "other")
 CLAIMS = '{"id": {"role": "x"}}'
+GENERATION = "asyncdb_guard:claims:1:{user}"
 
 debian = pytest.mark.debian
 
@@ -35,15 +36,20 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
+def entries(redis: RedisServer) -> list[str]:
+    """The names of what is kept, the users' generations aside."""
+    return [name for name in redis.command("KEYS", "*") if name and not name.endswith("}")]
+
+
 @debian
 async def test_what_was_put_is_there_for_its_time(redis: RedisServer, eventually: Any) -> None:
     cache = SharedCache(redis.url)
     await cache.put(ONE, CLAIMS, 0.2)
     assert json.loads(await cache.get(ONE) or "") == json.loads(CLAIMS)
     assert await cache.get(OTHER) is None
-    (name,) = redis.command("KEYS", "*")
+    (name,) = entries(redis)
     assert 0 < int(redis.command("PTTL", name)[0]) <= 200  # it is Redis that lets it go
-    await eventually(lambda: redis.command("KEYS", "*") in ([], [""]))
+    await eventually(lambda: entries(redis) == [])
     assert await cache.get(ONE) is None
 
 
@@ -56,7 +62,7 @@ async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redi
     await cache.forget("user")
     assert [await cache.get(key) for key in (ONE, OTHER)] == [None, None]
     assert await cache.get(somebody) is not None
-    assert int(redis.command("TTL", "asyncdb_guard:claims:1:{user}")[0]) > 86_400
+    assert int(redis.command("TTL", GENERATION)[0]) > 86_400
     await cache.put(ONE, CLAIMS, 60)
     assert await cache.get(ONE) is not None
     await cache.forget("user")
@@ -64,14 +70,59 @@ async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redi
 
 
 @debian
+@pytest.mark.parametrize("forgotten_before", [False, True])
+async def test_what_was_forgotten_stays_so_when_redis_evicts_that_it_was(
+    redis: RedisServer, forgotten_before: bool
+) -> None:
+    cache = SharedCache(redis.url)
+    if forgotten_before:
+        await cache.forget("user")
+    await cache.put(ONE, CLAIMS, 60)
+    await cache.forget("user")
+    redis.command("DEL", GENERATION)
+    assert await cache.get(ONE) is None
+    await cache.put(OTHER, CLAIMS, 60)
+    assert [await cache.get(key) is None for key in (ONE, OTHER)] == [True, False]
+
+
+@debian
+@pytest.mark.parametrize("entry", ['{"generation": null, "claims": {}}', '{"claims": {}}'])
+async def test_no_generation_is_none_that_an_entry_could_be_of(redis: RedisServer, entry: str) -> None:
+    redis.command("SET", f"{GENERATION}:{ONE.entry}", entry)
+    assert await SharedCache(redis.url).get(ONE) is None
+
+
+@debian
+async def test_each_entry_renews_its_generation_and_leaves_the_others_of_it(redis: RedisServer) -> None:
+    cache = SharedCache(redis.url)
+    await cache.put(ONE, CLAIMS, 86_400)
+    redis.command("EXPIRE", GENERATION, "60")
+    await cache.put(OTHER, CLAIMS, 86_400)
+    assert int(redis.command("TTL", GENERATION)[0]) > 86_400
+    assert None not in [await cache.get(key) for key in (ONE, OTHER)]
+
+
+@debian
+async def test_each_call_is_one_round_trip(redis: RedisServer) -> None:
+    with TcpProxy(redis.host, redis.port) as path:
+        cache = SharedCache(f"redis://{path.host}:{path.port}")
+        await cache.get(ONE)  # the connection's own round trips
+        for call in (lambda: cache.put(ONE, CLAIMS, 60), lambda: cache.get(ONE), lambda: cache.forget("user")):
+            before = path.round_trips
+            await call()
+            assert path.round_trips == before + 1
+
+
+@debian
 async def test_nothing_in_redis_names_anybody(make_pool: MakePool, redis: RedisServer) -> None:
     triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=returning({"role": "x"}))
     await triggers.load_claims(token_event("2", sub="the-sub"))
-    (name,) = redis.command("KEYS", "*")
+    (name,) = entries(redis)
     (value,) = redis.command("GET", name)
     assert user_key("the-sub") in name
-    for personal in ("the-sub", "ada", "example"):
-        assert personal not in name + value
+    for kept in redis.command("KEYS", "*"):
+        for personal in ("the-sub", "ada", "example"):
+            assert personal not in kept + redis.command("GET", kept)[0]
     assert json.loads(value)["claims"]["id"] == {"role": "x"}
 
 
@@ -174,15 +225,17 @@ async def test_a_shared_entry_is_checked_like_any_other(
 ) -> None:
     triggers = CognitoTriggers(make_pool(claims_cache_url=redis.url), claims=returning({"role": "x"}))
     await triggers.load_claims(token_event("2", sub="s"))
-    (name,) = redis.command("KEYS", "*")
+    (name,) = entries(redis)
+    (generation,) = redis.command("GET", name.rpartition(":")[0])
     for forged in (
+        f'{{"generation": "{generation}", "claims": {{"id": {{"cognito:groups": ["admins"]}}}}}}',
         '{"generation": null, "claims": {"id": {"cognito:groups": ["admins"]}}}',
         '{"generation": "another", "claims": {"id": {"role": "admin"}}}',
         '{"claims": {"id": {"role": "admin"}}}',
     ):
         redis.command("SET", name, forged)
         assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"role": "x"}
-    assert heard.count("cache_miss") == 4
+    assert heard.count("cache_miss") == 5
 
 
 @debian
@@ -193,9 +246,9 @@ async def test_stale_claims_come_from_redis_too(make_pool: MakePool, proxy: TcpP
             CognitoTriggers(make_pool(**settings), claims=returning({"a": 1}), on_unavailable="stale") for _ in range(2)
         ]
         await fleet[0].load_claims(token_event("2", sub="s"))
-        ages = sorted(int(redis.command("TTL", name)[0]) for name in redis.command("KEYS", "*"))
+        ages = sorted(int(redis.command("TTL", name)[0]) for name in entries(redis))
         assert ages == [pytest.approx(60, abs=2), pytest.approx(3600, abs=2)]
-        (fresh,) = [name for name in redis.command("KEYS", "*") if int(redis.command("TTL", name)[0]) <= 60]
+        (fresh,) = [name for name in entries(redis) if int(redis.command("TTL", name)[0]) <= 60]
         redis.command("DEL", fresh)
         proxy.refuse = True
         proxy.reset_all()

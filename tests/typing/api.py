@@ -30,6 +30,10 @@ def hear(event: Event) -> None:
 heard = GuardedPool(on_event=[hear, print])
 
 
+class Loose(DatabaseSettings):  # type: ignore[misc]  # final
+    pass
+
+
 async def use() -> None:
     async with GuardedPool() as entered:
         assert_type(entered, GuardedPool)

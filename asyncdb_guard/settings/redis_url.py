@@ -1,0 +1,31 @@
+"""Reading a Redis URL. redis-py passes over a part that it does not know; here it is a fault. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from asyncdb_guard.settings.url import parse_endpoint
+
+_URL = re.compile(r"rediss?://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL)
+_UNENCODED = re.compile(r"[\x00-\x20\x7f\[\]]")
+_DATABASE = re.compile(r"/?|/[0-9]+")
+
+
+def redis_url_faults(text: str) -> Iterator[str]:
+    """What is wrong with `text`: sentences that follow the name of its setting, and show no part of it."""
+    match = _URL.fullmatch(text)
+    if match is None:
+        yield "must start with redis:// or rediss://."
+        return
+    credentials, _, address = match["authority"].rpartition("@")
+    host, _ = parse_endpoint(address) or (None, None)
+    if host is None or _UNENCODED.search(credentials):
+        yield (
+            "must name its host as in redis://host:port or redis://user:password@host:port, with a port from 1 to 65535"
+            " and each part percent-encoded."
+        )
+    if not _DATABASE.fullmatch(match["path"]):
+        yield "must end with the database's number, as in redis://host:port/1, or with the port: correct what is there."
+    if match["rest"]:
+        yield "takes no parameters: take out what stands behind `?` or `#`, or encode these in a password (%3F, %23)."
