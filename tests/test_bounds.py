@@ -403,6 +403,18 @@ async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, proxied
         await asked
 
 
+async def test_a_disconnect_takes_no_longer_than_the_server(url: str, observer: Observer, role: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        running = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await pool.disconnect(timeout=5.0)
+        assert time.monotonic() - started < 0.3
+        assert await observer.count(user=role) == 0
+        await asyncio.wait([running])
+        running.exception()
+
+
 @pytest.mark.parametrize("statement", ["SELECT pg_sleep(5)", "SELECT 1"])
 async def test_whoever_asks_during_a_disconnect_waits_for_the_same_place(
     server: Cluster, url: str, statement: str

@@ -151,8 +151,7 @@ class Session:
         connection = self._connection
         # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over, and warns
         # of listeners, which it gathers each time
-        if lent.running:
-            self.occupied = True
+        self.occupied = lent.running > 0
         if connection._listeners or connection._log_listeners:
             self.occupied = True
             connection._on_release()
