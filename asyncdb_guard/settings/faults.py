@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 from pydantic_core import ErrorDetails
 
 from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
-from asyncdb_guard.settings.redis_url import redis_url_faults
 from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 
@@ -173,6 +172,8 @@ def _times(knobs: Knobs) -> Iterator[Misfit]:
 def _claims_cache(knobs: Knobs) -> Iterator[Misfit]:
     if knobs.claims_cache_url is None:
         return
+    from asyncdb_guard.settings.redis_url import redis_url_faults  # not at every cold start: few have such a URL
+
     for fault in redis_url_faults(knobs.claims_cache_url.get_secret_value()):
         yield _misfit(f"{{}} {fault}", "claims_cache_url")
     if knobs.claims_cache_ttl_ms == 0:
