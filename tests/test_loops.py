@@ -245,6 +245,12 @@ async def rows(pool: GuardedPool) -> AsyncGenerator[int, None]:
             yield row[0]
 
 
+async def transacted_rows(pool: GuardedPool) -> AsyncGenerator[int, None]:
+    async with pool.transaction() as connection:
+        async for row in connection.cursor("SELECT generate_series(1, 500)"):
+            yield row[0]
+
+
 async def last_words(pool: GuardedPool) -> AsyncGenerator[int, None]:
     try:
         yield 1
@@ -252,7 +258,16 @@ async def last_words(pool: GuardedPool) -> AsyncGenerator[int, None]:
         await pool.fetchval("SELECT 1")
 
 
-@pytest.mark.parametrize(("generator", "first"), [(rows, "pool"), (rows, "generator"), (last_words, "pool")])
+@pytest.mark.parametrize(
+    ("generator", "first"),
+    [
+        (rows, "pool"),
+        (rows, "generator"),
+        (transacted_rows, "pool"),
+        (transacted_rows, "generator"),
+        (last_words, "pool"),
+    ],
+)
 def test_a_generator_that_is_left_to_the_end_of_the_loop_ends_in_order(
     pool: GuardedPool,
     sessions: Callable[[], int],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.session import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.pool.guard import Guard
@@ -19,9 +20,33 @@ if TYPE_CHECKING:
     from typing import Self
 
     from asyncpg import Record
-    from asyncpg.pool import PoolConnectionProxy
 
     Isolation: TypeAlias = Literal["read_committed", "read_uncommitted", "repeatable_read", "serializable"]
+
+
+class Transaction:
+    """What `GuardedPool.transaction()` returns; good for one `async with`.
+
+    No generator, as one that is left to the end of the event loop would be closed from two sides.
+    """
+
+    __slots__ = ("_acquisition", "_options", "_stack")
+
+    def __init__(self, acquisition: Acquisition, options: dict[str, Any]) -> None:
+        self._acquisition = acquisition
+        self._options = options
+
+    async def __aenter__(self) -> LentConnection:
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(self._acquisition)
+            await stack.enter_async_context(connection.transaction(**self._options))
+            self._stack = stack.pop_all()
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
 
 
 class GuardedPool:
@@ -97,24 +122,20 @@ class GuardedPool:
         async with self.acquire() as connection:
             await connection.executemany(command, args, timeout=timeout)
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self,
         *,
         isolation: Isolation | None = None,
         readonly: bool = False,
         deferrable: bool = False,
         timeout: float | None = None,
-    ) -> AsyncGenerator[PoolConnectionProxy, None]:
+    ) -> Transaction:
         """Borrow a connection for one transaction: committed when the block ends, rolled back when it raises.
 
         `timeout` is that of `acquire`.
         """
-        async with (
-            self.acquire(timeout=timeout) as connection,
-            connection.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable),
-        ):
-            yield connection
+        options = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        return Transaction(self.acquire(timeout=timeout), options)
 
     async def ping(self, *, timeout: float | None = None) -> None:
         """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.
