@@ -366,13 +366,23 @@ async def told_as_another_error(pool: GuardedPool) -> None:
 @pytest.mark.parametrize("fault", ["reset_all", "drop_all"])
 @pytest.mark.parametrize("run", [plainly, in_a_transaction, in_a_task_group, swallowed, told_as_another_error])
 async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_place(
-    server: Cluster, proxy: TcpProxy, proxied_url: str, fault: str, run: Callable[[GuardedPool], Awaitable[None]]
+    server: Cluster,
+    proxy: TcpProxy,
+    proxied_url: str,
+    observer: Observer,
+    role: str,
+    eventually: Eventually,
+    fault: str,
+    run: Callable[[GuardedPool], Awaitable[None]],
 ) -> None:
+    async def asleep() -> bool:
+        return any("pg_sleep" in row["query"] for row in await observer.sessions(user=role))
+
     allow(server, proxied_url, 1)
     async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=10)) as pool:
         for _ in range(3):
             running = asyncio.ensure_future(run(pool))
-            await asyncio.sleep(0.05)
+            await eventually(asleep)
             getattr(proxy, fault)()
             await asyncio.wait([running])
             assert await pool.fetchval("SELECT 1") == 1
