@@ -31,6 +31,9 @@ _UNWELL = frozenset({"57P01", "57P02", "57P03"})
 _UNWELL_CLASSES = frozenset({"08", "53"})
 """Connection exceptions and insufficient resources (53300: full server, role limit or reserved slots)."""
 
+_LAST_WORDS = frozenset({"FATAL", "PANIC"})
+"""The severities with which a server ends a session. Where lc_messages has others, a place rests for longer."""
+
 _LOGIN_REFUSED = "28"
 """The class of invalid_password and invalid_authorization_specification."""
 
@@ -55,7 +58,7 @@ def judge(error: BaseException | None, *, lost: bool = False, paused: bool = Fal
     | the caller's own deadline, spent in a statement                       | failure |
     | nothing, or any other error, while the session was lost               | failure |
     | the same after a pause                                                | neutral |
-    | a group of errors, as a TaskGroup raises them                         | the worst of its members' |
+    | a group of errors, as a TaskGroup raises them                         | its worst |
     | anything else: cancellation, a KeyError, the block's own HTTP or file | neutral |
     """
     if error is None and not lost:
@@ -127,13 +130,13 @@ def is_lost(error: BaseException, *, lost: bool = True) -> bool:
 
 
 def server_spoke(error: BaseException | None) -> bool:
-    """Whether the server's own word is behind `error`: then it knows that the session is over.
+    """Whether the server's own last word is behind `error`: then it knows that the session is over.
 
     Where a session was lost without one, the server may still run a statement of it.
     """
     untold, seen = [error], {id(error)}
     for one in untold:  # grows below
-        if isinstance(one, asyncpg.PostgresError) and not isinstance(one, asyncpg.ConnectionDoesNotExistError):
+        if isinstance(one, asyncpg.PostgresError) and getattr(one, "severity", None) in _LAST_WORDS:
             return True
         members = cast("_Group", one).exceptions if isinstance(one, BaseExceptionGroup) else ()
         for other in (*members, *((one.__cause__, one.__context__) if one is not None else ())):

@@ -639,9 +639,11 @@ def test_a_group_is_as_bad_as_its_worst_member(errors, verdict):
 
 
 def test_the_servers_word_is_found_wherever_it_stands():
-    spoke, silent = asyncpg.AdminShutdownError("gone"), asyncpg.ConnectionDoesNotExistError("lost")
+    spoke = asyncpg.PostgresError.new({"S": "FATAL", "C": "57P01", "M": "terminating connection"})
+    silent, earlier = asyncpg.ConnectionDoesNotExistError("lost"), asyncpg.UniqueViolationError("there already")
     assert not server_spoke(None)
     assert not server_spoke(silent)
+    assert not server_spoke(ExceptionGroup("group", [silent, earlier]))
     assert server_spoke(spoke)
     assert server_spoke(ExceptionGroup("group", [KeyError(), ExceptionGroup("inner", [silent, spoke])]))
     silent.__cause__ = spoke

@@ -74,7 +74,7 @@ class Counters:
             self.rejections += 1
         elif isinstance(error, AcquireTimeoutError):
             self.acquire_timeouts += 1
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             self.cancellations += 1
         else:
             self.failures += 1
