@@ -149,9 +149,9 @@ class Session:
         bare: Any = lent
         bare._detach()
         connection = self._connection
+        self.occupied = lent.running > 0
         # asyncpg/connection.py: counts releases, by which statements and cursors notice that theirs is over, and warns
         # of listeners, which it gathers each time
-        self.occupied = lent.running > 0
         if connection._listeners or connection._log_listeners:
             self.occupied = True
             connection._on_release()
@@ -191,10 +191,11 @@ class Session:
 
     async def close(self, timeout: float) -> None:
         """Say goodbye and wait until the server has let go, for at most `timeout` seconds; then just hang up."""
+        torn = self.torn  # not by this goodbye, which waits for the server itself
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await self._connection.close(timeout=timeout)
         self.terminate()
-        if self.torn:
+        if torn:
             await asyncio.sleep(CONNECTION_CHECK + _NOTICE)
 
     def terminate(self) -> None:
