@@ -12,7 +12,7 @@ import contextlib
 import functools
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -78,11 +78,6 @@ class LentConnection(PoolConnectionProxy):
     running = 0
     """Statements of those kinds that asyncpg runs outside of its exclusive section."""
 
-    if not TYPE_CHECKING:
-        execute, copy_from_query, copy_from_table, copy_to_table, copy_records_to_table = map(
-            _counted, ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
-        )
-
     @property
     def in_statement(self) -> bool:
         """Whether a statement was cut off just now: the server may still run it."""
@@ -96,6 +91,10 @@ class LentConnection(PoolConnectionProxy):
     def terminate(self) -> None:
         self.hung_up = True
         super().terminate()
+
+
+for _name in ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table"):
+    setattr(LentConnection, _name, _counted(_name))
 
 
 class Session:

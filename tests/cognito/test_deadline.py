@@ -190,3 +190,13 @@ async def test_time_spent_in_the_database_by_a_task_group_opens_the_circuit(
     with pytest.raises(TriggerFailedError):
         await triggers.load_claims(token_event("2", sub="s"))
     assert "circuit_opened" in heard
+
+
+async def test_a_full_pool_is_told_as_one_while_there_is_time(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(connect_timeout_ms=50)
+    async with pool.acquire():
+        with pytest.raises(TriggerFailedError):
+            await CognitoTriggers(pool, claims="SELECT 1 AS one").load_claims(token_event("2", sub="s"))
+    assert "AcquireTimeoutError: No connection became free within 0.05 s" in caplog.text
