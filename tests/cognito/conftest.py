@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SUB = "8b1f6a52-6f0e-4b65-9d6c-0a2d1b3c4d5e"
 
+ENDLESS = "SELECT pg_sleep('infinity')"
+"""A statement that is over when somebody cuts it off, and not before."""
+
 TABLE = """
     CREATE TYPE {schema}.mood AS ENUM ('calm', 'keen');
     CREATE TABLE {schema}.app_user (

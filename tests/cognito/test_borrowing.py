@@ -12,7 +12,7 @@ import pytest
 from asyncdb_guard import TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
 from asyncdb_guard.cognito.deadline import MARGIN
-from tests.cognito.conftest import MakePool, role_of
+from tests.cognito.conftest import ENDLESS, MakePool, role_of
 from tests.cognito.events import confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ async def test_a_cancelled_caller_goes_at_once_and_its_statement_stops(
     pool: GuardedPool, trigger: str, role: str, observer: Observer, eventually: Eventually
 ) -> None:
     async def slow(conn: Any, user: CognitoUser) -> None:
-        await conn.execute("SELECT pg_sleep(20)")
+        await conn.execute(ENDLESS)
 
     async def runs() -> bool:
         return any("pg_sleep" in session["query"] for session in await observer.sessions(user=role))

@@ -11,7 +11,7 @@ import pytest
 from asyncdb_guard import DeadlineExceededError, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
 from asyncdb_guard.cognito.deadline import MARGIN, BudgetSpentError, Deadline
-from tests.cognito.conftest import Context, MakePool, returning
+from tests.cognito.conftest import ENDLESS, Context, MakePool, returning
 from tests.cognito.events import confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def slow(conn: Any, user: CognitoUser) -> None:
-    await conn.execute("SELECT pg_sleep(20)")
+    await conn.execute(ENDLESS)
 
 
 async def waiting_elsewhere(conn: Any, user: CognitoUser) -> None:
@@ -156,7 +156,7 @@ async def test_a_result_comes_through_and_errors_too(pool: GuardedPool) -> None:
 async def test_who_had_the_turn_decides(pool: GuardedPool) -> None:
     async with pool.acquire() as conn:
         with pytest.raises(DeadlineExceededError) as caught:
-            await Deadline(0.05).bound(conn.execute("SELECT pg_sleep(20)"), lambda: conn.in_statement)
+            await Deadline(0.05).bound(conn.execute(ENDLESS), lambda: conn.in_statement)
         assert caught.value.__context__ is None
     with pytest.raises(BudgetSpentError):
         await Deadline(0.05).bound(asyncio.Event().wait())
@@ -184,7 +184,7 @@ async def test_time_spent_in_the_database_by_a_task_group_opens_the_circuit(
 ) -> None:
     async def claims(conn: Any, user: CognitoUser) -> Any:
         async with asyncio.TaskGroup() as group:
-            group.create_task(conn.execute("SELECT pg_sleep(20)"))
+            group.create_task(conn.execute(ENDLESS))
 
     triggers = CognitoTriggers(make_pool(handler_budget_ms=100, breaker_fail_max=1), claims=claims)
     with pytest.raises(TriggerFailedError):

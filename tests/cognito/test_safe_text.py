@@ -22,7 +22,7 @@ from asyncdb_guard import (
     TriggerFailedError,
 )
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, TokenClaims
-from tests.cognito.conftest import MakePool, returning
+from tests.cognito.conftest import ENDLESS, MakePool, returning
 from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def fails_because_of_an_error_of_ours(conn: Any, user: CognitoUser) -> Non
 
 
 async def takes_too_long(conn: Any, user: CognitoUser) -> None:
-    await conn.execute("SELECT pg_sleep(20)")
+    await conn.execute(ENDLESS)
 
 
 HOSTILE = [
