@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias, cast
 
 import asyncpg
@@ -68,7 +68,7 @@ def judge(error: BaseException | None, *, lost: bool = False, paused: bool = Fal
     if isinstance(error, DeadlineExceededError):
         return Verdict.FAILURE
     if isinstance(error, BaseExceptionGroup):
-        return _worst(judge(one, lost=lost, paused=paused) for one in cast("_Group", error).exceptions)
+        return _worst(judge(one, lost=lost, paused=paused) for one in cast(_Group, error).exceptions)
     if isinstance(error, OSError) and raised_by_driver(error):  # TimeoutError is one, too
         return Verdict.FAILURE
     cancelled = error is not None and not isinstance(error, Exception)
@@ -134,16 +134,23 @@ def server_spoke(error: BaseException | None) -> bool:
 
     Where a session was lost without one, the server may still run a statement of it.
     """
+    return error is not None and any(
+        isinstance(one, asyncpg.PostgresError) and getattr(one, "severity", None) in _LAST_WORDS
+        for one in chain_of(error)
+    )
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """`error`, and whatever a traceback of it would show besides: members of groups, causes and contexts, each once."""
     untold, seen = [error], {id(error)}
     for one in untold:  # grows below
-        if isinstance(one, asyncpg.PostgresError) and getattr(one, "severity", None) in _LAST_WORDS:
-            return True
-        members = cast("_Group", one).exceptions if isinstance(one, BaseExceptionGroup) else ()
-        for other in (*members, *((one.__cause__, one.__context__) if one is not None else ())):
-            if id(other) not in seen:
+        yield one
+        context = None if one.__suppress_context__ else one.__context__
+        members = cast(_Group, one).exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (*members, one.__cause__ or context):
+            if other is not None and id(other) not in seen:
                 seen.add(id(other))
                 untold.append(other)
-    return False
 
 
 def raised_by_driver(error: BaseException) -> bool:

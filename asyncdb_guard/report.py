@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import traceback
 from types import FrameType
-from typing import TypeAlias, cast
 
 from asyncdb_guard.errors import GuardError
-from asyncdb_guard.judgement import sqlstate_of
-
-_Group: TypeAlias = "BaseExceptionGroup[BaseException]"
+from asyncdb_guard.judgement import chain_of, sqlstate_of
 
 
 def describe(error: BaseException) -> str:
@@ -19,17 +16,7 @@ def describe(error: BaseException) -> str:
     library itself raised is the text known to carry none. Of its frames, this library's are left out where there are
     others.
     """
-    told: list[str] = []
-    untold, seen = [error], {id(error)}
-    for one in untold:  # grows below
-        told.append(_describe_alone(one))
-        context = None if one.__suppress_context__ else one.__context__
-        members = cast(_Group, one).exceptions if isinstance(one, BaseExceptionGroup) else ()
-        for other in (*members, one.__cause__ or context):
-            if other is not None and id(other) not in seen:
-                seen.add(id(other))
-                untold.append(other)
-    return "; because of ".join(told)
+    return "; because of ".join(map(_describe_alone, chain_of(error)))
 
 
 def _describe_alone(error: BaseException) -> str:
