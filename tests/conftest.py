@@ -93,7 +93,7 @@ def proxy(server: Cluster) -> Iterator[TcpProxy]:
 
 
 @pytest.fixture
-def proxied_url(server: Cluster, role: str, proxy: TcpProxy) -> str:
+def url_via_tcp_proxy(server: Cluster, role: str, proxy: TcpProxy) -> str:
     """To the server through `proxy`, as `role`."""
     return server.url(user=role, port=proxy.port)
 

@@ -106,9 +106,9 @@ async def test_aiobreaker_lets_all_of_fifty_through_a_half_open_circuit():
     assert through == 50, GONE
 
 
-async def test_one_of_fifty_is_let_through_our_half_open_circuit(proxy, proxied_url, eventually, later):
+async def test_one_of_fifty_is_let_through_our_half_open_circuit(proxy, url_via_tcp_proxy, eventually, later):
     knobs = {"breaker_fail_max": 1, "breaker_reset_timeout_ms": 500, "breaker_reset_timeout_max_ms": 500}
-    async with GuardedPool(settings(proxied_url, pool_max=5, connect_timeout_ms=5000, **knobs)) as pool:
+    async with GuardedPool(settings(url_via_tcp_proxy, pool_max=5, connect_timeout_ms=5000, **knobs)) as pool:
         with pytest.raises(TimeoutError):
             await pool.execute("SELECT pg_sleep(5)", timeout=0.01)
         later(0.5)

@@ -92,23 +92,23 @@ async def test_a_pool_of_five_has_five_and_five_only(observer: Observer, url: st
 
 
 async def test_a_first_connect_that_fails_in_part_leaves_no_session(
-    server: Cluster, observer: Observer, proxy: TcpProxy, proxied_url: str, role: str
+    server: Cluster, observer: Observer, proxy: TcpProxy, url_via_tcp_proxy: str, role: str
 ) -> None:
-    allow(server, proxied_url, 3)
-    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=5)) as pool:
+    allow(server, url_via_tcp_proxy, 3)
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=5)) as pool:
         with pytest.raises(ConnectFailedError, match="no connection left"):
             await pool.ping()
         assert await observer.count(user=role) == 0
-        allow(server, proxied_url, 5)
+        allow(server, url_via_tcp_proxy, 5)
         await pool.ping()
         assert await observer.count(user=role) == 5
         assert_accounts_balance(pool)
 
 
 async def test_a_first_connect_that_fails_in_part_makes_room_for_the_next(
-    server: Cluster, proxy: TcpProxy, proxied_url: str
+    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    allow(server, proxied_url, 5)
+    allow(server, url_via_tcp_proxy, 5)
 
     class Fifth(FixedCredentials):
         asked = 0
@@ -124,14 +124,16 @@ async def test_a_first_connect_that_fails_in_part_makes_room_for_the_next(
                 proxy.latency = 0.0
             return target
 
-    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=5), credentials=Fifth()) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=5), credentials=Fifth()) as pool:
         outcomes = await asyncio.gather(pool.ping(), pool.ping(), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [ConnectFailedError, type(None)]
         assert pool.stats()["connect_failures"] == 1
         assert_accounts_balance(pool)
 
 
-async def test_50_callers_behind_a_hung_connect_end_by_their_own_timeout(proxy: TcpProxy, proxied_url: str) -> None:
+async def test_50_callers_behind_a_hung_connect_end_by_their_own_timeout(
+    proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
     proxy.hang = True
 
     async def borrow() -> float:
@@ -141,7 +143,7 @@ async def test_50_callers_behind_a_hung_connect_end_by_their_own_timeout(proxy: 
                 pass
         return time.monotonic() - started
 
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         waits = await asyncio.gather(*(borrow() for _ in range(50)))
         assert min(waits) > 0.55
         assert max(waits) < 0.9
@@ -149,10 +151,10 @@ async def test_50_callers_behind_a_hung_connect_end_by_their_own_timeout(proxy: 
 
 
 async def test_a_hung_connect_fails_one_caller_and_the_next_gets_a_connect_of_its_own(
-    proxy: TcpProxy, proxied_url: str, eventually: Eventually
+    proxy: TcpProxy, url_via_tcp_proxy: str, eventually: Eventually
 ) -> None:
     proxy.hang = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url, connect_timeout_ms=400)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=400)) as pool:
         first = asyncio.create_task(pool.ping())
         await eventually(lambda: proxy.accepted == 1)
         second = asyncio.create_task(pool.ping(timeout=2.0))
@@ -163,9 +165,9 @@ async def test_a_hung_connect_fails_one_caller_and_the_next_gets_a_connect_of_it
         assert proxy.accepted == 2
 
 
-async def test_a_connect_slower_than_its_caller_serves_the_next(proxy: TcpProxy, proxied_url: str) -> None:
+async def test_a_connect_slower_than_its_caller_serves_the_next(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     proxy.latency = 0.1
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         with pytest.raises(ConnectTimeoutError):
             await pool.ping(timeout=0.1)
         await pool.ping()
@@ -368,7 +370,7 @@ async def told_as_another_error(pool: GuardedPool) -> None:
 async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_place(
     server: Cluster,
     proxy: TcpProxy,
-    proxied_url: str,
+    url_via_tcp_proxy: str,
     observer: Observer,
     role: str,
     eventually: Eventually,
@@ -378,8 +380,8 @@ async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_pla
     async def asleep() -> bool:
         return any("pg_sleep" in row["query"] for row in await observer.sessions(user=role))
 
-    allow(server, proxied_url, 1)
-    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=10)) as pool:
+    allow(server, url_via_tcp_proxy, 1)
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=10)) as pool:
         for _ in range(3):
             running = asyncio.ensure_future(run(pool))
             await eventually(asleep)
@@ -401,9 +403,9 @@ async def test_close_during_a_connect_leaves_no_session(observer: Observer, url:
         assert await observer.count(user=role) == 0
 
 
-async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, proxied_url: str) -> None:
+async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     proxy.hang = True
-    pool = GuardedPool(DatabaseSettings(url=proxied_url))
+    pool = GuardedPool(DatabaseSettings(url=url_via_tcp_proxy))
     asked = asyncio.create_task(pool.ping())
     await asyncio.sleep(0.01)
     started = time.monotonic()
@@ -510,8 +512,8 @@ async def test_a_statement_that_outlived_a_block_in_peace_is_not_handed_on(
         assert stray.exception() is not None
 
 
-async def test_a_timeout_bounds_all_of_a_ping(proxy: TcpProxy, proxied_url: str) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+async def test_a_timeout_bounds_all_of_a_ping(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         await pool.ping(timeout=1.0)
         proxy.deaf = True
         started = time.monotonic()

@@ -148,10 +148,10 @@ async def _none(observer: Observer, role: str) -> bool:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_together_with_an_error(proxy: TcpProxy, proxied_url: str, moment: Moment) -> None:
+async def test_together_with_an_error(proxy: TcpProxy, url_via_tcp_proxy: str, moment: Moment) -> None:
     """The connect has failed and its caller was told; but the cancellation is what it learns of first."""
     proxy.refuse = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         victim = asyncio.create_task(cancelled_at(1, moment, pool.ping()))
         await asyncio.wait([victim])
         assert victim.cancelled()

@@ -38,11 +38,11 @@ async def quiet(proxy: TcpProxy, seconds: float) -> bool:
 
 
 async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusal_after_the_other(
-    proxy: TcpProxy, proxied_url: str
+    proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
     heard: list[Event] = []
     proxy.refuse = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url), on_event=heard.append) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy), on_event=heard.append) as pool:
         for _ in range(3):
             with pytest.raises(ConnectFailedError) as failed:
                 await pool.ping()
@@ -60,9 +60,9 @@ async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusa
 
 @pytest.mark.parametrize("pool_max", [1, 5])
 async def test_nobody_connects_behind_an_open_circuit(
-    proxy: TcpProxy, proxied_url: str, observer: Observer, role: str, pool_max: int
+    proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str, pool_max: int
 ) -> None:
-    settings = DatabaseSettings(url=proxied_url, pool_max=pool_max, breaker_fail_max=1)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=pool_max, breaker_fail_max=1)
     async with GuardedPool(settings) as pool:
         await pool.ping()
         proxy.refuse = True
@@ -78,9 +78,14 @@ async def test_nobody_connects_behind_an_open_circuit(
 
 @pytest.mark.parametrize("pool_max", [1, 5])
 async def test_nobody_connects_when_nobody_asks(
-    proxy: TcpProxy, proxied_url: str, observer: Observer, role: str, pool_max: int, caplog: pytest.LogCaptureFixture
+    proxy: TcpProxy,
+    url_via_tcp_proxy: str,
+    observer: Observer,
+    role: str,
+    pool_max: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=pool_max)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=pool_max)) as pool:
         await pool.ping()
         accepted = proxy.accepted
         await observer.terminate(user=role)
@@ -92,8 +97,8 @@ async def test_nobody_connects_when_nobody_asks(
         assert await pool.fetchval("SELECT 1") == 1
 
 
-async def test_nobody_connects_for_callers_who_have_left(proxy: TcpProxy, proxied_url: str) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+async def test_nobody_connects_for_callers_who_have_left(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         for _ in range(5):
             asked = asyncio.create_task(pool.ping())
             await asyncio.sleep(0)
@@ -104,9 +109,9 @@ async def test_nobody_connects_for_callers_who_have_left(proxy: TcpProxy, proxie
         assert_accounts_balance(pool)
 
 
-async def test_whoever_queues_when_the_circuit_opens_is_refused_too(proxy: TcpProxy, proxied_url: str) -> None:
+async def test_whoever_queues_when_the_circuit_opens_is_refused_too(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     proxy.hang = True
-    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=300)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, connect_timeout_ms=300)
     async with GuardedPool(settings) as pool:
         outcomes = await asyncio.gather(*(pool.ping(timeout=5.0) for _ in range(50)), return_exceptions=True)
         assert isinstance(outcomes[0], ConnectFailedError)
@@ -148,9 +153,9 @@ async def test_a_session_that_comes_with_the_news_of_an_open_circuit_goes_back(u
 
 
 async def test_connects_in_progress_end_when_the_circuit_opens(
-    proxy: TcpProxy, proxied_url: str, eventually: Eventually
+    proxy: TcpProxy, url_via_tcp_proxy: str, eventually: Eventually
 ) -> None:
-    settings = DatabaseSettings(url=proxied_url, pool_max=3, breaker_fail_max=1, connect_timeout_ms=3000)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=3, breaker_fail_max=1, connect_timeout_ms=3000)
     async with GuardedPool(settings) as pool:
         await pool.ping()
         proxy.drop_all()
@@ -164,9 +169,11 @@ async def test_connects_in_progress_end_when_the_circuit_opens(
         assert_accounts_balance(pool)
 
 
-async def test_half_open_admits_one_of_fifty(proxy: TcpProxy, proxied_url: str, later: Callable[[float], None]) -> None:
+async def test_half_open_admits_one_of_fifty(
+    proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None]
+) -> None:
     proxy.refuse = True
-    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=500)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, connect_timeout_ms=500)
     async with GuardedPool(settings) as pool:
         with pytest.raises(ConnectFailedError):
             await pool.ping()
@@ -187,10 +194,10 @@ async def test_half_open_admits_one_of_fifty(proxy: TcpProxy, proxied_url: str, 
 
 
 async def test_a_cancelled_trial_frees_its_place_at_once(
-    proxy: TcpProxy, proxied_url: str, later: Callable[[float], None]
+    proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None]
 ) -> None:
     proxy.refuse = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=1)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1)) as pool:
         with pytest.raises(ConnectFailedError):
             await pool.ping()
         later(10)
@@ -207,10 +214,10 @@ async def test_a_cancelled_trial_frees_its_place_at_once(
 
 
 async def test_a_stuck_trial_frees_its_place_when_its_lease_ends(
-    proxy: TcpProxy, proxied_url: str, later: Callable[[float], None]
+    proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None]
 ) -> None:
     proxy.refuse = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=2, breaker_fail_max=1)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, breaker_fail_max=1)) as pool:
         with pytest.raises(ConnectFailedError):
             await pool.ping()
         later(10)
@@ -226,10 +233,10 @@ async def test_a_stuck_trial_frees_its_place_when_its_lease_ends(
 
 
 async def test_callers_with_little_time_of_their_own_do_not_open_the_circuit(
-    proxy: TcpProxy, proxied_url: str, eventually: Eventually
+    proxy: TcpProxy, url_via_tcp_proxy: str, eventually: Eventually
 ) -> None:
     proxy.hang = True
-    settings = DatabaseSettings(url=proxied_url, breaker_fail_max=1, connect_timeout_ms=2000)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, connect_timeout_ms=2000)
     async with GuardedPool(settings) as pool:
         for _ in range(3):
             with pytest.raises(AcquireTimeoutError):
@@ -240,9 +247,9 @@ async def test_callers_with_little_time_of_their_own_do_not_open_the_circuit(
 
 @pytest.mark.parametrize("trial", [False, True])
 async def test_a_connect_that_hangs_does_not_hold_up_a_caller_who_came_after_those_who_began_it(
-    proxy: TcpProxy, proxied_url: str, trial: bool, later: Callable[[float], None]
+    proxy: TcpProxy, url_via_tcp_proxy: str, trial: bool, later: Callable[[float], None]
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=1)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1)) as pool:
         if trial:
             proxy.refuse = True
             with pytest.raises(DatabaseUnavailableError):
@@ -262,9 +269,9 @@ async def test_a_connect_that_hangs_does_not_hold_up_a_caller_who_came_after_tho
 
 
 async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(
-    proxied_url: str, later: Callable[[float], None]
+    url_via_tcp_proxy: str, later: Callable[[float], None]
 ) -> None:
-    settings = DatabaseSettings(url=proxied_url, pool_max=2, breaker_fail_max=1, session_reset="never")
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, breaker_fail_max=1, session_reset="never")
     deadline = DeadlineExceededError("The deadline ended.")
     async with GuardedPool(settings) as pool:
         early, tripping = pool.acquire(), pool.acquire()

@@ -131,8 +131,8 @@ signal.pause()
 # The proxy
 
 
-async def test_the_proxy_reads_along_and_counts_round_trips(proxied_url: str, role: str, proxy: TcpProxy) -> None:
-    connection = await asyncpg.connect(proxied_url, ssl=False, server_settings={"application_name": "read"})
+async def test_the_proxy_reads_along_and_counts_round_trips(url_via_tcp_proxy: str, role: str, proxy: TcpProxy) -> None:
+    connection = await asyncpg.connect(url_via_tcp_proxy, ssl=False, server_settings={"application_name": "read"})
     assert (proxy.accepted, proxy.open_connections, proxy.open_server_connections) == (1, 1, 1)
     assert proxy.startups == [
         {"client_encoding": "'utf-8'", "user": role, "database": "postgres", "application_name": "read"}
@@ -153,9 +153,9 @@ async def test_the_proxy_reads_along_and_counts_round_trips(proxied_url: str, ro
 
 
 async def test_the_proxy_sees_requests_for_tls_and_cancellations(
-    proxied_url: str, proxy: TcpProxy, eventually: Eventually
+    url_via_tcp_proxy: str, proxy: TcpProxy, eventually: Eventually
 ) -> None:
-    connection = await asyncpg.connect(proxied_url, ssl="prefer")
+    connection = await asyncpg.connect(url_via_tcp_proxy, ssl="prefer")
     assert proxy.tls_requests == 1
     with pytest.raises(TimeoutError):
         await connection.execute("SELECT pg_sleep(60)", timeout=0.05)
@@ -164,8 +164,8 @@ async def test_the_proxy_sees_requests_for_tls_and_cancellations(
     await connection.close()
 
 
-async def test_latency_counts_both_ways(proxied_url: str, proxy: TcpProxy) -> None:
-    connection = await asyncpg.connect(proxied_url)
+async def test_latency_counts_both_ways(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
+    connection = await asyncpg.connect(url_via_tcp_proxy)
     proxy.latency = 0.03
     began = time.monotonic()
     assert await connection.fetchval("SELECT 1") == 1
@@ -175,28 +175,28 @@ async def test_latency_counts_both_ways(proxied_url: str, proxy: TcpProxy) -> No
 
 
 async def test_a_deaf_path_loses_everything_and_the_server_never_learns(
-    proxied_url: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
+    url_via_tcp_proxy: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
 ) -> None:
-    connection = await asyncpg.connect(proxied_url)
+    connection = await asyncpg.connect(url_via_tcp_proxy)
     proxy.deaf = True
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(connection.fetchval("SELECT 1"), 0.05)
     with pytest.raises(TimeoutError):
-        await asyncpg.connect(proxied_url, timeout=0.05)
+        await asyncpg.connect(url_via_tcp_proxy, timeout=0.05)
     assert proxy.accepted >= 2  # The request to cancel the first statement came on a connection of its own.
     connection.terminate()
     await eventually(lambda: proxy.open_connections == 0)
     assert proxy.open_server_connections == await observer.count(user=role) == 1
     proxy.deaf = False
-    await (await asyncpg.connect(proxied_url)).close()
+    await (await asyncpg.connect(url_via_tcp_proxy)).close()
     assert await observer.count(user=role) >= 1
 
 
 async def test_reset_and_drop_end_both_sides(
-    proxied_url: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
+    url_via_tcp_proxy: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
 ) -> None:
     for end in (proxy.reset_all, proxy.drop_all):
-        connection = await asyncpg.connect(proxied_url)
+        connection = await asyncpg.connect(url_via_tcp_proxy)
         end()
         with pytest.raises((OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
             await connection.fetchval("SELECT 1")
@@ -209,21 +209,21 @@ async def test_reset_and_drop_end_both_sides(
         assert proxy.open_connections == proxy.open_server_connections == 0
 
 
-async def test_ways_not_to_answer_a_new_connection(proxied_url: str, proxy: TcpProxy) -> None:
+async def test_ways_not_to_answer_a_new_connection(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
     proxy.refuse = True
     with pytest.raises(RESET):
-        await asyncpg.connect(proxied_url, ssl=False)
+        await asyncpg.connect(url_via_tcp_proxy, ssl=False)
     proxy.refuse = False
     proxy.hang = True
     with pytest.raises(TimeoutError):
-        await asyncpg.connect(proxied_url, timeout=0.05)
+        await asyncpg.connect(url_via_tcp_proxy, timeout=0.05)
     proxy.hang = False
     assert proxy.accepted == 2
     await proxy.stop_listening()
     with pytest.raises(ConnectionRefusedError):
-        await asyncpg.connect(proxied_url)
+        await asyncpg.connect(url_via_tcp_proxy)
     await proxy.listen_again()
-    await (await asyncpg.connect(proxied_url, ssl=False)).close()
+    await (await asyncpg.connect(url_via_tcp_proxy, ssl=False)).close()
     assert proxy.accepted == 3
 
 

@@ -17,10 +17,10 @@ PACKAGE = ROOT / "asyncdb_guard"
 FLOORS = (
     {"handlers"},
     {"cognito", "runtime"},
-    {"metrics", "report"},
+    {"emf", "redaction"},
     {"pool"},
     {"connect"},
-    {"breaker", "judgement", "liveness"},
+    {"breaker", "verdict", "liveness"},
     {"settings"},
     {"clock", "errors", "events"},
 )
@@ -32,11 +32,11 @@ DOORS = {
     "aiobreaker": {"breaker"},
     "botocore": {"connect.aws"},
     "redis": {"cognito"},
-    "asyncpg.connect": {"connect.driver"},
-    "asyncpg.create_pool": {"connect.driver"},
+    "asyncpg.connect": {"connect.connector"},
+    "asyncpg.create_pool": {"connect.connector"},
     "signal": {"runtime.process"},
     "snapshot_restore_py": {"runtime.process"},
-    "AWS_LAMBDA_": {"metrics", "runtime"},
+    "AWS_LAMBDA_": {"emf", "runtime"},
     "pydantic_settings": {"settings"},
 }
 

@@ -22,9 +22,9 @@ async def test_pool_max_is_1(monkeypatch: pytest.MonkeyPatch, url: str, observer
         assert await observer.count(user=role) == 1
 
 
-async def test_connect_timeout(monkeypatch: pytest.MonkeyPatch, proxied_url: str, proxy: TcpProxy) -> None:
+async def test_connect_timeout(monkeypatch: pytest.MonkeyPatch, url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
     proxy.hang = True
-    monkeypatch.setenv("LAMBDA_DATABASE_URL", proxied_url)
+    monkeypatch.setenv("LAMBDA_DATABASE_URL", url_via_tcp_proxy)
     monkeypatch.setenv("LAMBDA_DATABASE_CONNECT_TIMEOUT_MS", "100")
     async with GuardedPool() as pool:
         started = time.monotonic()
@@ -49,9 +49,9 @@ async def test_client_caching(url: str) -> None:
         assert len(pids) == 1
 
 
-async def test_breaker_trips(proxied_url: str, proxy: TcpProxy) -> None:
+async def test_breaker_trips(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
     proxy.refuse = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         for _ in range(3):
             assert pool.stats()["circuit"] == "closed"
             with pytest.raises(ConnectFailedError):
@@ -59,9 +59,9 @@ async def test_breaker_trips(proxied_url: str, proxy: TcpProxy) -> None:
         assert pool.stats()["circuit"] == "open"
 
 
-async def test_fail_fast(proxied_url: str, proxy: TcpProxy) -> None:
+async def test_fail_fast(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
     proxy.refuse = True
-    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=1)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1)) as pool:
         with pytest.raises(ConnectFailedError):
             await pool.ping()
         started = time.monotonic()

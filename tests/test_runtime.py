@@ -555,11 +555,11 @@ FORMER = """
 
 
 async def test_sigterm_ends_idle_sessions(
-    deploy: Deploy, proxied_url: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
+    deploy: Deploy, url_via_tcp_proxy: str, proxy: TcpProxy, role: str, observer: Observer, eventually: Eventually
 ) -> None:
     """Within 300 ms, with a goodbye to the server; then the former handler is called, and the process ends."""
     environment = deploy(
-        FORMER.format(end="signal.raise_signal(signal.SIGTERM)") + QUICK, LAMBDA_DATABASE_URL=proxied_url
+        FORMER.format(end="signal.raise_signal(signal.SIGTERM)") + QUICK, LAMBDA_DATABASE_URL=url_via_tcp_proxy
     )
     assert environment.invoke({}).payload == environment.pid
     assert await observer.count(user=role) == 1
@@ -576,13 +576,13 @@ async def test_sigterm_ends_idle_sessions(
     ids=["in a statement", "in a statement without the server's check", "in a block", "loop blocked"],
 )
 async def test_sigterm_ends_busy_sessions(
-    source: str, profile: str, goodbye: list[bytes], deploy: Deploy, proxied_url: str, proxy: TcpProxy, role: str,
+    source: str, profile: str, goodbye: list[bytes], deploy: Deploy, url_via_tcp_proxy: str, proxy: TcpProxy, role: str,
     observer: Observer, eventually: Eventually,
 ) -> None:  # fmt: skip
     """Within 1 s, whatever the handler does: a statement is cancelled, and an idle session gets a goodbye."""
     environment = deploy(
         FORMER.format(end="sys.exit(3)") + source,
-        LAMBDA_DATABASE_URL=proxied_url,
+        LAMBDA_DATABASE_URL=url_via_tcp_proxy,
         LAMBDA_DATABASE_PROXY_PROFILE=profile,
         LAMBDA_DATABASE_COMMAND_TIMEOUT_MS="60000",
     )
@@ -597,7 +597,7 @@ async def test_sigterm_ends_busy_sessions(
     assert "former handler of SIGTERM failed" not in environment.stdout
 
 
-def test_sigterm_in_the_last_moment_of_a_call(deploy: Deploy, proxied_url: str, proxy: TcpProxy) -> None:
+def test_sigterm_in_the_last_moment_of_a_call(deploy: Deploy, url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
     """The loop stops by itself, and the sessions are told goodbye all the same."""
     environment = deploy(
         """
@@ -608,7 +608,7 @@ def test_sigterm_in_the_last_moment_of_a_call(deploy: Deploy, proxied_url: str, 
             await pool.ping()
             signal.raise_signal(signal.SIGTERM)
         """,
-        LAMBDA_DATABASE_URL=proxied_url,
+        LAMBDA_DATABASE_URL=url_via_tcp_proxy,
     )
     environment.submit({}).add_done_callback(lambda future: future.exception())
     assert environment.wait(10.0) == 0

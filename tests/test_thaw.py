@@ -63,18 +63,18 @@ async def test_a_session_that_the_server_ended(url: str, role: str, observer: Ob
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_session_that_was_reset(proxy: TcpProxy, proxied_url: str, kind: dict[str, Any]) -> None:
-    with Child(proxied_url, breaker_fail_max=1, **kind) as child:
+async def test_a_session_that_was_reset(proxy: TcpProxy, url_via_tcp_proxy: str, kind: dict[str, Any]) -> None:
+    with Child(url_via_tcp_proxy, breaker_fail_max=1, **kind) as child:
         assert await survives(child, proxy.reset_all) == ["connection_replaced lost"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("slept", [30.0, 1000.0])
 async def test_a_path_that_is_silently_dead(
-    proxy: TcpProxy, proxied_url: str, kind: dict[str, Any], slept: float, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, url_via_tcp_proxy: str, kind: dict[str, Any], slept: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.test_thaw.ROUNDS", 10 if not kind else 3)
-    with Child(proxied_url, breaker_fail_max=1, **kind) as child:
+    with Child(url_via_tcp_proxy, breaker_fail_max=1, **kind) as child:
         reasons = await survives(child, proxy.silence_all, slept=slept)
         assert reasons == [f"connection_replaced {'unresponsive' if slept == 30.0 else 'idle_timeout'}"]
 
@@ -119,9 +119,9 @@ async def test_a_healthy_warm_borrow_costs_no_round_trip_with_tls_either(tls_ser
 
 @pytest.mark.parametrize(("session_reset", "round_trips"), [("never", 1), ("always", 2)])
 async def test_a_healthy_warm_borrow_costs_no_round_trip(
-    proxy: TcpProxy, proxied_url: str, session_reset: str, round_trips: int
+    proxy: TcpProxy, url_via_tcp_proxy: str, session_reset: str, round_trips: int
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset=session_reset)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset=session_reset)) as pool:
         for _ in range(2):
             await pool.fetchval(PID)
         before = proxy.round_trips
@@ -134,9 +134,9 @@ async def test_a_healthy_warm_borrow_costs_no_round_trip(
 
 
 async def test_a_session_that_rested_costs_one_ping(
-    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset="never")) as pool:
         pid = await pool.fetchval(PID)
         assert await pool.fetchval(PID) == pid
         before = proxy.round_trips
@@ -150,9 +150,9 @@ async def test_a_session_that_rested_costs_one_ping(
 
 
 async def test_a_wall_clock_that_was_set_back_changes_nothing(
-    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset="never")) as pool:
         for _ in range(2):
             await pool.fetchval(PID)
         before = proxy.round_trips
@@ -162,9 +162,9 @@ async def test_a_wall_clock_that_was_set_back_changes_nothing(
 
 
 async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
-    server: Cluster, proxy: TcpProxy, proxied_url: str
+    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset="never")) as pool:
         await pool.execute("LISTEN news")
         pid = await pool.fetchval(PID)
         await pool.fetchval(PID)
@@ -180,10 +180,10 @@ async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
 
 
 async def test_where_the_socket_cannot_be_had_each_borrow_pings(
-    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncdb_guard.connect.session.socket_probe", lambda _: liveness.socket_probe(None))
-    async with GuardedPool(DatabaseSettings(url=proxied_url, session_reset="never")) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset="never")) as pool:
         for _ in range(2):
             await pool.fetchval(PID)
         before = proxy.round_trips
@@ -194,9 +194,9 @@ async def test_where_the_socket_cannot_be_had_each_borrow_pings(
 
 
 async def test_a_dead_path_leaves_most_of_a_short_timeout_to_the_new_connection(
-    proxy: TcpProxy, proxied_url: str, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, breaker_fail_max=1)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1)) as pool:
         await pool.ping()
         proxy.silence_all()
         monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + 5))
@@ -207,9 +207,9 @@ async def test_a_dead_path_leaves_most_of_a_short_timeout_to_the_new_connection(
 
 
 async def test_a_dead_path_is_found_out_once_however_many_sessions_it_had(
-    proxy: TcpProxy, proxied_url: str, observer: Observer, role: str, later: Callable[[float], None]
+    proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str, later: Callable[[float], None]
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=20, session_reset="never")) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=20, session_reset="never")) as pool:
         await pool.ping()
         assert pool.stats()["idle"] == 20
         proxy.silence_all()
@@ -222,9 +222,9 @@ async def test_a_dead_path_is_found_out_once_however_many_sessions_it_had(
 
 
 async def test_a_hasty_caller_costs_no_session_its_place(
-    proxy: TcpProxy, proxied_url: str, later: Callable[[float], None], eventually: Eventually
+    proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None], eventually: Eventually
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url, pool_max=5)) as pool:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=5)) as pool:
         await pool.ping()
         later(1.1)
         proxy.latency = 0.01

@@ -105,7 +105,7 @@ class MemoryCache:
             del self._entries[key]
 
 
-class UnhurriedCache:
+class FailFastCache:
     """Stands before a cache that may be slow or dead, and lives as long as it.
 
     A call that fails, or takes longer than `BOUND`, counts as a miss. Then the cache is left alone for a while, which

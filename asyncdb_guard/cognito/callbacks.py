@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 from asyncdb_guard.cognito.event import CognitoUser
 from asyncdb_guard.cognito.statements import ClaimsStatement, ProvisionStatement, Statement
 from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError
-from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.problems import label
 
 Callback: TypeAlias = Callable[[Any, CognitoUser], Awaitable[Any]]
 """`async def callback(conn, user)`, with an asyncpg connection."""

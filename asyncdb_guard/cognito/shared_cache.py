@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from asyncdb_guard.cognito.cache import CacheKey
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.problems import label
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from asyncdb_guard.cognito.cache import (
     CacheKey,
     ClaimsCache,
+    FailFastCache,
     MemoryCache,
-    UnhurriedCache,
     cache_key,
     stale_key,
     user_key,
@@ -16,8 +16,8 @@ from asyncdb_guard.cognito.cache import (
 from asyncdb_guard.cognito.claims import Overrides, restore
 from asyncdb_guard.cognito.deadline import BudgetSpentError, Deadline
 from asyncdb_guard.cognito.event import TokenRequest
-from asyncdb_guard.cognito.flights import Flights
 from asyncdb_guard.cognito.shared_cache import SharedCache
+from asyncdb_guard.cognito.single_flight import SingleFlight
 from asyncdb_guard.errors import DatabaseUnavailableError, DeadlineExceededError
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -33,7 +33,7 @@ class ClaimsStore:
         self._cache = cache
         self._ttl = ttl
         self._keep_stale = keep_stale
-        self._flights: Flights[tuple[Overrides, bool]] = Flights(_gave_up)
+        self._single_flight: SingleFlight[tuple[Overrides, bool]] = SingleFlight(_gave_up)
 
     async def get(
         self, request: TokenRequest, source: str, load: Callable[[], Awaitable[Overrides]], deadline: Deadline
@@ -61,7 +61,7 @@ class ClaimsStore:
                 await self._write(lives, overrides, deadline)
             return overrides, False
 
-        return await self._flights.share(key, get_or_load, deadline.bound)
+        return await self._single_flight.share(key, get_or_load, deadline.bound)
 
     async def last_known(self, request: TokenRequest, source: str) -> Overrides | None:
         """What this user was last given, not longer ago than stale claims are kept."""
@@ -70,7 +70,7 @@ class ClaimsStore:
     async def forget(self, sub: str) -> None:
         """Drop all that is kept of one user, and keep nothing of the loads in progress."""
         user = user_key(sub)
-        self._flights.forget(user)
+        self._single_flight.forget(user)
         await self._cache.forget(user)
 
     async def _read(self, key: CacheKey, request: TokenRequest) -> Overrides | None:
@@ -93,9 +93,9 @@ def open_store(settings: DatabaseSettings, cache: ClaimsCache | None, *, keep_st
     """The store that the settings ask for, with the user's own cache if there is one. Raises ConfigurationError."""
     url = settings.claims_cache_url
     if cache is not None:
-        cache = UnhurriedCache(cache)
+        cache = FailFastCache(cache)
     elif url is not None:
-        cache = UnhurriedCache(SharedCache(url.get_secret_value()))
+        cache = FailFastCache(SharedCache(url.get_secret_value()))
     return ClaimsStore(cache or MemoryCache(), ttl=settings.claims_cache_ttl, keep_stale=keep_stale)
 
 

@@ -6,7 +6,6 @@ import hashlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from asyncdb_guard.cognito.borrowing import Borrower, SessionLostError
 from asyncdb_guard.cognito.cache import ClaimsCache
 from asyncdb_guard.cognito.callbacks import Callback, claims_callback, provision_callback, source_of
 from asyncdb_guard.cognito.claims import Overrides, answer, check
@@ -21,12 +20,13 @@ from asyncdb_guard.cognito.event import (
     read_token_event,
     trigger_source,
 )
-from asyncdb_guard.cognito.safety import safely
+from asyncdb_guard.cognito.invocation import CallbackRunner, SessionLostError
+from asyncdb_guard.cognito.public_errors import safely
 from asyncdb_guard.cognito.store import ClaimsStore, open_store
+from asyncdb_guard.emf import LoadMetrics
 from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError
 from asyncdb_guard.events import CacheHit, CacheMiss, logger
-from asyncdb_guard.metrics import LoadMetrics
-from asyncdb_guard.report import describe
+from asyncdb_guard.redaction import describe
 
 if TYPE_CHECKING:
     from asyncdb_guard.pool import GuardedPool
@@ -72,7 +72,7 @@ class CognitoTriggers:
         on_unavailable: OnUnavailable = "deny",
     ) -> None:
         self._pool = pool
-        self._borrower = Borrower(pool)
+        self._runner = CallbackRunner(pool)
         self._claims = claims
         self._provision = provision
         self._cache = cache
@@ -146,10 +146,10 @@ class CognitoTriggers:
             return await callback(conn, user)
 
         try:
-            return await self._borrower.with_connection(deadline, work, metrics)
+            return await self._runner.with_connection(deadline, work, metrics)
         except SessionLostError:
             logger.info("The session was lost while claims were read; reading them once more.")
-        return await self._borrower.with_connection(deadline, work, metrics)
+        return await self._runner.with_connection(deadline, work, metrics)
 
     async def _provision_user(self, event: TriggerEvent, context: Any) -> TriggerEvent:
         if trigger_source(event) != CONFIRM_SIGN_UP:
@@ -170,7 +170,7 @@ class CognitoTriggers:
                 # After an error that the callback swallowed, COMMIT would roll back and not say so.
                 await conn.execute("SELECT 1")
 
-        await self._borrower.with_connection(deadline, work)
+        await self._runner.with_connection(deadline, work)
         await store.forget(user.sub)
         return event
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
 
 

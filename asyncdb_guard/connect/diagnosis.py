@@ -8,7 +8,7 @@ import ssl
 import asyncpg
 
 from asyncdb_guard.errors import ConnectFailedError, ConnectTimeoutError
-from asyncdb_guard.judgement import sqlstate_of
+from asyncdb_guard.verdict import sqlstate_of
 
 _BY_SQLSTATE = {
     "08P01": "the server refused what it was sent",

@@ -1,7 +1,7 @@
 """One server session, and the only room that knows private names of asyncpg and asyncio.
 
 asyncpg's pool owns every physical connection, but each is checked out of it once, for as long as it lives: its acquire
-and release cost more than a round trip on loopback, and its release is a task. `tests/test_driver.py` has a test for
+and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a test for
 each private name, which fails in plain words when asyncpg changes.
 """
 
@@ -27,7 +27,7 @@ _NOTICE = 0.1
 """Seconds from that look until the session is gone."""
 
 
-class ProxiedConnection(asyncpg.Connection):
+class PoolerConnection(asyncpg.Connection):
     """A connection through a pooler: it changes no setting, and knows whether a backend may still be kept for it.
 
     asyncpg/protocol/coreproto.pyx: it sends Parse, Describe and Flush, and Sync only with the Bind that follows. A
@@ -124,7 +124,7 @@ class Session:
         self._protocol: Any = self._connection._protocol
         self._transport: Any = self._connection._transport
         # asyncpg/connection.py: ConnectionMeta makes isinstance() say yes to every connection
-        self._proxied = type(self._connection) is ProxiedConnection
+        self._proxied = type(self._connection) is PoolerConnection
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
 
 

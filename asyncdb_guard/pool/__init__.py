@@ -1,6 +1,6 @@
 """The guarded pool."""
 
-from asyncdb_guard.pool.face import GuardedPool
+from asyncdb_guard.pool.guarded_pool import GuardedPool
 from asyncdb_guard.pool.stats import PoolStats
 
 __all__ = ["GuardedPool", "PoolStats"]

@@ -7,9 +7,9 @@ from types import TracebackType
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.session import LentConnection, Session
-from asyncdb_guard.judgement import Verdict, judge, server_spoke
 from asyncdb_guard.pool.guard import Guard
 from asyncdb_guard.pool.lending import Lending
+from asyncdb_guard.verdict import Verdict, judge, server_spoke
 
 
 class Acquisition:
@@ -47,7 +47,7 @@ class Acquisition:
                 counters.wait_ms += elapsed(since, now) * 1000
         except BaseException as error:
             self._in_use = False
-            counters.came_to_nothing(error)
+            counters.count_failed_request(error)
             raise
         counters.acquired += 1
         self._session = session

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.diagnosis import connect_error
-from asyncdb_guard.connect.driver import Driver
 from asyncdb_guard.connect.session import Session
 from asyncdb_guard.errors import GuardError
 from asyncdb_guard.events import ConnectionOpened, Event
-from asyncdb_guard.judgement import Verdict, judge_connect
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.waiting import WaitQueue
+from asyncdb_guard.verdict import Verdict, judge_connect
 
 _FOR_NOBODY = 0.25
 """Seconds for which a connect goes on after the last caller that waited for it has left: a healthy one is through by
@@ -40,7 +40,7 @@ class Dials:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: Connector,
         queue: WaitQueue,
         counters: Counters,
         emit: Callable[[Event], None],

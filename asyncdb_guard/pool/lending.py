@@ -10,17 +10,17 @@ from socket import socket
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.diagnosis import connect_error
-from asyncdb_guard.connect.driver import Driver
 from asyncdb_guard.connect.session import Session
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
-from asyncdb_guard.judgement import Verdict
 from asyncdb_guard.pool.slots import Slots
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.waiting import Waiter, WaitQueue
 from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.verdict import Verdict
 
 _PARTING = 0.1
 """Seconds for which a borrower whose block failed waits for the server to confirm that its statement has stopped."""
@@ -52,7 +52,9 @@ class Lending:
         self._events = events
         self._counters = counters
         self.queue = WaitQueue()
-        self.slots = Slots(settings, Driver(settings, credentials, leaving), self.queue, events, counters, self.report)
+        self.slots = Slots(
+            settings, Connector(settings, credentials, leaving), self.queue, events, counters, self.report
+        )
         self._loop_end_hook: AsyncGenerator[None, None] | None = None
         self.closed = False
 

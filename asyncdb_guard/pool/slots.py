@@ -16,10 +16,9 @@ from typing import TypeAlias
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant
-from asyncdb_guard.connect.driver import Driver
+from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.session import Session
 from asyncdb_guard.events import ConnectionClosed, ConnectionReplaced, Events
-from asyncdb_guard.judgement import Verdict
 from asyncdb_guard.liveness import PING_TIMEOUT, Health, ping_bound
 from asyncdb_guard.pool.crew import Crew
 from asyncdb_guard.pool.dials import Dials
@@ -28,6 +27,7 @@ from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.upkeep import check, health_of, make_fit
 from asyncdb_guard.pool.waiting import WaitQueue
 from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.verdict import Verdict
 
 Farewell: TypeAlias = ConnectionClosed | ConnectionReplaced
 
@@ -41,7 +41,7 @@ class Slots:
     def __init__(
         self,
         settings: DatabaseSettings,
-        driver: Driver,
+        driver: Connector,
         queue: WaitQueue,
         events: Events,
         counters: Counters,

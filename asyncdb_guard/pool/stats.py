@@ -68,7 +68,7 @@ class Counters:
         for name in self.__slots__:
             setattr(self, name, 0)
 
-    def came_to_nothing(self, error: BaseException) -> None:
+    def count_failed_request(self, error: BaseException) -> None:
         """Count a request that ended with `error`."""
         if isinstance(error, CircuitOpenError):
             self.rejections += 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.session import Session
-from asyncdb_guard.judgement import server_spoke
 from asyncdb_guard.liveness import Health, assess
+from asyncdb_guard.verdict import server_spoke
 
 
 def health_of(session: Session, idle_timeout: float, now: Instant) -> Health:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from asyncdb_guard.errors import TriggerFailedError
 from asyncdb_guard.events import logger
 from asyncdb_guard.pool import GuardedPool
-from asyncdb_guard.report import describe
+from asyncdb_guard.redaction import describe
 from asyncdb_guard.runtime.process import process
 
 P = ParamSpec("P")

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from asyncdb_guard.events import logger
 from asyncdb_guard.pool.guard import open_guards
-from asyncdb_guard.report import describe
+from asyncdb_guard.redaction import describe
 
 P = ParamSpec("P")
 R = TypeVar("R")

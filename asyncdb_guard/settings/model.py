@@ -12,8 +12,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
-from asyncdb_guard.settings.faults import VARIABLE, contradiction, hidden, label, misfits, unfit
-from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
+from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields
+from asyncdb_guard.settings.problems import VARIABLE, conflicts, contradiction, hidden, label, unfit
 from asyncdb_guard.settings.target import ConnectTarget, connect_target
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
 
@@ -31,7 +31,7 @@ class _Environment(EnvSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
-        known = {f"{ENV_PREFIX}{knob.upper()}" for knob in Knobs.model_fields}
+        known = {f"{ENV_PREFIX}{knob.upper()}" for knob in SettingsFields.model_fields}
         unknown = [name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name not in known]
         values.update((VARIABLE + name, None) for name in unknown)
         values.setdefault("url", self.env_vars.get("database_url"))
@@ -40,7 +40,7 @@ class _Environment(EnvSettingsSource):
 
 
 @final
-class DatabaseSettings(Knobs):
+class DatabaseSettings(SettingsFields):
     """All settings, from keyword arguments, else from the environment, else from the database URL, else their defaults.
 
     A variable is the knob's name behind `LAMBDA_DATABASE_`, all in capitals; an empty or blank one counts as not set.
@@ -160,7 +160,7 @@ class DatabaseSettings(Knobs):
         ]
         faults += [
             fault
-            for knobs, fault in misfits(settings, url, settings.target, settings.proxied, from_url)
+            for knobs, fault in conflicts(settings, url, settings.target, settings.proxied, from_url)
             if not knobs & wrong
         ]
         if faults:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from pydantic import SecretStr
 
-from asyncdb_guard.settings.knobs import Knobs, SslMode
+from asyncdb_guard.settings.fields import SettingsFields, SslMode
 from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
 
 DEFAULT_PORT = 5432
@@ -46,7 +46,7 @@ def is_loopback(host: str | None) -> bool:
         return host.lower() == "localhost"
 
 
-def connect_target(knobs: Knobs, url: DatabaseUrl, proxied: bool) -> ConnectTarget:
+def connect_target(knobs: SettingsFields, url: DatabaseUrl, proxied: bool) -> ConnectTarget:
     """Where the knobs and the URL lead. What they leave open is None; nothing is judged here."""
     host, port = url.host, url.port
     if knobs.proxy_host is not None:
@@ -69,7 +69,7 @@ def connect_target(knobs: Knobs, url: DatabaseUrl, proxied: bool) -> ConnectTarg
     )
 
 
-def _sslmode(knobs: Knobs, host: str | None) -> SslMode:
+def _sslmode(knobs: SettingsFields, host: str | None) -> SslMode:
     if knobs.sslmode is None:
         wanted = knobs.iam_auth or knobs.ssl_root_cert is not None
         return "verify-full" if wanted or not is_loopback(host) else "disable"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers, CognitoUser, MemoryCache
-from asyncdb_guard.cognito.cache import UnhurriedCache, cache_key, stale_key, user_key
+from asyncdb_guard.cognito.cache import FailFastCache, cache_key, stale_key, user_key
 from asyncdb_guard.cognito.callbacks import claims_callback, source_of
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import MakePool, returning
@@ -128,7 +128,7 @@ class Faulty:
 
 
 async def test_a_cache_that_works_is_used() -> None:
-    cache = UnhurriedCache(Faulty())
+    cache = FailFastCache(Faulty())
     await cache.put(ONE, "1", 60)
     assert await cache.get(ONE) == "1"
     await cache.forget("user")
@@ -137,7 +137,7 @@ async def test_a_cache_that_works_is_used() -> None:
 
 async def test_a_cache_that_hangs_costs_a_tenth_of_a_second_once() -> None:
     faulty = Faulty()
-    cache = UnhurriedCache(faulty)
+    cache = FailFastCache(faulty)
     faulty.hang = True
     began = time.monotonic()
     for _ in range(10):
@@ -150,7 +150,7 @@ async def test_a_cache_that_hangs_costs_a_tenth_of_a_second_once() -> None:
 async def test_a_cache_that_fails_is_left_alone_for_longer_and_longer(caplog: pytest.LogCaptureFixture) -> None:
     clocks, faulty = Clocks(), Faulty()
     faulty.error = ConnectionError("redis://:secret@cache.internal")
-    cache = UnhurriedCache(faulty, now=clocks)
+    cache = FailFastCache(faulty, now=clocks)
     for rest in (1, 2, 4, 8, 16, 30, 30):
         calls = faulty.calls
         await cache.get(ONE)
@@ -172,7 +172,7 @@ async def test_a_cache_that_fails_is_left_alone_for_longer_and_longer(caplog: py
 
 async def test_many_who_see_the_same_failure_count_as_one() -> None:
     clocks, faulty = Clocks(), Faulty()
-    cache = UnhurriedCache(faulty, now=clocks)
+    cache = FailFastCache(faulty, now=clocks)
     faulty.hang = True
     await asyncio.gather(*(cache.get(ONE) for _ in range(10)))
     faulty.hang = False
@@ -183,7 +183,7 @@ async def test_many_who_see_the_same_failure_count_as_one() -> None:
 
 async def test_forgetting_is_tried_even_then() -> None:
     faulty = Faulty()
-    cache = UnhurriedCache(faulty)
+    cache = FailFastCache(faulty)
     await cache.put(ONE, "1", 60)
     faulty.error = ConnectionError()
     await cache.get(ONE)

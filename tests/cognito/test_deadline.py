@@ -48,10 +48,10 @@ async def test_what_lambda_leaves_is_the_bound_if_it_is_less(make_pool: MakePool
 
 
 async def test_a_deaf_database_takes_no_longer_than_the_budget(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
     proxy.hang = True
-    triggers = CognitoTriggers(make_pool(url=proxied_url, handler_budget_ms=300), claims=returning({}))
+    triggers = CognitoTriggers(make_pool(url=url_via_tcp_proxy, handler_budget_ms=300), claims=returning({}))
     began = time.monotonic()
     with pytest.raises(TriggerFailedError):
         await triggers.load_claims(token_event())
@@ -59,9 +59,9 @@ async def test_a_deaf_database_takes_no_longer_than_the_budget(
 
 
 async def test_no_time_left_asks_the_database_for_nothing(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    pool = make_pool(url=proxied_url, session_reset="never")
+    pool = make_pool(url=url_via_tcp_proxy, session_reset="never")
     await pool.ping()
     triggers = CognitoTriggers(pool, claims=slow, provision=slow)
     sent = proxy.client_bytes

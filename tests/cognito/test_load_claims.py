@@ -70,20 +70,20 @@ async def test_every_source_that_has_a_user_gets_claims(pool: GuardedPool, sub: 
 
 
 async def test_a_machine_is_answered_unchanged_and_without_the_database(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
     event = machine_event()
     before = copy.deepcopy(event)
-    answered = await CognitoTriggers(make_pool(url=proxied_url), claims=role_of).load_claims(event)
+    answered = await CognitoTriggers(make_pool(url=url_via_tcp_proxy), claims=role_of).load_claims(event)
     assert answered is event
     assert event == before
     assert proxy.accepted == 0
 
 
 async def test_what_is_no_event_of_this_trigger_costs_no_connection(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    triggers = CognitoTriggers(make_pool(url=proxied_url), claims=role_of)
+    triggers = CognitoTriggers(make_pool(url=url_via_tcp_proxy), claims=role_of)
     for event in (
         None,
         [],
@@ -107,9 +107,9 @@ async def test_token_claims_say_more_than_a_mapping(pool: GuardedPool) -> None:
 
 
 async def test_a_cache_hit_sends_nothing_to_the_database(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, sub: str, heard: list[str]
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, sub: str, heard: list[str]
 ) -> None:
-    triggers = CognitoTriggers(make_pool(url=proxied_url), claims=role_of)
+    triggers = CognitoTriggers(make_pool(url=url_via_tcp_proxy), claims=role_of)
     first = await triggers.load_claims(token_event("2", sub=sub))
     sent, messages = proxy.client_bytes, proxy.client_messages
     second = await triggers.load_claims(token_event("2", sub=sub))

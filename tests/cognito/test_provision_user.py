@@ -75,12 +75,12 @@ async def test_the_event_comes_back_untouched(pool: GuardedPool, sub: str) -> No
     ["PostConfirmation_ConfirmForgotPassword", "PostConfirmation_Later", "TokenGeneration_Authentication", "string"],
 )
 async def test_other_sources_pass_untouched_and_without_the_database(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, source: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, source: str
 ) -> None:
     event = confirmation_event(source=source)
     del event["request"]["userAttributes"]["sub"]
     before = copy.deepcopy(event)
-    assert await CognitoTriggers(make_pool(url=proxied_url), provision=INSERT).provision_user(event) is event
+    assert await CognitoTriggers(make_pool(url=url_via_tcp_proxy), provision=INSERT).provision_user(event) is event
     assert event == before
     assert proxy.accepted == 0
 

@@ -239,9 +239,9 @@ async def test_a_shared_entry_is_checked_like_any_other(
 
 
 @debian
-async def test_stale_claims_come_from_redis_too(make_pool: MakePool, proxy: TcpProxy, proxied_url: str) -> None:
+async def test_stale_claims_come_from_redis_too(make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     with RedisServer() as redis:
-        settings = {"url": proxied_url, "claims_cache_url": redis.url, "claims_cache_ttl_ms": 60_000}
+        settings = {"url": url_via_tcp_proxy, "claims_cache_url": redis.url, "claims_cache_ttl_ms": 60_000}
         fleet = [
             CognitoTriggers(make_pool(**settings), claims=returning({"a": 1}), on_unavailable="stale") for _ in range(2)
         ]

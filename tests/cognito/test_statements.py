@@ -112,8 +112,10 @@ async def test_what_is_wrong_with_a_statement_is_told_to_the_log(
     assert "app_user" not in caplog.text
 
 
-async def test_one_row_too_many_is_all_that_is_fetched(make_pool: MakePool, proxy: TcpProxy, proxied_url: str) -> None:
-    pool = make_pool(url=proxied_url)
+async def test_one_row_too_many_is_all_that_is_fetched(
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
+    pool = make_pool(url=url_via_tcp_proxy)
     await pool.ping()
     before = proxy.server_bytes
     with pytest.raises(TriggerFailedError):
@@ -122,9 +124,9 @@ async def test_one_row_too_many_is_all_that_is_fetched(make_pool: MakePool, prox
 
 
 async def test_behind_a_proxy_no_statement_is_named_and_nothing_is_looked_up(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, sub: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, sub: str
 ) -> None:
-    pool = make_pool(url=f"{proxied_url}?pgbouncer=true")
+    pool = make_pool(url=f"{url_via_tcp_proxy}?pgbouncer=true")
     assert await claims_of(pool, "SELECT moods FROM app_user WHERE cognito_sub = $1", sub) == {"moods": ["calm"]}
     asked = [text for text in proxy.statements if "asyncdb_guard_row" not in text]
     assert not [text for text in asked if "pg_type" in text or "set_config" in text]

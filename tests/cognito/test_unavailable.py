@@ -168,8 +168,8 @@ class Stale:
 
 
 @pytest.fixture
-def stale(make_pool: MakePool, proxy: TcpProxy, proxied_url: str) -> Stale:
-    return Stale(make_pool, proxy, proxied_url)
+def stale(make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str) -> Stale:
+    return Stale(make_pool, proxy, url_via_tcp_proxy)
 
 
 async def test_stale_claims_serve_while_the_database_is_gone_and_no_longer(stale: Stale) -> None:
@@ -195,9 +195,9 @@ async def test_stale_claims_are_for_that_use_alone(stale: Stale) -> None:
 
 @pytest.mark.parametrize(("ttl", "age"), [(0, 3600), (1000, 3600), (7_200_000, 7200)])
 async def test_stale_claims_have_an_age_limit(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, ttl: int, age: float
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, ttl: int, age: float
 ) -> None:
-    stale = Stale(make_pool, proxy, proxied_url, claims_cache_ttl_ms=ttl)
+    stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=ttl)
     await stale.sign_in()
     stale.break_down()
     stale.clock.seconds += age - 0.5
@@ -237,9 +237,9 @@ async def test_stale_claims_stay_with_their_user_pool_and_client(stale: Stale, f
     ],
 )  # fmt: skip
 async def test_a_refresh_finds_what_the_sign_in_got(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, change: dict[str, Any], ttl: int
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, change: dict[str, Any], ttl: int
 ) -> None:
-    stale = Stale(make_pool, proxy, proxied_url, claims_cache_ttl_ms=ttl)
+    stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=ttl)
     assert await stale.sign_in(source="TokenGeneration_Authentication") == {"role": "admin"}
     stale.break_down()
     assert await stale.sign_in(**change) == {"role": "admin"}
@@ -255,9 +255,9 @@ async def test_stale_claims_are_the_last_ones_whatever_they_were_asked_for(stale
 
 
 async def test_with_the_cache_off_stale_claims_serve_an_outage_alone(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    stale = Stale(make_pool, proxy, proxied_url, claims_cache_ttl_ms=0)
+    stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=0)
     assert await stale.sign_in() == {"role": "admin"}
     stale.returned = {"role": "user"}
     assert await stale.sign_in() == {"role": "user"}

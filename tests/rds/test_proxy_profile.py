@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from asyncdb_guard.connect.session import ProxiedConnection
+from asyncdb_guard.connect.session import PoolerConnection
 
 PINNING = ("SET", "RESET", "DISCARD", "DEALLOCATE", "PREPARE", "LISTEN", "UNLISTEN", "CLOSE", "DECLARE")
 
@@ -145,10 +145,10 @@ async def test_a_statement_in_the_next_line_ends_it_just_as_well(settings, proxy
 
 def test_asyncpg_still_has_the_names_that_tell_what_was_begun():
     for name in ("_get_statement", "_do_execute"):
-        assert hasattr(asyncpg.Connection, name), f"asyncpg lost Connection.{name}: look at ProxiedConnection"
-        assert getattr(ProxiedConnection, name) is not getattr(asyncpg.Connection, name)
+        assert hasattr(asyncpg.Connection, name), f"asyncpg lost Connection.{name}: look at PoolerConnection"
+        assert getattr(PoolerConnection, name) is not getattr(asyncpg.Connection, name)
     capabilities = asyncpg.connection.ServerCapabilities
-    assert "jit" in capabilities._fields, "asyncpg lost ServerCapabilities.jit: look at ProxiedConnection"
+    assert "jit" in capabilities._fields, "asyncpg lost ServerCapabilities.jit: look at PoolerConnection"
 
 
 # The reset query, when somebody wants it

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncdb_guard import DatabaseSettings
-from asyncdb_guard.settings.knobs import ENV_PREFIX
+from asyncdb_guard.settings.fields import ENV_PREFIX
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from asyncdb_guard.connect.aws.boto import aws_session, off_loop
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
 
 _LIFETIME = 900

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from asyncdb_guard.connect.aws.boto import aws_session, off_loop
 from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, GuardError
-from asyncdb_guard.settings.faults import label
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import DEFAULT_PORT, ConnectTarget
 
 _ARN = re.compile(r"arn:[\w-]+:secretsmanager:(?P<region>[a-z0-9-]+):[0-9]{12}:secret:\S+")

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from asyncdb_guard.errors import TriggerEventError, TriggerFailedError
 from asyncdb_guard.events import logger
-from asyncdb_guard.judgement import sqlstate_of
-from asyncdb_guard.report import describe
+from asyncdb_guard.redaction import describe
+from asyncdb_guard.verdict import sqlstate_of
 
 T = TypeVar("T")
 

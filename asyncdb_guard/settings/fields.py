@@ -38,7 +38,7 @@ else:
     Secret = Annotated[SecretStr, BeforeValidator(_bare_text)] | None
 
 
-class Knobs(BaseSettings):
+class SettingsFields(BaseSettings):
     """The knobs alone. `DatabaseSettings` puts them together with the environment and the URL."""
 
     model_config = SettingsConfigDict(

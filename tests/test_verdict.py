@@ -29,7 +29,7 @@ from asyncdb_guard.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
 )
-from asyncdb_guard.judgement import Verdict, is_lost, judge, judge_connect, raised_by_driver, server_spoke
+from asyncdb_guard.verdict import Verdict, is_lost, judge, judge_connect, raised_by_driver, server_spoke
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from tests.support.eventually import eventually
@@ -417,9 +417,9 @@ async def test_nobody_listening_is_a_failure():
         pytest.param({"connect_timeout_ms": 5000}, 0.05, NEUTRAL, id="within-a-small-remainder"),
     ],
 )
-async def test_a_server_that_does_not_answer_a_connect(proxy, proxied_url, knobs, timeout, verdict):
+async def test_a_server_that_does_not_answer_a_connect(proxy, url_via_tcp_proxy, knobs, timeout, verdict):
     proxy.deaf = True
-    async with GuardedPool(settings(proxied_url, **knobs)) as pool:
+    async with GuardedPool(settings(url_via_tcp_proxy, **knobs)) as pool:
         seen, raised = await verdict_on(pool, lambda: pool.ping(timeout=timeout))
     assert type(raised) is ConnectTimeoutError
     assert seen is verdict

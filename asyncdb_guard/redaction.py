@@ -6,7 +6,7 @@ import traceback
 from types import FrameType
 
 from asyncdb_guard.errors import GuardError
-from asyncdb_guard.judgement import chain_of, sqlstate_of
+from asyncdb_guard.verdict import chain_of, sqlstate_of
 
 
 def describe(error: BaseException) -> str:

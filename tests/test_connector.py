@@ -15,7 +15,7 @@ import pytest
 
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.connect.driver import Driver
+from asyncdb_guard.connect.connector import Connector
 from examples.harness.postgres import Cluster
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
@@ -79,7 +79,7 @@ def private_names(path: Path) -> set[str]:
 
 
 def test_every_private_name_has_its_test() -> None:
-    names = private_names(PACKAGE / "connect" / "session.py") | private_names(PACKAGE / "connect" / "driver.py")
+    names = private_names(PACKAGE / "connect" / "session.py") | private_names(PACKAGE / "connect" / "connector.py")
     assert names - NOT_ASYNCPGS == set(RELIED_UPON)
     for test in RELIED_UPON.values():
         assert test in globals()
@@ -87,7 +87,7 @@ def test_every_private_name_has_its_test() -> None:
 
 def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.stem not in ("session", "driver"):
+        if path.stem not in ("session", "connector"):
             assert not private_names(path) & set(RELIED_UPON), path
 
 
@@ -241,18 +241,20 @@ async def test_isinstance_takes_every_connection_for_one_of_any_kind(pool: async
         )
 
 
-async def test_a_pool_that_failed_to_open_opens_silently_the_second_time(proxied_url: str, proxy: TcpProxy) -> None:
+async def test_a_pool_that_failed_to_open_opens_silently_the_second_time(
+    url_via_tcp_proxy: str, proxy: TcpProxy
+) -> None:
     """So a pool is kept only once it opened."""
     proxy.refuse = True
-    pool = asyncpg.create_pool(proxied_url, min_size=1, max_size=1)
+    pool = asyncpg.create_pool(url_via_tcp_proxy, min_size=1, max_size=1)
     with pytest.raises((OSError, asyncpg.ConnectionDoesNotExistError)):
         await pool
     assert await pool is pool
     assert pool.get_size() == 0
 
 
-async def test_a_connect_that_failed_is_tried_from_scratch(proxied_url: str, proxy: TcpProxy) -> None:
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as guarded:
+async def test_a_connect_that_failed_is_tried_from_scratch(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as guarded:
         proxy.refuse = True
         with pytest.raises(ConnectFailedError):
             await guarded.ping()
@@ -276,9 +278,11 @@ async def test_the_pool_is_made_with_min_size_and_max_size_of_pool_max(
     assert [(options["min_size"], options["max_size"]) for options in made] == [(3, 3)]
 
 
-async def test_the_floor_maintenance_connects_without_being_asked(url: str, proxied_url: str, proxy: TcpProxy) -> None:
+async def test_the_floor_maintenance_connects_without_being_asked(
+    url: str, url_via_tcp_proxy: str, proxy: TcpProxy
+) -> None:
     """What ours must not do."""
-    async with asyncpg.create_pool(proxied_url, min_size=1, max_size=1) as pool:
+    async with asyncpg.create_pool(url_via_tcp_proxy, min_size=1, max_size=1) as pool:
         connection = await pool.acquire()
         bare = connection._con
         bare.terminate()
@@ -290,10 +294,10 @@ async def test_the_floor_maintenance_connects_without_being_asked(url: str, prox
 
 
 async def test_the_floor_maintenance_ends_without_a_log(
-    proxied_url: str, proxy: TcpProxy, caplog: pytest.LogCaptureFixture, eventually: Eventually
+    url_via_tcp_proxy: str, proxy: TcpProxy, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with GuardedPool(DatabaseSettings(url=proxied_url)) as guarded:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as guarded:
         await guarded.ping()
         proxy.drop_all()
         await eventually(lambda: proxy.open_connections == 0)
@@ -305,16 +309,16 @@ async def test_the_floor_maintenance_ends_without_a_log(
 
 
 async def test_a_server_that_does_not_know_the_timeouts_gets_none(
-    proxied_url: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+    url_via_tcp_proxy: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """As PostgreSQL before 14: the first connect is refused with SQLSTATE 42704, and nobody asks again."""
-    known = Driver._session_settings
+    known = Connector._session_settings
     monkeypatch.setattr(
-        Driver,
+        Connector,
         "_session_settings",
         lambda self, target: {f"{name}_of_tomorrow": value for name, value in known(self, target).items()},
     )
-    async with GuardedPool(DatabaseSettings(url=proxied_url, idle_timeout_ms=100)) as guarded:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, idle_timeout_ms=100)) as guarded:
         assert await guarded.fetchval("SHOW idle_session_timeout") == "0"
         assert proxy.accepted == 2
         assert guarded.stats()["connect_failures"] == 0

@@ -51,10 +51,10 @@ class Callbacks:
 @pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
 @pytest.mark.parametrize("at", ["statement", "own_transaction", "commit"])
 async def test_a_path_that_dies_costs_no_more_than_the_budget(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, sub: str, trigger: str, at: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, sub: str, trigger: str, at: str
 ) -> None:
     """Without this the ROLLBACK of the block alone would take the whole command timeout, 3 s."""
-    pool = make_pool(url=proxied_url, handler_budget_ms=BUDGET * 1000)
+    pool = make_pool(url=url_via_tcp_proxy, handler_budget_ms=BUDGET * 1000)
     await pool.ping()
     callback = getattr(Callbacks(proxy), at)
     triggers = CognitoTriggers(pool, claims=callback, provision=callback)
@@ -66,9 +66,9 @@ async def test_a_path_that_dies_costs_no_more_than_the_budget(
 
 
 async def test_a_reset_that_hangs_takes_no_longer_and_the_claims_are_there(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    pool = make_pool(url=proxied_url, handler_budget_ms=BUDGET * 1000)
+    pool = make_pool(url=url_via_tcp_proxy, handler_budget_ms=BUDGET * 1000)
     await pool.ping()
     triggers = CognitoTriggers(pool, claims=Callbacks(proxy).reset)
     began = time.monotonic()
@@ -77,9 +77,9 @@ async def test_a_reset_that_hangs_takes_no_longer_and_the_claims_are_there(
 
 
 async def test_the_breaker_hears_of_what_ends_late(
-    make_pool: MakePool, proxy: TcpProxy, proxied_url: str, sub: str, heard: list[str], eventually: Eventually
+    make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, sub: str, heard: list[str], eventually: Eventually
 ) -> None:
-    pool = make_pool(url=proxied_url, handler_budget_ms=100, command_timeout_ms=250, breaker_fail_max=1)
+    pool = make_pool(url=url_via_tcp_proxy, handler_budget_ms=100, command_timeout_ms=250, breaker_fail_max=1)
     await pool.ping()
     with pytest.raises(TriggerFailedError):
         await CognitoTriggers(pool, provision=Callbacks(proxy).statement).provision_user(confirmation_event())

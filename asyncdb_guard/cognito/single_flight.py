@@ -11,7 +11,7 @@ from asyncdb_guard.cognito.cache import CacheKey
 T = TypeVar("T")
 
 
-class Flights(Generic[T]):
+class SingleFlight(Generic[T]):
     """The loads in progress; lives as long as its `CognitoTriggers`.
 
     The first caller loads in its own task and under its own deadline; the others wait for what comes of it. When it
@@ -20,7 +20,7 @@ class Flights(Generic[T]):
 
     def __init__(self, gave_up: Callable[[BaseException], bool]) -> None:
         self._gave_up = gave_up
-        self._flights: dict[CacheKey, asyncio.Future[_Landing[T] | None]] = {}
+        self._single_flight: dict[CacheKey, asyncio.Future[_Landing[T] | None]] = {}
 
     async def share(
         self,
@@ -34,13 +34,13 @@ class Flights(Generic[T]):
         `bound` puts an end to the wait for somebody else's load.
         """
         loop = asyncio.get_running_loop()
-        while (flight := self._flights.get(key)) is not None and flight.get_loop() is loop:
+        while (flight := self._single_flight.get(key)) is not None and flight.get_loop() is loop:
             landing = await bound(asyncio.shield(flight))  # a follower's cancellation is its own
             if landing is not None:
                 return landing.result()
-        flight = self._flights[key] = loop.create_future()
+        flight = self._single_flight[key] = loop.create_future()
         try:
-            result = await load(lambda: self._flights.get(key) is flight)
+            result = await load(lambda: self._single_flight.get(key) is flight)
         except BaseException as error:
             flight.set_result(None if self._gave_up(error) else _Landing(error=error))
             raise
@@ -48,13 +48,13 @@ class Flights(Generic[T]):
             flight.set_result(_Landing(result))
             return result
         finally:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
+            if self._single_flight.get(key) is flight:
+                del self._single_flight[key]
 
     def forget(self, user: str) -> None:
         """Let nobody new join this user's loads; whoever waits already still gets theirs."""
-        for key in [key for key in self._flights if key.user == user]:
-            del self._flights[key]
+        for key in [key for key in self._single_flight if key.user == user]:
+            del self._single_flight[key]
 
 
 class _Landing(Generic[T]):

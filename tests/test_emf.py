@@ -13,8 +13,8 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers
+from asyncdb_guard.emf import LoadMetrics, emf_line
 from asyncdb_guard.events import CacheMiss, CircuitOpened, log_events
-from asyncdb_guard.metrics import LoadMetrics, emf_line
 from tests.cognito.conftest import returning
 from tests.cognito.events import confirmation_event, machine_event, token_event
 

@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 from pydantic_core import ErrorDetails
 
-from asyncdb_guard.settings.knobs import ENV_PREFIX, Knobs
+from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields
 from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 
-Misfit: TypeAlias = tuple[frozenset[str], str]
+Conflict: TypeAlias = tuple[frozenset[str], str]
 """The knobs concerned, and the sentence."""
 
 VARIABLE = "$"
@@ -53,7 +53,7 @@ def unfit(error: ErrorDetails, from_url: bool) -> str:
 
 def _unknown(name: str) -> str:
     bare = name.removeprefix(VARIABLE)
-    knob = nearest(bare.upper().removeprefix(ENV_PREFIX), list(Knobs.model_fields))
+    knob = nearest(bare.upper().removeprefix(ENV_PREFIX), list(SettingsFields.model_fields))
     if bare != name:
         return f"{bare} is no setting; the nearest is {ENV_PREFIX}{knob.upper()}. Correct it, or take it out."
     if bare.upper() == f"{ENV_PREFIX}{knob.upper()}":
@@ -62,7 +62,7 @@ def _unknown(name: str) -> str:
 
 
 def _fit(knob: str) -> str:
-    limits: list[Any] = Knobs.model_fields[knob].metadata
+    limits: list[Any] = SettingsFields.model_fields[knob].metadata
     if limits:
         low, high = limits
         return f"a whole number from {low.ge} to {high.le}"
@@ -81,9 +81,9 @@ def hidden(keyword: str) -> str:
     return f"{keyword} is no setting: take it out. No file, prefix or source other than the environment is read."
 
 
-def misfits(
-    knobs: Knobs, url: DatabaseUrl, target: ConnectTarget, proxied: bool, from_url: Container[str]
-) -> Iterator[Misfit]:
+def conflicts(
+    knobs: SettingsFields, url: DatabaseUrl, target: ConnectTarget, proxied: bool, from_url: Container[str]
+) -> Iterator[Conflict]:
     """What is wrong between knobs that are each right. `from_url` has the names of those that only the URL sets."""
     yield from _address(knobs, url)
     yield from _credentials(knobs, url)
@@ -93,64 +93,66 @@ def misfits(
     yield from _claims_cache(knobs)
 
 
-def _misfit(sentence: str, *knobs: str) -> Misfit:
+def _conflict(sentence: str, *knobs: str) -> Conflict:
     return frozenset(knobs), sentence.format(*map(label, knobs))
 
 
-def _address(knobs: Knobs, url: DatabaseUrl) -> Iterator[Misfit]:
+def _address(knobs: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
     if knobs.secret_arn is not None:
         return
     if knobs.url is None:
-        yield _misfit(
+        yield _conflict(
             f"No database URL: set {ENV_PREFIX}URL or DATABASE_URL to postgresql://user:password@host:port/database.",
             "url",
             "secret_arn",
         )
         return
     if url.host is None and knobs.proxy_host is None:
-        yield _misfit("The database URL names no host: write it behind the `@`.", "url", "secret_arn", "proxy_host")
+        yield _conflict("The database URL names no host: write it behind the `@`.", "url", "secret_arn", "proxy_host")
     if url.user is None:
-        yield _misfit("The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn")
+        yield _conflict(
+            "The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn"
+        )
 
 
-def _credentials(knobs: Knobs, url: DatabaseUrl) -> Iterator[Misfit]:
+def _credentials(knobs: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
     if knobs.secret_arn is not None and (url.user or url.password):
-        yield _misfit(
+        yield _conflict(
             "{} gives user and password, and so does the database URL: take them out of the URL.", "secret_arn", "url"
         )
     if knobs.secret_arn is not None and knobs.iam_auth:
-        yield _misfit("{} and {} exclude each other: set one.", "secret_arn", "iam_auth")
+        yield _conflict("{} and {} exclude each other: set one.", "secret_arn", "iam_auth")
     if knobs.iam_auth and url.password:
-        yield _misfit("{} signs its own password: take the password out of the database URL.", "iam_auth", "url")
+        yield _conflict("{} signs its own password: take the password out of the database URL.", "iam_auth", "url")
 
 
-def _tls(knobs: Knobs, target: ConnectTarget) -> Iterator[Misfit]:
+def _tls(knobs: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
     if target.sslmode == "disable" and knobs.iam_auth:
-        yield _misfit("{} needs TLS: set {} to verify-full.", "iam_auth", "sslmode")
+        yield _conflict("{} needs TLS: set {} to verify-full.", "iam_auth", "sslmode")
     if target.sslmode == "disable" and knobs.ssl_root_cert is not None:
-        yield _misfit(
+        yield _conflict(
             "{} is set, and {} is disable: set verify-full, or take the former out.", "ssl_root_cert", "sslmode"
         )
     elif target.sslmode != "verify-full" and knobs.ssl_root_cert == "system":
-        yield _misfit(
+        yield _conflict(
             "{} is system, which needs {} to be verify-full: anybody can have a certificate that the system trusts.",
             "ssl_root_cert",
             "sslmode",
         )
 
 
-def _proxy(knobs: Knobs, url: DatabaseUrl, proxied: bool, from_url: Container[str]) -> Iterator[Misfit]:
+def _proxy(knobs: SettingsFields, url: DatabaseUrl, proxied: bool, from_url: Container[str]) -> Iterator[Conflict]:
     if knobs.proxy_host is not None and not (parse_endpoint(knobs.proxy_host) or ("",))[0]:
-        yield _misfit("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
+        yield _conflict("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
     if knobs.proxy_host is not None and knobs.proxy_profile is False and "proxy_profile" in from_url:
-        yield _misfit(
+        yield _conflict(
             "pgbouncer=false in the database URL contradicts {}: take it out of the URL, or set {} to false as well"
             " if you mean it.",
             "proxy_host",
             "proxy_profile",
         )
     if proxied and url.schema not in {None, "", "public"}:
-        yield _misfit(
+        yield _conflict(
             "schema in the database URL can only be public under the proxy profile ({} or {}), where nothing can set"
             " search_path: qualify the names in your SQL, or ALTER ROLE … SET search_path.",
             "proxy_profile",
@@ -158,26 +160,26 @@ def _proxy(knobs: Knobs, url: DatabaseUrl, proxied: bool, from_url: Container[st
         )
 
 
-def _times(knobs: Knobs) -> Iterator[Misfit]:
+def _times(knobs: SettingsFields) -> Iterator[Conflict]:
     if 0 < knobs.max_lifetime_ms < 100:
-        yield _misfit("{} must be 0 (never), or at least 100.", "max_lifetime_ms")
+        yield _conflict("{} must be 0 (never), or at least 100.", "max_lifetime_ms")
     if knobs.breaker_reset_timeout_max_ms < knobs.breaker_reset_timeout_ms:
-        yield _misfit(
+        yield _conflict(
             "{} is less than {}: raise the one or lower the other.",
             "breaker_reset_timeout_max_ms",
             "breaker_reset_timeout_ms",
         )
 
 
-def _claims_cache(knobs: Knobs) -> Iterator[Misfit]:
+def _claims_cache(knobs: SettingsFields) -> Iterator[Conflict]:
     if knobs.claims_cache_url is None:
         return
     from asyncdb_guard.settings.redis_url import redis_url_faults  # not at every cold start: few have such a URL
 
     for fault in redis_url_faults(knobs.claims_cache_url.get_secret_value()):
-        yield _misfit(f"{{}} {fault}", "claims_cache_url")
+        yield _conflict(f"{{}} {fault}", "claims_cache_url")
     if knobs.claims_cache_ttl_ms == 0:
-        yield _misfit(
+        yield _conflict(
             "{} is 0, which turns the claims cache off, and {} is set: take one of them out.",
             "claims_cache_ttl_ms",
             "claims_cache_url",

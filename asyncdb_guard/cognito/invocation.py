@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncdb_guard.cognito.deadline import GRACE, BudgetSpentError, Deadline
+from asyncdb_guard.emf import LoadMetrics
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, DatabaseUnavailableError
-from asyncdb_guard.judgement import Verdict, is_lost, judge, sqlstate_of
-from asyncdb_guard.metrics import LoadMetrics
+from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
     from asyncdb_guard.pool import GuardedPool
@@ -29,7 +29,7 @@ class StatementFailedError(DatabaseUnavailableError):
     """A statement took too long, or the server had no means to run it."""
 
 
-class Borrower:
+class CallbackRunner:
     """Gives callbacks their turns with a pool's connections; lives as long as its `CognitoTriggers`."""
 
     def __init__(self, pool: GuardedPool) -> None:

@@ -14,7 +14,7 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
 from asyncdb_guard.connect.diagnosis import login_refused
-from asyncdb_guard.connect.session import CONNECTION_CHECK, ProxiedConnection, Session, gone
+from asyncdb_guard.connect.session import CONNECTION_CHECK, PoolerConnection, Session, gone
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.target import ConnectTarget
@@ -26,7 +26,7 @@ _GOODBYE = 0.25
 """Seconds to wait, at most, until the server has let go of a session that was left behind on another event loop."""
 
 
-class Driver:
+class Connector:
     """Opens sessions through one asyncpg pool; lives as long as its event loop.
 
     The pool is made at the first connect and kept only once it opened
@@ -127,7 +127,7 @@ class Driver:
             "ssl": self._tls.context(target),
             "command_timeout": self._settings.command_timeout,
             "statement_cache_size": 0 if self._settings.proxied else 100,
-            "connection_class": ProxiedConnection if self._settings.proxied else asyncpg.Connection,
+            "connection_class": PoolerConnection if self._settings.proxied else asyncpg.Connection,
         }
         if not self._settings.proxied and self._understands_timeouts:
             try:
