@@ -1,6 +1,7 @@
 """One Postgres connection an environment, a bounded wait for it, and a circuit breaker in front of it."""
 
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.lent_connection import LentConnection as Connection
 from asyncdb_guard.errors import (
     AcquireTimeoutError,
     CircuitOpenError,
@@ -11,6 +12,7 @@ from asyncdb_guard.errors import (
     DeadlineExceededError,
     GuardError,
     PoolClosedError,
+    PoolInUseError,
     TriggerEventError,
     TriggerFailedError,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "ConnectFailedError",
     "ConnectTarget",
     "ConnectTimeoutError",
+    "Connection",
     "Credentials",
     "DatabaseSettings",
     "DatabaseUnavailableError",
@@ -36,6 +39,7 @@ __all__ = [
     "GuardedPool",
     "Listener",
     "PoolClosedError",
+    "PoolInUseError",
     "PoolStats",
     "TriggerEventError",
     "TriggerFailedError",

@@ -25,13 +25,26 @@ class PoolClosedError(GuardError):
     """The pool was used after `close()`."""
 
     def __init__(
-        self, message: str = "The pool was closed: make a new one, or use disconnect() where it shall go on."
+        self,
+        message: str = "The pool is closed. Create a new one, or call disconnect() to drop connections and keep the"
+        " pool.",
+    ) -> None:
+        super().__init__(message)
+
+
+class PoolInUseError(GuardError):
+    """The pool was used from a second event loop while the first one was running."""
+
+    def __init__(
+        self,
+        message: str = "The pool is in use on another event loop, which is still running. Create one GuardedPool for"
+        " each thread that runs an event loop.",
     ) -> None:
         super().__init__(message)
 
 
 class DatabaseUnavailableError(GuardError):
-    """The database can't be had just now. Trying again later may help."""
+    """The database is unavailable. Trying again later may help."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)

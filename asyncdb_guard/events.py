@@ -75,6 +75,15 @@ class ConnectionClosed(_ReasonedEvent):
     name = "connection_closed"
 
 
+class GrowthPaused(_TimedEvent):
+    """A connect failed while other connections were in use: the pool opens no further one for a while.
+
+    `seconds`: for how long. No caller fails; each waits for one of the connections in use.
+    """
+
+    name = "growth_paused"
+
+
 class AcquireTimeout(_TimedEvent):
     """A caller got no connection within its timeout. `seconds`: how long it had waited."""
 

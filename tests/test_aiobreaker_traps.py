@@ -146,7 +146,7 @@ async def test_a_neutral_error_is_no_success(url):
             with pytest.raises(KeyError):
                 async with pool.acquire():
                     raise KeyError("not the database's")
-        assert pool._guard.breaker.failures == 2
+        assert pool._core.breaker.failures == 2
         with pytest.raises(TimeoutError):
             await pool.execute("SELECT pg_sleep(5)", timeout=0.01)
         assert pool.stats()["circuit"] == "open"
@@ -258,7 +258,7 @@ def test_the_whole_life_of_our_circuit_passes_under_warnings_as_errors(dead_url)
                     await pool.ping()
                 except Exception as error:
                     assert type(error) is expected, repr(error)
-            breaker = pool._guard.breaker
+            breaker = pool._core.breaker
             later = (breaker._opened_at[0] + 1.0, breaker._opened_at[1] + 1.0)
             breaker.succeeded(breaker.admit(later))
             await pool.close()

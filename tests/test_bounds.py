@@ -23,11 +23,12 @@ from asyncdb_guard import (
     GuardedPool,
     PoolClosedError,
 )
-from asyncdb_guard.connect.credentials import FixedCredentials
+from asyncdb_guard.events import Event
+from asyncdb_guard.pool.connections import GROWTH_PAUSE, GROWTH_PAUSE_MAX
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
-from tests.support.bound import allow, assert_accounts_balance
-from tests.support.eventually import Eventually
+from tests.support.bound import allow, assert_accounts_balance, at_rest
+from tests.support.eventually import Eventually, eventually
 from tests.support.proxy import TcpProxy
 
 
@@ -85,49 +86,73 @@ async def test_sessions_that_end_for_any_reason_make_room_before_the_next_is_ope
 async def test_a_pool_of_five_has_five_and_five_only(observer: Observer, url: str, role: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url, pool_max=5)) as pool:
         await pool.ping()
-        assert await observer.count(user=role) == 5
+        assert await observer.count(user=role) == 1
         pids = await asyncio.gather(*(pool.fetchval("SELECT pg_backend_pid() FROM pg_sleep(0.01)") for _ in range(40)))
         assert len(set(pids)) == 5
         assert await observer.count(user=role) == 5
 
 
-async def test_a_first_connect_that_fails_in_part_leaves_no_session(
-    server: Cluster, observer: Observer, proxy: TcpProxy, url_via_tcp_proxy: str, role: str
+async def test_one_call_opens_one_session_whatever_the_ceiling(
+    observer: Observer, proxy: TcpProxy, url_via_tcp_proxy: str, role: str
 ) -> None:
-    allow(server, url_via_tcp_proxy, 3)
-    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=5)) as pool:
-        with pytest.raises(ConnectFailedError, match="no connection left"):
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=20)) as pool:
+        for _ in range(3):
             await pool.ping()
-        assert await observer.count(user=role) == 0
-        allow(server, url_via_tcp_proxy, 5)
-        await pool.ping()
-        assert await observer.count(user=role) == 5
+        assert proxy.accepted == 1
+        assert await observer.count(user=role) == 1
+
+
+async def test_a_burst_opens_as_many_sessions_as_it_has_callers(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=20)) as pool:
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.2)") for _ in range(7)))
+        assert proxy.accepted == 7
+        await at_rest(pool)
+        assert pool.stats()["idle"] == 7
+
+
+async def test_a_server_with_eight_free_seats_serves_a_pool_of_twenty(
+    server: Cluster, observer: Observer, url: str, role: str
+) -> None:
+    allow(server, url, 8)
+    heard: list[Event] = []
+    settings = DatabaseSettings(url=url, pool_max=20, breaker_fail_max=1)
+    async with GuardedPool(settings, on_event=heard.append) as pool:
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.02)") for _ in range(100)))
+        assert await observer.count(user=role) == 8
+        stats = pool.stats()
+        assert (stats["acquired"], stats["failures"], stats["circuit"]) == (100, 0, "closed")
+        pauses = [event for event in heard if event.name == "growth_paused"]
+        assert stats["connect_failures"] == len(pauses) > 0
+        assert all(0 < pause.seconds <= GROWTH_PAUSE_MAX for pause in pauses)
         assert_accounts_balance(pool)
 
 
-async def test_a_first_connect_that_fails_in_part_makes_room_for_the_next(
-    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str
+async def test_a_pool_that_could_not_grow_says_so_in_the_timeout_and_grows_later(
+    server: Cluster, observer: Observer, url: str, role: str, later: Callable[[float], None]
 ) -> None:
-    allow(server, url_via_tcp_proxy, 5)
-
-    class Fifth(FixedCredentials):
-        asked = 0
-
-        async def complete(self, target, *, refused=None):
-            self.asked += 1
-            if self.asked == 5:
-                await asyncio.sleep(0.05)  # the others have connected by then
-                proxy.latency = 0.05  # what is said to the server now comes late
-                raise ConnectionResetError
-            if self.asked > 5:
-                await asyncio.sleep(0.01)
-                proxy.latency = 0.0
-            return target
-
-    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=5), credentials=Fifth()) as pool:
-        outcomes = await asyncio.gather(pool.ping(), pool.ping(), return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [ConnectFailedError, type(None)]
+    allow(server, url, 1)
+    async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool, pool.acquire():
+        with pytest.raises(AcquireTimeoutError, match=r"could not open another one\. .* no connection left"):
+            await pool.ping(timeout=0.05)
         assert pool.stats()["connect_failures"] == 1
+        allow(server, url, 2)
+        later(GROWTH_PAUSE)
+        await pool.ping()
+        assert await observer.count(user=role) == 2
+
+
+async def test_waiters_get_a_failed_connects_error_once_no_session_is_left_to_wait_for(
+    server: Cluster, url: str, role: str, observer: Observer
+) -> None:
+    allow(server, url, 1)
+    async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool:
+        async with pool.acquire():
+            waiting = asyncio.create_task(pool.ping(timeout=5.0))
+            await eventually(lambda: pool.stats()["connect_failures"] == 1)
+            allow(server, url, 0)
+            await observer.terminate(user=role)
+            with pytest.raises(ConnectFailedError, match="no connection left"):
+                await waiting
         assert_accounts_balance(pool)
 
 
@@ -181,8 +206,9 @@ async def test_a_timeout_of_zero_takes_what_is_there_and_waits_for_nothing(url: 
             async with pool.acquire(timeout=0):
                 pass
         await pool.ping()
+        await at_rest(pool)
         async with pool.acquire(timeout=0):
-            with pytest.raises(AcquireTimeoutError, match=r"within 0\.00 s; give .* LAMBDA_DATABASE_POOL_MAX"):
+            with pytest.raises(AcquireTimeoutError, match=r"within 0\.00 s\. Return .* LAMBDA_DATABASE_POOL_MAX"):
                 async with pool.acquire(timeout=0):
                     pass
         assert_accounts_balance(pool)
@@ -205,8 +231,9 @@ async def test_nobody_overtakes_a_caller_whose_session_is_pinged(url: str) -> No
             served.append(number)
 
     async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool:
-        await pool.ping()
-        resting = pool._guard.lending.slots.idle[-1]
+        await asyncio.gather(pool.ping(), pool.ping())
+        await at_rest(pool)
+        resting = pool._core.loop_pool.connections.idle[-1]
         resting.idle_since = tuple(instant - 2.0 for instant in resting.idle_since)
         await asyncio.gather(*(borrow(number) for number in range(3)))
         assert served == [0, 1, 2]
@@ -515,6 +542,7 @@ async def test_a_statement_that_outlived_a_block_in_peace_is_not_handed_on(
 async def test_a_timeout_bounds_all_of_a_ping(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         await pool.ping(timeout=1.0)
+        await at_rest(pool)
         proxy.deaf = True
         started = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -531,7 +559,8 @@ async def test_one_acquisition_entered_twice_at_once_loses_no_session(url: str) 
         assert isinstance(second, RuntimeError)
         assert isinstance(first, asyncpg.pool.PoolConnectionProxy)
         await acquisition.__aexit__(None, None, None)
-        assert (pool.stats()["lent"], pool.stats()["idle"]) == (0, 2)
+        await at_rest(pool)
+        assert (pool.stats()["lent"], pool.stats()["idle"]) == (0, 1)
         async with acquisition:  # and again, now that it is over
             pass
 
@@ -542,6 +571,7 @@ async def test_an_acquisition_that_came_to_nothing_can_be_tried_again(url: str) 
         with pytest.raises(AcquireTimeoutError):
             await acquisition.__aenter__()
         await pool.ping()
+        await at_rest(pool)
         async with acquisition as connection:
             assert await connection.fetchval("SELECT 1") == 1
 

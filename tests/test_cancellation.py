@@ -34,14 +34,14 @@ async def warm(pool: GuardedPool) -> None:
 async def rested(pool: GuardedPool) -> None:
     """A session that has to be pinged."""
     await pool.ping()
-    for session in pool._guard.lending.slots.idle:
+    for session in pool._core.loop_pool.connections.idle:
         session.idle_since = tuple(instant - 2.0 for instant in session.idle_since)
 
 
 async def aged(pool: GuardedPool) -> None:
     """A session that has to be replaced."""
     await pool.ping()
-    for session in pool._guard.lending.slots.idle:
+    for session in pool._core.loop_pool.connections.idle:
         session.opened_at = tuple(instant - 1e6 for instant in session.opened_at)
 
 

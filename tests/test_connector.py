@@ -26,11 +26,7 @@ ASYNCPG = f"asyncpg {asyncpg.__version__} has changed"
 RELIED_UPON = {
     "_detach": "test_detach_ends_a_proxy_and_hands_out_the_connection",
     "_holder": "test_a_connection_can_be_lent_again_and_again",
-    "_on_release": "test_on_release_counts_releases_and_warns_of_listeners",
     "_pool_release_ctr": "test_a_release_ends_statements_cursors_and_transactions",
-    "_listeners": "test_a_connection_knows_its_listeners",
-    "_log_listeners": "test_a_connection_knows_its_listeners",
-    "_query_loggers": "test_a_connection_knows_its_listeners",
     "_top_xact": "test_a_connection_remembers_a_transaction_that_did_not_begin",
     "_protocol": "test_a_connection_tells_that_a_statement_is_being_cancelled",
     "_is_cancelling": "test_a_connection_tells_that_a_statement_is_being_cancelled",
@@ -43,7 +39,19 @@ RELIED_UPON = {
     "_do_execute": "test_statements_go_through_two_methods",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
-NOT_ASYNCPGS = {"_ssl_protocol", "_closed", "_closing", "_call_connection_lost", "_replace"}
+ROOMS = ("adopting_pool", "lent_connection", "pooled_connection", "pooler_connection", "sockets")
+"""The only ones that know private names."""
+
+NOT_ASYNCPGS = {
+    "_conn_lost",
+    "_fut_waiter",
+    "_log_destroy_pending",
+    "_ssl_protocol",
+    "_closed",
+    "_closing",
+    "_call_connection_lost",
+    "_replace",
+}
 """Of asyncio's transports, and of named tuples."""
 
 
@@ -75,11 +83,11 @@ def private_names(path: Path) -> set[str]:
         if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self")
     }
     names = {name for name in (used - own) | foreign | overridden if name.startswith("_") and not name.startswith("__")}
-    return names - {"_pool", "_asked_for"}
+    return names - {"_pool"}
 
 
 def test_every_private_name_has_its_test() -> None:
-    names = private_names(PACKAGE / "connect" / "session.py") | private_names(PACKAGE / "connect" / "connector.py")
+    names = set().union(*(private_names(PACKAGE / "connect" / f"{room}.py") for room in ROOMS))
     assert names - NOT_ASYNCPGS == set(RELIED_UPON)
     for test in RELIED_UPON.values():
         assert test in globals()
@@ -87,7 +95,7 @@ def test_every_private_name_has_its_test() -> None:
 
 def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.stem not in ("session", "connector"):
+        if path.stem not in ROOMS:
             assert not private_names(path) & set(RELIED_UPON), path
 
 
@@ -121,36 +129,6 @@ async def test_a_release_ends_statements_cursors_and_transactions(pool: asyncpg.
     with pytest.raises(asyncpg.InterfaceError, match="released"):
         await statement.fetchval()
     await connection.close()
-
-
-async def test_on_release_counts_releases_and_warns_of_listeners(pool: asyncpg.Pool) -> None:
-    proxy = await pool.acquire()
-    connection = proxy._detach()
-    before = connection._pool_release_ctr
-    connection._on_release()
-    assert connection._pool_release_ctr == before + 1, f"{ASYNCPG}: Connection._on_release()"
-    connection.add_log_listener(print)
-    with pytest.warns(asyncpg.InterfaceWarning, match="1 active log listener"):
-        connection._on_release()
-    await connection.close()
-
-
-async def test_a_connection_knows_its_listeners(pool: asyncpg.Pool) -> None:
-    async with pool.acquire() as connection:
-        bare = connection._con
-        assert not bare._listeners
-        assert not bare._log_listeners
-        await connection.add_listener("news", print)
-        connection.add_log_listener(print)
-        assert bare._listeners, f"{ASYNCPG}: Connection._listeners"
-        assert bare._log_listeners, f"{ASYNCPG}: Connection._log_listeners"
-        await connection.remove_listener("news", print)
-        connection.remove_log_listener(print)
-        assert not bare._listeners
-        assert not bare._log_listeners
-        connection.add_query_logger(print)
-        assert bare._query_loggers, f"{ASYNCPG}: Connection._query_loggers"
-        bare._query_loggers.clear()
 
 
 async def test_a_connection_remembers_a_transaction_that_did_not_begin(pool: asyncpg.Pool) -> None:
@@ -262,7 +240,7 @@ async def test_a_connect_that_failed_is_tried_from_scratch(url_via_tcp_proxy: st
         assert await guarded.fetchval("SELECT 1") == 1
 
 
-async def test_the_pool_is_made_with_min_size_and_max_size_of_pool_max(
+async def test_the_pool_is_made_with_a_min_size_of_one_and_a_max_size_of_pool_max(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
@@ -275,7 +253,7 @@ async def test_the_pool_is_made_with_min_size_and_max_size_of_pool_max(
     monkeypatch.setattr(asyncpg, "create_pool", note)
     async with GuardedPool(DatabaseSettings(url=url, pool_max=3)) as guarded:
         await guarded.ping()
-    assert [(options["min_size"], options["max_size"]) for options in made] == [(3, 3)]
+    assert [(options["min_size"], options["max_size"]) for options in made] == [(1, 3)]
 
 
 async def test_the_floor_maintenance_connects_without_being_asked(
@@ -304,7 +282,7 @@ async def test_the_floor_maintenance_ends_without_a_log(
         for _ in range(20):
             await asyncio.sleep(0.005)
         assert proxy.accepted == 1
-        assert guarded._guard.lending.slots._driver._pool._maintenance_task is None
+        assert guarded._core.loop_pool._workers._connector._pool._pool._maintenance_task is None
     assert [record for record in caplog.records if "Executing" not in record.getMessage()] == []
 
 

@@ -30,6 +30,7 @@ TREE = {
     "GuardError": ("Exception",),
     "ConfigurationError": ("GuardError",),
     "PoolClosedError": ("GuardError",),
+    "PoolInUseError": ("GuardError",),
     "DatabaseUnavailableError": ("GuardError",),
     "CircuitOpenError": ("DatabaseUnavailableError",),
     "ConnectFailedError": ("DatabaseUnavailableError",),

@@ -21,7 +21,7 @@ from asyncdb_guard import (
 )
 from asyncdb_guard.events import Event
 from examples.harness.observer import Observer
-from tests.support.bound import assert_accounts_balance
+from tests.support.bound import assert_accounts_balance, at_rest
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
 
@@ -132,6 +132,7 @@ async def test_a_caller_who_gets_a_session_after_the_circuit_opened_is_refused(u
         await acquisition.__aexit__(type(deadline), deadline, None)
         with pytest.raises(CircuitOpenError):
             await waiting
+        await at_rest(pool)
         assert pool.stats()["idle"] == 1
         assert_accounts_balance(pool)
 
@@ -149,6 +150,7 @@ async def test_a_session_that_comes_with_the_news_of_an_open_circuit_goes_back(u
         await second.__aexit__(type(deadline), deadline, None)
         with pytest.raises(CircuitOpenError):
             await waiting
+        await at_rest(pool)
         assert pool.stats()["idle"] == 2
 
 

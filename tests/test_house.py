@@ -20,7 +20,7 @@ FLOORS = (
     {"emf", "redaction"},
     {"pool"},
     {"connect"},
-    {"breaker", "verdict", "liveness"},
+    {"breaker", "verdict"},
     {"settings"},
     {"clock", "errors", "events"},
 )
@@ -33,7 +33,7 @@ DOORS = {
     "botocore": {"connect.aws"},
     "redis": {"cognito"},
     "asyncpg.connect": {"connect.connector"},
-    "asyncpg.create_pool": {"connect.connector"},
+    "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process"},
     "snapshot_restore_py": {"runtime.process"},
     "AWS_LAMBDA_": {"emf", "runtime"},
@@ -128,8 +128,9 @@ def test_an_init_hands_names_on_and_holds_no_logic(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_one_room(module: str) -> None:
-    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 250
+def test_a_long_module_says_why_it_is_one(module: str) -> None:
+    if len(MODULES[module].read_text(encoding="utf-8").splitlines()) > 400:
+        assert "one module" in (ast.get_docstring(tree(module)) or "")
 
 
 def run(code: str) -> str:

@@ -14,7 +14,7 @@ from asyncdb_guard import DatabaseSettings, GuardedPool, clock
 from asyncdb_guard.events import Event
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
-from tests.support.bound import allow, assert_accounts_balance
+from tests.support.bound import allow, assert_accounts_balance, at_rest
 from tests.support.environment_child import Child
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
@@ -62,7 +62,7 @@ async def test_running_frozen_killed_or_cut_off_the_server_shows_no_session(
         }  # fmt: skip
         for name, child in children.items():
             await live(name, child)
-        await pool.ping()
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.1)") for _ in range(3)))
         assert (await names()).count("running") == 3
         await eventually(lambda: _is_empty(names), within=2.0)
         end = time.monotonic() + QUIET
@@ -93,11 +93,13 @@ async def test_each_session_has_a_time_of_its_own(url: str, eventually: Eventual
     heard: list[Event] = []
     settings = DatabaseSettings(url=url, pool_max=2, idle_timeout_ms=200)
     async with GuardedPool(settings, on_event=heard.append) as pool:
-        await pool.ping()  # opens both, uses one
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.05)") for _ in range(2)))  # opens both
+        await at_rest(pool)
         end = time.monotonic() + 0.35
         while time.monotonic() < end:
             await pool.ping()
             await asyncio.sleep(0.01)
+        await at_rest(pool)
         assert (pool.stats()["closed"], pool.stats()["idle"]) == (1, 1)
         await eventually(lambda: pool.stats()["closed"] == 2)
         closings = [event.reason for event in heard if event.name == "connection_closed"]
@@ -138,6 +140,7 @@ async def test_an_old_session_is_replaced_give_or_take_ten_percent(url: str, mon
 
         async def use_all() -> int:
             await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.05)") for _ in range(5)))
+            await at_rest(pool)
             return pool.stats()["replaced"]
 
         assert await use_all() == 0

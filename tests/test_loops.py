@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import uvloop
 
-from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError
+from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError, PoolInUseError
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
-from tests.support.eventually import eventually
 
 PID = "SELECT pg_backend_pid()"
 
@@ -118,29 +117,36 @@ def test_a_loop_closed_in_the_middle_of_a_block_hurts_nobody_after_it(
     gc.collect()
 
 
-def test_a_loop_in_another_thread_ends_its_own_session(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+@pytest.fixture
+def loop_of_another_thread() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    try:
-        theirs = asyncio.run_coroutine_threadsafe(pool.fetchval(PID), loop).result(5)
-        with asyncio.Runner() as runner:
-            assert runner.run(pool.fetchval(PID)) != theirs
-            runner.run(eventually(lambda: sessions_of_thread(sessions) == 1))
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
-        loop.close()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def test_a_second_running_loop_is_refused_and_the_first_is_not_touched(
+    pool: GuardedPool, sessions: Callable[[], int], loop_of_another_thread: asyncio.AbstractEventLoop
+) -> None:
+    theirs = asyncio.run_coroutine_threadsafe(pool.fetchval(PID), loop_of_another_thread).result(5)
+    statement = pool.fetchval("SELECT pg_backend_pid() FROM pg_sleep(0.2)")
+    running = asyncio.run_coroutine_threadsafe(statement, loop_of_another_thread)
+    with pytest.raises(PoolInUseError, match="Create one GuardedPool for each thread"):
+        asyncio.run(pool.ping())
+    assert running.result(5) == theirs
+    assert sessions() == 1
+
+
+def test_a_pool_closed_from_another_loop_ends_its_session_on_its_own(
+    pool: GuardedPool, sessions: Callable[[], int], loop_of_another_thread: asyncio.AbstractEventLoop
+) -> None:
+    asyncio.run_coroutine_threadsafe(pool.ping(), loop_of_another_thread).result(5)
+    asyncio.run(pool.close())
     assert sessions() == 0
-
-
-def sessions_of_thread(sessions: Callable[[], int]) -> int:
-    """Ask from a thread, since this one's loop is running."""
-    counts: list[int] = []
-    thread = threading.Thread(target=lambda: counts.append(sessions()))
-    thread.start()
-    thread.join()
-    return counts[0]
 
 
 def test_never_two_sessions_however_the_loops_change(pool: GuardedPool, server: Cluster, role: str) -> None:

@@ -24,7 +24,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.errors import ConfigurationError, TriggerEventError, TriggerFailedError
-from asyncdb_guard.pool.guard import Guard
+from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.runtime import lambda_handler
 from examples.harness.runtime_api import Environment, RuntimeApi
 
@@ -785,14 +785,14 @@ def test_a_pool_that_cannot_be_ended_is_only_logged(
             await pool.ping()
 
     handler({})
-    end = Guard.end
+    disconnect = PoolCore.disconnect
 
-    async def fail(guard: Guard, timeout: float, *, patient: bool) -> None:
-        await end(guard, timeout, patient=patient)
-        if guard is pools[0]._guard:
+    async def fail(core: PoolCore, timeout: float) -> None:
+        await disconnect(core, timeout)
+        if core is pools[0]._core:
             raise OSError(SECRET)
 
-    monkeypatch.setattr(Guard, "end", fail)
+    monkeypatch.setattr(PoolCore, "disconnect", fail)
     for hook, arguments, options in snapshot_restore_py.get_before_snapshot():
         hook(*arguments, **options)
     assert [pool.stats()["idle"] for pool in pools] == [0, 0]

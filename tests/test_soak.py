@@ -12,7 +12,7 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, GuardError
 from examples.harness.postgres import Cluster
-from tests.support.bound import assert_accounts_balance
+from tests.support.bound import assert_accounts_balance, at_rest
 from tests.support.eventually import eventually
 from tests.support.proxy import TcpProxy
 
@@ -130,6 +130,7 @@ async def test_every_borrower_is_answered_in_time_and_the_bound_holds() -> None:
             assert load.longest < LONGEST
             assert load.crowded < 0.1
             await eventually(lambda load=load: _recovers(load), within=3.0)
+            await at_rest(load.pool)
             stats = load.pool.stats()
             assert (stats["lent"], stats["waiting"]) == (0, 0)
             assert stats["idle"] <= load.pool_max

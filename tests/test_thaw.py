@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from asyncdb_guard import AcquireTimeoutError, DatabaseSettings, GuardedPool, clock, liveness
+from asyncdb_guard import AcquireTimeoutError, DatabaseSettings, GuardedPool, clock
+from asyncdb_guard.connect.sockets import socket_probe
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
+from tests.support.bound import at_rest
 from tests.support.environment_child import Child
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
@@ -56,16 +58,16 @@ async def survives(child: Child, fault: Callable[[], Any], *, slept: float = 0.0
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_session_that_the_server_ended(url: str, role: str, observer: Observer, kind: dict[str, Any]) -> None:
     with Child(url, breaker_fail_max=1, **kind) as child:
-        assert await survives(child, lambda: observer.terminate(user=role)) in (
-            ["connection_replaced lost"],
-            ["connection_closed lost"],
-        )
+        reasons = await survives(child, lambda: observer.terminate(user=role))
+        # closed, where the loop noticed before the next call did
+        assert set(reasons) <= {"connection_replaced lost", "connection_closed lost"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_session_that_was_reset(proxy: TcpProxy, url_via_tcp_proxy: str, kind: dict[str, Any]) -> None:
     with Child(url_via_tcp_proxy, breaker_fail_max=1, **kind) as child:
-        assert await survives(child, proxy.reset_all) == ["connection_replaced lost"]
+        reasons = await survives(child, proxy.reset_all)
+        assert set(reasons) <= {"connection_replaced lost", "connection_closed lost"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +78,10 @@ async def test_a_path_that_is_silently_dead(
     monkeypatch.setattr("tests.test_thaw.ROUNDS", 10 if not kind else 3)
     with Child(url_via_tcp_proxy, breaker_fail_max=1, **kind) as child:
         reasons = await survives(child, proxy.silence_all, slept=slept)
-        assert reasons == [f"connection_replaced {'unresponsive' if slept == 30.0 else 'idle_timeout'}"]
+        expected = {f"connection_replaced {'unresponsive' if slept == 30.0 else 'idle_timeout'}"}
+        if "loop_runs" in kind:  # it may freeze before it has read the answer to its reset
+            expected |= {"connection_replaced unresponsive", "connection_replaced lost"}
+        assert set(reasons) <= expected
 
 
 async def test_a_server_that_was_restarted() -> None:
@@ -171,7 +176,7 @@ async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
         before = proxy.round_trips
         # all of this blocks the loop, so that nobody reads the message
         server.psql("NOTIFY news")
-        (session,) = pool._guard.lending.slots.idle
+        (session,) = pool._core.loop_pool.connections.idle
         while not session.readable():
             os.sched_yield()
         assert await pool.fetchval(PID) == pid
@@ -182,7 +187,7 @@ async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
 async def test_where_the_socket_cannot_be_had_each_borrow_pings(
     proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncdb_guard.connect.session.socket_probe", lambda _: liveness.socket_probe(None))
+    monkeypatch.setattr("asyncdb_guard.connect.pooled_connection.socket_probe", lambda _: socket_probe(None))
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset="never")) as pool:
         for _ in range(2):
             await pool.fetchval(PID)
@@ -198,6 +203,7 @@ async def test_a_dead_path_leaves_most_of_a_short_timeout_to_the_new_connection(
 ) -> None:
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1)) as pool:
         await pool.ping()
+        await at_rest(pool)
         proxy.silence_all()
         monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + 5))
         started = time.monotonic()
@@ -210,7 +216,7 @@ async def test_a_dead_path_is_found_out_once_however_many_sessions_it_had(
     proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str, later: Callable[[float], None]
 ) -> None:
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=20, session_reset="never")) as pool:
-        await pool.ping()
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.5)") for _ in range(20)))
         assert pool.stats()["idle"] == 20
         proxy.silence_all()
         later(5)
@@ -225,7 +231,8 @@ async def test_a_hasty_caller_costs_no_session_its_place(
     proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None], eventually: Eventually
 ) -> None:
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=5)) as pool:
-        await pool.ping()
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.3)") for _ in range(5)))
+        await at_rest(pool)
         later(1.1)
         proxy.latency = 0.01
         for timeout in (0.0, 0.03):

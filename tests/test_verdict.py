@@ -73,7 +73,7 @@ def settings(url: str, **knobs) -> DatabaseSettings:
 
 async def verdict_on(pool: GuardedPool, use: Callable[[], Awaitable[object]]) -> tuple[Verdict, BaseException | None]:
     """What the pool's breaker has made of one use of the pool, and the error that came out."""
-    breaker = pool._guard.breaker
+    breaker = pool._core.breaker
     breaker.failed(breaker.admit(clock.now()), clock.now())
     raised = None
     try:

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncdb_guard.connect.credentials import Credentials
-from asyncdb_guard.connect.session import LentConnection
+from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition
-from asyncdb_guard.pool.guard import Guard
+from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -66,17 +66,17 @@ class GuardedPool:
         credentials: Credentials | None = None,
         on_event: Listener | Iterable[Listener] = (),
     ) -> None:
-        self._guard = Guard(settings, credentials, on_event)
+        self._core = PoolCore(settings, credentials, on_event)
 
     @property
     def settings(self) -> DatabaseSettings:
         """The settings, read from the environment on first use. Raises ConfigurationError."""
-        return self._guard.settings
+        return self._core.settings
 
     @property
     def events(self) -> Events:
         """Where this pool's events go; listeners can be added."""
-        return self._guard.events
+        return self._core.events
 
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection for an `async with` block, which the breaker judges.
@@ -86,7 +86,7 @@ class GuardedPool:
         ConnectFailedError, AcquireTimeoutError, PoolClosedError or, on first use, ConfigurationError. What the block
         raises passes through untouched.
         """
-        return Acquisition(self._guard, timeout)
+        return Acquisition(self._core, timeout)
 
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
         """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement.
@@ -151,22 +151,22 @@ class GuardedPool:
 
     def stats(self) -> PoolStats:
         """A snapshot; no I/O. Raises ConfigurationError."""
-        guard = self._guard
-        lending = guard.lending
+        core, loop_pool = self._core, self._core.loop_pool
+        connections = loop_pool.connections if loop_pool is not None else None
         return PoolStats(
-            pool_max=guard.settings.pool_max,
-            circuit=guard.breaker.state,
-            idle=len(lending.slots.idle) if lending is not None else 0,
-            lent=len(lending.slots.lent) if lending is not None else 0,
-            waiting=len(lending.queue) if lending is not None else 0,
-            **guard.counters.snapshot(),
+            pool_max=core.settings.pool_max,
+            circuit=core.breaker.state,
+            idle=len(connections.idle) if connections is not None else 0,
+            lent=len(connections.lent) + len(connections.at_work) if connections is not None else 0,
+            waiting=loop_pool.gate.waiting if loop_pool is not None else 0,
+            **core.counters.snapshot(),
         )
 
     def __repr__(self) -> str:
-        guard = self._guard
-        if guard.closed:
+        core = self._core
+        if core.closed:
             return "<GuardedPool closed>"
-        if guard.lending is None:
+        if core.loop_pool is None:
             return "<GuardedPool without a session>"
         now = self.stats()
         return (
@@ -176,15 +176,18 @@ class GuardedPool:
 
     async def close(self, timeout: float = 1.0) -> None:
         """End the pool for good within `timeout` seconds: borrowers may finish, then they are cut off."""
-        self._guard.closed = True
-        await self._guard.end(timeout, patient=True)
+        await self._core.close(timeout)
+
+    def terminate(self) -> None:
+        """End the pool for good, at once and without a goodbye; borrowers are cut off."""
+        self._core.terminate()
 
     async def disconnect(self, timeout: float = 1.0) -> None:
         """End all sessions within `timeout` seconds, running statements included; the next use opens new ones."""
-        await self._guard.end(timeout, patient=False)
+        await self._core.disconnect(timeout)
 
     async def __aenter__(self) -> Self:
-        self._guard.here()  # a bad setting shows here, not in the first request
+        self._core.here()  # a bad setting shows here, not in the first request
         return self
 
     async def __aexit__(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from asyncdb_guard.events import logger
-from asyncdb_guard.pool.guard import open_guards
+from asyncdb_guard.pool.registry import open_pools
 from asyncdb_guard.redaction import describe
 
 P = ParamSpec("P")
@@ -170,7 +170,7 @@ def _loop_is_running() -> bool:
 
 async def _end_sessions() -> None:
     """End the server sessions of all pools; they open new ones when asked."""
-    ends = (guard.end(_DISCONNECT_TIMEOUT, patient=False) for guard in open_guards())
+    ends = (pool.disconnect(_DISCONNECT_TIMEOUT) for pool in open_pools())
     for outcome in await asyncio.gather(*ends, return_exceptions=True):
         if isinstance(outcome, BaseException):
             logger.warning("A pool's sessions could not be ended: %s", describe(outcome))

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from asyncdb_guard.connect.session import PoolerConnection
+from asyncdb_guard.connect.pooler_connection import PoolerConnection
 
 PINNING = ("SET", "RESET", "DISCARD", "DEALLOCATE", "PREPARE", "LISTEN", "UNLISTEN", "CLOSE", "DECLARE")
 
@@ -122,12 +122,12 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("misfit", MISFITS.values(), ids=MISFITS)
-async def test_what_was_begun_is_ended_at_release(settings, proxy, misfit):
+async def test_what_was_begun_is_ended_at_release(settings, proxy, misfit, eventually):
     async with GuardedPool(settings) as pool:
         async with pool.acquire() as connection:
             with contextlib.suppress(asyncpg.InterfaceError, asyncpg.DataError):
                 await misfit(connection)
-        assert proxy.client_messages[-1] == b"Q"
+        await eventually(lambda: proxy.client_messages[-1] == b"Q")
         assert await pool.fetchval("SELECT $1::int", 1) == 1
         assert pool.stats()["connects"] == 1
 

@@ -115,7 +115,7 @@ async def test_a_warm_session_outlives_a_rotation_and_costs_no_fetch(secrets_man
 async def test_several_refused_at_once_share_one_fetch(secrets_manager, guarded_server, login):
     arn = secrets_manager.create(login)
     async with GuardedPool(settings(arn, pool_max=4)) as pool:
-        await pool.ping()
+        await asyncio.gather(*(pool.execute("SELECT pg_sleep(0.1)") for _ in range(4)))
         rotate(guarded_server, secrets_manager, arn, login, "another word")
         await pool.disconnect()
         await asyncio.gather(*(pool.execute("SELECT pg_sleep(0.1)") for _ in range(4)))

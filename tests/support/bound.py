@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tests.support.eventually import eventually
+
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
     from examples.harness.postgres import Cluster
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
 def allow(server: Cluster, url: str, sessions: int) -> None:
     """From now on the URL's user can't have more than so many sessions, not for a millisecond."""
     server.psql(f"ALTER ROLE {urlsplit(url).username} CONNECTION LIMIT {sessions}")
+
+
+async def at_rest(pool: GuardedPool) -> None:
+    """Return once no connection of the pool is lent or at work."""
+    await eventually(lambda: pool.stats()["lent"] == 0, every=0.001)
 
 
 def assert_accounts_balance(pool: GuardedPool) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdb_guard.liveness import PING_AFTER, PING_TIMEOUT, Health, assess, ping_bound, socket_probe
+from asyncdb_guard.connect.sockets import socket_probe
+from asyncdb_guard.pool.health import PING_AFTER, PING_TIMEOUT, Health, assess, ping_timeout
 
 HEALTHY = {"closed": False, "readable": False, "idle": 0.1, "idle_timeout": 60.0, "age": 5.0, "lifetime": 1800.0}
 SECONDS = st.floats(0.0, 1e6)
@@ -74,12 +75,12 @@ def test_no_session_gets_better_with_time(facts, which, more):
 
 @pytest.mark.parametrize(("remaining", "bound"), [(10.0, 0.5), (2.0, 0.5), (1.0, 0.25), (0.2, 0.1), (0.0, 0.1)])
 def test_a_ping_leaves_most_of_the_time_to_a_new_connection(remaining, bound):
-    assert ping_bound(remaining) == bound
+    assert ping_timeout(remaining) == bound
 
 
 @given(st.floats(0.0, 1e6))
 def test_a_ping_is_bounded(remaining):
-    assert 0.1 <= ping_bound(remaining) <= min(PING_TIMEOUT, max(remaining / 2, 0.1))
+    assert 0.1 <= ping_timeout(remaining) <= min(PING_TIMEOUT, max(remaining / 2, 0.1))
 
 
 @pytest.fixture

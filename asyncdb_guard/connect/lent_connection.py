@@ -1,0 +1,113 @@
+"""What a borrower holds: asyncpg's connection behind a proxy that stops working when the block ends."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from asyncpg.pool import PoolConnectionProxy
+
+_STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
+"""Methods that asyncpg runs outside of its exclusive section, so that it cannot tell whether one still runs."""
+
+_CALLBACKS = ("log_listener", "termination_listener", "query_logger")
+"""Callbacks that asyncpg keeps on the connection, each with a method to add one and a method to remove it."""
+
+_CODECS = ("set_type_codec", "set_builtin_type_codec", "reset_type_codec")
+"""Methods that change how the connection reads a type. No reset undoes them."""
+
+
+class LentConnection(PoolConnectionProxy):
+    """A connection for one borrow. It records what the borrower leaves behind, as asyncpg does not."""
+
+    closed_by_borrower = False
+    """Whether the borrower closed it, which is not a lost session."""
+    running = 0
+    """Statements of the kinds in `_STATEMENTS` that run now."""
+    changed_codecs = False
+    listeners: tuple[tuple[str, Any], ...] = ()
+    """Channels that the borrower listens to, with their callbacks."""
+    callbacks: tuple[tuple[str, Any], ...] = ()
+    """The other callbacks, each with its kind."""
+
+    @property
+    def in_statement(self) -> bool:
+        """Whether a statement has just been interrupted: the server may still run it."""
+        bare: Any = self
+        return bool(bare._protocol._is_cancelling())
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        self.closed_by_borrower = True
+        await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        self.closed_by_borrower = True
+        super().terminate()
+
+    async def add_listener(self, channel: str, callback: Any) -> None:
+        await super().add_listener(channel, callback)
+        self.listeners += ((channel, callback),)
+
+    async def remove_listener(self, channel: str, callback: Any) -> None:
+        await super().remove_listener(channel, callback)
+        self.listeners = _without(self.listeners, (channel, callback))
+
+
+def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
+    return tuple(one for one in items if one != item)
+
+
+def _counts_as_running(name: str) -> Any:
+    method = getattr(PoolConnectionProxy, name)
+
+    @functools.wraps(method)
+    async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
+        self.running += 1
+        try:
+            return await method(self, *arguments, **options)
+        finally:
+            self.running -= 1
+
+    return call
+
+
+def _changes_codecs(name: str) -> Any:
+    method = getattr(PoolConnectionProxy, name)
+
+    @functools.wraps(method)
+    async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
+        self.changed_codecs = True
+        return await method(self, *arguments, **options)
+
+    return call
+
+
+def _adds_callback(kind: str) -> Any:
+    method = getattr(PoolConnectionProxy, f"add_{kind}")
+
+    @functools.wraps(method)
+    def call(self: LentConnection, callback: Any) -> None:
+        method(self, callback)
+        self.callbacks += ((kind, callback),)
+
+    return call
+
+
+def _removes_callback(kind: str) -> Any:
+    method = getattr(PoolConnectionProxy, f"remove_{kind}")
+
+    @functools.wraps(method)
+    def call(self: LentConnection, callback: Any) -> None:
+        method(self, callback)
+        self.callbacks = _without(self.callbacks, (kind, callback))
+
+    return call
+
+
+for _name in _STATEMENTS:
+    setattr(LentConnection, _name, _counts_as_running(_name))
+for _name in _CODECS:
+    setattr(LentConnection, _name, _changes_codecs(_name))
+for _name in _CALLBACKS:
+    setattr(LentConnection, f"add_{_name}", _adds_callback(_name))
+    setattr(LentConnection, f"remove_{_name}", _removes_callback(_name))

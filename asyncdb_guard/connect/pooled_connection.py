@@ -1,0 +1,165 @@
+"""One connection of the pool, for as long as its server session lives.
+
+This room, `lent_connection`, `pooler_connection` and `sockets` are the only ones that know private names of asyncpg and
+asyncio. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's
+own acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py`
+has a test for each private name, which fails in plain words when asyncpg changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from asyncdb_guard.clock import Instant
+from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.pooler_connection import PoolerConnection
+from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
+
+CLIENT_CHECK_INTERVAL = 0.25
+"""Seconds after which a running statement looks for its client (client_connection_check_interval)."""
+
+_CLIENT_CHECK_GRACE = 0.1
+"""Seconds from that look until the session is gone."""
+
+
+class PooledConnection:
+    """One server session, checked out of asyncpg's pool; lives as long as that session."""
+
+    __slots__ = (
+        "_connection",
+        "_holder",
+        "_protocol",
+        "_transport",
+        "_via_pooler",
+        "closing",
+        "has_leftovers",
+        "idle_since",
+        "is_closed",
+        "lifetime",
+        "lost_mid_statement",
+        "opened_at",
+        "readable",
+        "unresettable",
+    )
+
+    def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float) -> None:
+        bare: Any = proxy  # asyncpg's private names have no types
+        self._holder = bare._holder
+        # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
+        self._connection: Any = bare._detach()
+        self._protocol: Any = self._connection._protocol
+        self._transport: Any = self._connection._transport
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() say yes to every connection
+        self._via_pooler = type(self._connection) is PoolerConnection
+        self.opened_at = now
+        self.idle_since = now
+        self.lifetime = lifetime
+        self.closing = False
+        """Whether its end has begun: it must not be lent again."""
+        self.lost_mid_statement = False
+        """Whether it was lost without a word from the server, which may still run a statement."""
+        self.has_leftovers = False
+        """Whether the borrower left a listener on it, or a statement that still runs."""
+        self.unresettable = False
+        """Whether the borrower changed what no reset restores."""
+        self.is_closed: Callable[[], bool] = self._connection.is_closed
+        """Whether this side knows that the session is over. After a freeze it may not know yet."""
+        raw = self._transport.get_extra_info("socket")
+        self.readable: Callable[[], object] = socket_probe(raw.fileno() if raw is not None else None)
+
+    def lend(self) -> LentConnection:
+        """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
+        return LentConnection(self._holder, self._connection)
+
+    def take_back(self, lent: LentConnection) -> None:
+        """End a borrow: the borrower's connection, statements and cursors stop working.
+
+        Warns with asyncpg.InterfaceWarning, as asyncpg does, if the borrower left a listener behind.
+        """
+        bare: Any = lent
+        bare._detach()
+        # asyncpg/connection.py: statements and cursors compare this number with that of their own time
+        self._connection._pool_release_ctr += 1
+        self.has_leftovers = lent.running > 0
+        self.unresettable = lent.changed_codecs
+        if lent.listeners or lent.callbacks:
+            self._remove_callbacks(lent)
+
+    def _remove_callbacks(self, lent: LentConnection) -> None:
+        for kind, callback in lent.callbacks:
+            getattr(self._connection, f"remove_{kind}")(callback)
+        self.has_leftovers = self.has_leftovers or bool(lent.listeners)
+        left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
+        if left:
+            warnings.warn(
+                f"A connection was returned to the pool with {left} active listener(s). Remove each listener before"
+                " the block ends.",
+                asyncpg.InterfaceWarning,
+                stacklevel=5,
+            )
+
+    @property
+    def needs_cleanup(self) -> bool:
+        """Whether a statement is being cancelled or still runs, or the server still holds something of the borrower."""
+        protocol, connection = self._protocol, self._connection
+        return bool(
+            protocol._is_cancelling()
+            or protocol.is_in_transaction()
+            or connection._stmt_exclusive_section._acquired
+            or (self._via_pooler and connection.keeps_backend)
+            or self.has_leftovers
+            or self.unresettable
+            # asyncpg/transaction.py: set before BEGIN is sent, and still set where BEGIN failed
+            or connection._top_xact is not None
+        )
+
+    async def settle(self, timeout: float) -> bool:
+        """Wait until a cancelled statement is over; return whether nothing of the borrower's is left."""
+        # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
+        await self.ping(timeout)
+        connection = self._connection
+        return not (connection.is_in_transaction() or connection._top_xact is not None or self.has_leftovers)
+
+    async def ping(self, timeout: float) -> None:
+        """Make one round trip of at most `timeout` seconds; raise whatever went wrong."""
+        await self._connection.execute("SELECT 1", timeout=timeout)
+
+    async def reset(self, timeout: float) -> None:
+        """Roll back and drop listeners, locks, cursors and settings, within `timeout` seconds."""
+        await self._connection.reset(timeout=timeout)
+
+    async def close(self, timeout: float) -> None:
+        """Say goodbye and wait until the server has let go, for at most `timeout` seconds; then just hang up."""
+        lost_mid_statement = self.lost_mid_statement  # not by this goodbye, which waits for the server itself
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            await self._connection.close(timeout=timeout)
+        self.terminate()
+        if lost_mid_statement:
+            await asyncio.sleep(CLIENT_CHECK_INTERVAL + _CLIENT_CHECK_GRACE)
+
+    def terminate(self) -> None:
+        """Hang up at once."""
+        self._connection.terminate()
+
+    def abandon(self) -> socket.socket | None:
+        """Hang up without the event loop; return what `sockets.wait_server_closed` takes, if there is anything."""
+        self._leave_holder()
+        return hang_up(self._transport)
+
+    def disown(self) -> None:
+        """In a fork: let go of the parent's session, without a byte and without a call on the epoll that both share."""
+        self._leave_holder()
+        drop(self._transport)
+
+    def _leave_holder(self) -> None:
+        # asyncpg/connection.py: without a holder its end wakes no pool, and an aborted one is not finalised
+        self._connection._pool_holder = None
+        self._connection._aborted = True

@@ -1,0 +1,36 @@
+"""A connection through a transaction pooler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+
+class PoolerConnection(asyncpg.Connection):
+    """Changes no setting, and knows whether the pooler may still keep a backend for it.
+
+    asyncpg/protocol/coreproto.pyx: it sends Parse, Describe and Flush, and Sync only with the Bind that follows. A
+    pooler keeps the backend in between. Where nothing follows, because the arguments do not fit or the borrower was
+    cancelled, an idle session would keep that backend for good, and a few of those stop a fleet.
+    """
+
+    keeps_backend = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        bare: Any = self
+        # asyncpg/connection.py: it would switch jit off and on around each look-up of a type, which pins RDS Proxy and
+        # leaves jit off on one of PgBouncer's backends
+        bare._server_caps = bare._server_caps._replace(jit=False)
+
+    async def _get_statement(self, *arguments: Any, **options: Any) -> Any:
+        self.keeps_backend = True
+        bare: Any = super()
+        return await bare._get_statement(*arguments, **options)
+
+    async def _do_execute(self, *arguments: Any, **options: Any) -> Any:
+        bare: Any = super()
+        answer = await bare._do_execute(*arguments, **options)
+        self.keeps_backend = False
+        return answer

@@ -1,0 +1,112 @@
+"""Is a connection fit to be lent? Liveness of an idle one, and the clean-up after a borrower.
+
+The decisions are pure. `check` and `reset` do what they ask for, and answer with the reason to close the connection, or
+None.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.verdict import server_spoke
+
+PING_AFTER = 1.0
+"""Seconds of idleness after which a clean socket no longer proves anything: a path can die silently."""
+
+PING_TIMEOUT = 0.5
+"""Seconds that one ping or one polite goodbye may take, at most."""
+
+_PING_TIMEOUT_MIN = 0.1
+
+RESET_TIMEOUT = 0.5
+"""Seconds that the clean-up after a borrower may take, at most, the end of a cancelled statement included."""
+
+
+class Health(enum.Enum):
+    """What may be done with an idle connection."""
+
+    GOOD = "good"
+    """Lend it as it is."""
+    SUSPECT = "suspect"
+    """Ping it first."""
+    LOST = "lost"
+    IDLE_TIMEOUT = "idle_timeout"
+    MAX_LIFETIME = "max_lifetime"
+
+
+def assess(closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float) -> Health:
+    """Decide what to do with an idle connection; all times are seconds, `lifetime` 0 means for ever.
+
+    `readable` while idle is a FIN, a RST or a FATAL message, but perhaps only a notice or a TLS session ticket.
+    """
+    if closed:
+        return Health.LOST
+    if idle >= idle_timeout:
+        return Health.IDLE_TIMEOUT
+    if lifetime and age >= lifetime:
+        return Health.MAX_LIFETIME
+    if readable or idle >= PING_AFTER:
+        return Health.SUSPECT
+    return Health.GOOD
+
+
+def health_of(connection: PooledConnection, idle_timeout: float, now: Instant) -> Health:
+    """Assess an idle connection. Costs one poll of its socket and no round trip."""
+    return assess(
+        connection.is_closed(),
+        connection.readable(),
+        elapsed(connection.idle_since, now),
+        idle_timeout,
+        elapsed(connection.opened_at, now),
+        connection.lifetime,
+    )
+
+
+def ping_timeout(remaining: float) -> float:
+    """Seconds for one ping, leaving most of the caller's `remaining` seconds to a new connection.
+
+    Not less than 0.1, even where the caller has no time for that: its haste is no reason to give a connection up.
+    """
+    return min(PING_TIMEOUT, max(remaining / 4, _PING_TIMEOUT_MIN))
+
+
+async def check(connection: PooledConnection, health: Health, timeout: float) -> str | None:
+    """Find out whether an idle connection still works: if it is suspect, by one ping of at most `timeout` seconds."""
+    if health is Health.GOOD:
+        return None
+    if health is not Health.SUSPECT:
+        return str(health.value)
+    try:
+        await connection.ping(timeout)
+    except Exception as error:
+        return _reason_to_close(connection, error, otherwise="lost")
+    return None
+
+
+async def reset(connection: PooledConnection, *, always: bool) -> str | None:
+    """Make a returned connection fit for the next borrower, within RESET_TIMEOUT.
+
+    `always`: by the reset query. Else one round trip proves that no statement runs any more; a connection with a
+    transaction or a listener on it is closed, since only the reset query would clear that.
+    """
+    if connection.unresettable:
+        return "unclean"
+    in_statement = connection.needs_cleanup
+    try:
+        if always:
+            await connection.reset(RESET_TIMEOUT)
+        elif not await connection.settle(RESET_TIMEOUT):
+            return "unclean"
+    except Exception as error:
+        connection.lost_mid_statement = in_statement and not server_spoke(error)
+        return _reason_to_close(connection, error, otherwise="unclean")
+    return None
+
+
+def _reason_to_close(connection: PooledConnection, error: Exception, *, otherwise: str) -> str:
+    if isinstance(error, TimeoutError):
+        connection.terminate()  # what does not answer this will not answer a goodbye
+        return "unresponsive"
+    return "lost" if connection.is_closed() else otherwise

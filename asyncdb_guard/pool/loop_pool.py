@@ -1,0 +1,190 @@
+"""The pool on one event loop: take, wait, release, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from socket import socket
+
+from asyncdb_guard import clock
+from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.connector import Connector
+from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.events import ConnectionClosed, Events
+from asyncdb_guard.pool.connections import Connections
+from asyncdb_guard.pool.gate import Gate
+from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.pool.workers import Workers
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.verdict import Verdict, judge, server_spoke
+
+_LOOP_CLOSE_TIMEOUT = 1.0
+"""Seconds for all goodbyes when the event loop is about to end."""
+
+
+class Lease:
+    """One borrow: the connection, what the borrower holds of it, and the permit to report with."""
+
+    __slots__ = ("connection", "lent", "permit", "since")
+
+    def __init__(self, connection: PooledConnection, permit: int, since: Instant) -> None:
+        self.connection = connection
+        self.permit = permit
+        self.since = since
+        self.lent: LentConnection = connection.lend()
+
+
+class LoopPool:
+    """Lends the connections of one pool; lives as long as its event loop, or until it is closed."""
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        credentials: Credentials,
+        breaker: CircuitBreaker,
+        events: Events,
+        counters: Counters,
+        lingering: Sequence[socket] = (),
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        connector = Connector(settings, credentials, lingering)
+        self.gate = Gate(breaker, settings.connect_timeout, connector.renews_login, events)
+        self.connections = Connections(settings.pool_max, settings.idle_timeout)
+        self._workers = Workers(settings, connector, self.connections, self.gate, events, counters)
+        self._idle_timeout = settings.idle_timeout
+        self._resets = settings.reset_sessions
+        self._loop_end_hook: AsyncGenerator[None, None] | None = None
+        self._loop_is_ending = False
+        self.closed = False
+
+    def take(self, permit: int, now: Instant) -> Lease | None:
+        """Borrow an idle connection in good health, if there is one and nobody waits. No task and no wait."""
+        if self.gate.waiting:
+            return None
+        connection = self.connections.take(now)
+        return Lease(connection, permit, now) if connection is not None else None
+
+    async def wait(self, permit: int, timeout: float, now: Instant) -> Lease:
+        """Queue for a connection, for at most `timeout` seconds. The breaker is asked again after the wait."""
+        if self._loop_end_hook is None and not self._loop_is_ending:
+            self._loop_end_hook = _close_with_loop(self)
+            await anext(self._loop_end_hook)
+        waiter = self.gate.join(permit, timeout, now)
+        self._workers.serve_waiters()
+        try:
+            connection = await waiter.future
+        except (asyncio.CancelledError, GeneratorExit):  # the latter where somebody closes the waiting coroutine
+            unwanted = self.gate.leave(waiter)
+            if unwanted is not None:
+                self._workers.give_back(unwanted, clock.now())
+            raise
+        finally:
+            waiter.timer.cancel()
+        now = clock.now()
+        try:
+            return Lease(connection, self.gate.readmit(waiter, now), now)
+        except BaseException:
+            self._workers.give_back(connection, now)
+            raise
+
+    def release(self, lease: Lease, error: BaseException | None) -> None:
+        """Take a connection back from a block that ended with `error`, and judge that end. Never waits."""
+        connection, lent = lease.connection, lease.lent
+        try:
+            connection.take_back(lent)  # warns of listeners left behind, and a warning may be an error
+        finally:
+            now = clock.now()
+            lost = connection.is_closed()
+            if error is None and not lost:  # what judge() says of these, without asking it each time
+                self.gate.succeeded(lease.permit)
+            else:
+                connection.lost_mid_statement = lost and not server_spoke(error)
+                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
+            if connection.closing or self._workers.closed:
+                pass  # whoever ends it has it
+            elif lost:
+                self._workers.retire(connection, ConnectionClosed("lost"))
+            elif self._resets or error is not None or connection.needs_cleanup:
+                # a block that failed may have left a statement running, of which asyncpg does not tell
+                self._workers.clean_up(connection, now)
+            else:
+                self._workers.give_back(connection, now)
+
+    def _judge(self, lease: Lease, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
+        if self.closed or lease.connection.closing:
+            return Verdict.NEUTRAL  # our own doing
+        paused = elapsed(lease.since, now) >= self._idle_timeout
+        return judge(error, lost=lost and not lease.lent.closed_by_borrower, paused=paused)
+
+    async def disconnect(self, timeout: float) -> None:
+        """End all sessions within `timeout` seconds; whoever waits or comes later gets a new one."""
+        await self._workers.disconnect("close", timeout)
+
+    async def close(self, timeout: float, *, reason: str = "close") -> None:
+        """End the pool within `timeout` seconds. Borrowers get three quarters of it to finish, then are cut off."""
+        self.closed = True
+        self.gate.close()
+        end = self.loop.time() + timeout
+        try:
+            await self._workers.wait_returned(timeout * 3 / 4)
+        finally:  # also where the caller is cancelled
+            await self._workers.close(reason, max(end - self.loop.time(), 0.0))
+            await self._remove_loop_end_hook()
+
+    def terminate(self) -> None:
+        """End the pool at once, without a goodbye."""
+        self.closed = True
+        self.gate.close()
+        self._workers.terminate("close")
+        self._remove_loop_end_hook_now()
+
+    async def loop_ends(self) -> None:
+        """Close with the event loop, unless the pool was closed before."""
+        if self._loop_end_hook is not None:
+            self._loop_end_hook = None
+            self._loop_is_ending = True
+            # asyncio/base_events.py: shutdown_asyncgens() closes all generators at once, and a user's own may hold a
+            # connection, or want one in its last words
+            await asyncio.sleep(0)
+            await self._workers.wait_returned(_LOOP_CLOSE_TIMEOUT / 2)
+            await self.close(_LOOP_CLOSE_TIMEOUT / 2, reason="loop_closed")
+
+    async def _remove_loop_end_hook(self) -> None:
+        hook, self._loop_end_hook = self._loop_end_hook, None
+        if hook is not None:
+            await hook.aclose()
+
+    def _remove_loop_end_hook_now(self) -> None:
+        hook, self._loop_end_hook = self._loop_end_hook, None
+        if hook is not None:
+            # it has nothing to wait for any more, so its end needs no event loop
+            with contextlib.suppress(StopIteration):
+                hook.aclose().__await__().__next__()
+
+    def abandon(self) -> list[socket]:
+        """Let go without the loop, which is closed or is not ours to run; return the sockets that linger."""
+        self.closed = True
+        self._remove_loop_end_hook_now()
+        return self._workers.abandon()
+
+    def disown(self) -> None:
+        """In a fork: let go of the parent's sessions, which the parent still uses."""
+        self.closed = True
+        self._remove_loop_end_hook_now()
+        self._workers.disown()
+
+
+async def _close_with_loop(pool: LoopPool) -> AsyncGenerator[None, None]:
+    """End the sessions together with their loop.
+
+    asyncio/runners.py: `Runner.close` runs `loop.shutdown_asyncgens`, and so does every well-behaved owner of a loop:
+    that is the one hook a loop has for its end.
+    """
+    try:
+        yield
+    finally:
+        await pool.loop_ends()

@@ -1,0 +1,49 @@
+"""The open pools of this process, for those who end or fork it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+
+class OpenPool(Protocol):
+    """A pool that may hold server sessions."""
+
+    async def disconnect(self, timeout: float) -> None:
+        """End all sessions within `timeout` seconds."""
+
+    def disown(self) -> None:
+        """In a fork: leave all sessions to the parent."""
+
+
+_open: WeakSet[OpenPool] = WeakSet()
+
+
+def open_pools() -> list[OpenPool]:
+    """The pools that may hold server sessions."""
+    return list(_open)
+
+
+def add(pool: OpenPool) -> None:
+    """Remember a pool that opens sessions: a forked child must not disturb it."""
+    _watch_forks()
+    _open.add(pool)
+
+
+def discard(pool: OpenPool) -> None:
+    """Forget a pool without sessions."""
+    _open.discard(pool)
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_disown_all)
+
+
+def _disown_all() -> None:
+    """A child begins without a session: at once, since even its exit could end its parent's."""
+    for pool in open_pools():
+        pool.disown()
+    _open.clear()

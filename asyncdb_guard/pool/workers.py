@@ -1,0 +1,331 @@
+"""The tasks that connect, check, reset and close connections.
+
+No borrower does any of that in its own task: it waits for the result. So a cancelled borrower tears nothing, and what
+was opened for it goes to the next one. A connection that a worker has is that worker's alone: whoever wants it closed
+says so (`closing`), and the worker closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from socket import socket
+from typing import TypeAlias
+
+from asyncdb_guard import clock
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.connector import Connector
+from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.connect.sockets import forget_task
+from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused
+from asyncdb_guard.pool.connections import Connections
+from asyncdb_guard.pool.gate import ConnectAttempt, Gate
+from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
+from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.settings import DatabaseSettings
+
+ClosingEvent: TypeAlias = ConnectionClosed | ConnectionReplaced
+
+
+class Workers:
+    """Does what `connections` decides, for those who wait at the `gate`; lives as long as its event loop."""
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        connector: Connector,
+        connections: Connections,
+        gate: Gate,
+        events: Events,
+        counters: Counters,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connect_timeout = settings.connect_timeout
+        self._idle_timeout = settings.idle_timeout
+        self._reset_always = settings.reset_sessions
+        self._connector = connector
+        self._connections = connections
+        self._gate = gate
+        self._emit = events.emit
+        self._counters = counters
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not hold its tasks
+        self._preparing: set[asyncio.Task[None]] = set()
+        """Those that may soon have a connection for a waiter."""
+        self._resetting: set[PooledConnection] = set()
+        self.closed = False
+        self._closing_reason = "close"
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._growth_timer: asyncio.TimerHandle | None = None
+        self._changed: asyncio.Event | None = None
+        """Set whenever a connection comes back or ends, if somebody waits for that."""
+
+    # -- what borrowers start ----------------------------------------------------------------------------------------
+
+    def serve_waiters(self) -> None:
+        """Start as many workers as there are waiters, as far as `connections` allows it."""
+        connections = self._connections
+        if self._resetting:
+            self._give_up_stale_resets(clock.now())
+        while not self.closed and len(self._preparing) < self._gate.waiting:
+            if connections.idle:
+                self._check(connections.idle[-1])
+            elif connections.may_connect(now := clock.now()):
+                self._connect(now)
+            else:
+                return
+
+    def give_back(self, connection: PooledConnection, now: Instant) -> None:
+        """Take a clean connection back, used until now."""
+        connection.idle_since = now
+        self._hand_on(connection, now)
+
+    def clean_up(self, connection: PooledConnection, now: Instant) -> None:
+        """Reset a connection that its borrower has left just now. Only the next borrower waits for that."""
+        connection.idle_since = now
+        self._connections.put_to_work(connection)
+        self._prepare(self._reset_it(connection), connection)
+
+    def retire(self, connection: PooledConnection, event: ClosingEvent, timeout: float = PING_TIMEOUT) -> None:
+        """End a session that cannot be lent again; its place is vacant once the server has let go."""
+        connection.closing = True
+        self._connections.put_to_work(connection)
+        self._start(self._close_it(connection, event, timeout), connection)
+
+    def _give_up_stale_resets(self, now: Instant) -> None:
+        """Let nobody wait for an answer that was due before the process was frozen."""
+        for connection in self._resetting:
+            if elapsed(connection.idle_since, now) >= RESET_TIMEOUT and not connection.readable():
+                connection.terminate()
+
+    # -- the workers -------------------------------------------------------------------------------------------------
+
+    def _check(self, connection: PooledConnection) -> None:
+        self._connections.put_to_work(connection)
+        self._prepare(self._check_it(connection), connection)
+
+    def _connect(self, now: Instant) -> None:
+        attempt = self._gate.begin_connect(now)
+        self._connections.connecting.add(attempt)
+        attempt.task = self._prepare(self._connect_it(attempt))
+        # here as well, since a task that is cancelled before it begins does nothing
+        attempt.task.add_done_callback(lambda _: self._end_connect(attempt))
+
+    def _prepare(
+        self, work: Coroutine[None, None, None], connection: PooledConnection | None = None
+    ) -> asyncio.Task[None]:
+        task = self._start(work, connection)
+        self._preparing.add(task)
+        return task
+
+    def _start(self, work: Coroutine[None, None, None], connection: PooledConnection | None) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._done(task, connection))
+        return task
+
+    def _done(self, task: asyncio.Task[None], connection: PooledConnection | None) -> None:
+        self._tasks.discard(task)
+        self._preparing.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if connection is not None and (error is not None or task.cancelled()):
+            self._take_over(connection)
+        if error is not None:
+            self._loop.call_exception_handler(
+                {"message": "A worker of the pool failed", "exception": error, "task": task}
+            )
+        # once the callbacks of this task have all run
+        self._loop.call_soon(self.serve_waiters)
+
+    def _take_over(self, connection: PooledConnection) -> None:
+        """A worker was cut short, as asyncio.run() does in its end: its connection has no other owner."""
+        if connection not in self._connections.at_work:
+            return
+        if connection.closing:
+            connection.terminate()
+            self._vacate(connection, ConnectionClosed("lost"))
+        else:
+            self.retire(connection, ConnectionClosed("lost"))
+
+    async def _connect_it(self, attempt: ConnectAttempt) -> None:
+        """Open one connection, if somebody still waits for it."""
+        if self._gate.first is None:
+            return
+        try:
+            connection = await self._connector.connect()
+        except Exception as error:
+            self._counters.connect_failures += 1
+            self._end_connect(attempt)
+            self._connect_failed(attempt, error)
+            return
+        self._connections.connected(attempt, connection)
+        self._end_connect(attempt)
+        self._gate.connect_succeeded()
+        now = clock.now()
+        self._counters.connects += 1
+        self._emit(ConnectionOpened(elapsed(attempt.since, now)))
+        self._lend_or_keep(connection)
+
+    def _connect_failed(self, attempt: ConnectAttempt, error: Exception) -> None:
+        others_in_use = self._connections.in_use
+        self._gate.connect_failed(attempt, error, others_in_use=others_in_use)
+        if others_in_use:
+            pause = self._connections.pause_growth(clock.now())
+            self._emit(GrowthPaused(pause))
+            if self._growth_timer is not None:
+                self._growth_timer.cancel()
+            self._growth_timer = self._loop.call_later(pause, self.serve_waiters)
+
+    def _end_connect(self, attempt: ConnectAttempt) -> None:
+        self._gate.end_connect(attempt)
+        self._connections.connecting.discard(attempt)
+        self._notify()
+
+    async def _check_it(self, connection: PooledConnection) -> None:
+        """Find out whether an idle connection still works; close it if not, and a new one takes its place."""
+        first = self._gate.first
+        timeout = ping_timeout(first.deadline - self._loop.time() if first is not None else self._connect_timeout)
+        reason = await check(connection, health_of(connection, self._idle_timeout, clock.now()), timeout)
+        if reason is None:
+            connection.idle_since = clock.now()
+            self._lend_or_keep(connection)
+            return
+        if reason == "unresponsive":
+            # the others have rested longer, on the same path: one ping after the other would use up the time
+            for other in tuple(self._connections.idle):
+                self.retire(other, ConnectionClosed(reason), timeout)
+        self.retire(connection, ConnectionReplaced(reason), timeout)
+
+    async def _reset_it(self, connection: PooledConnection) -> None:
+        self._resetting.add(connection)
+        try:
+            reason = await reset(connection, always=self._reset_always)
+        finally:
+            self._resetting.discard(connection)
+        if reason is None:
+            self._hand_on(connection, clock.now())
+        elif self._gate.waiting and reason != "unclean":
+            self.retire(connection, ConnectionReplaced(reason))
+        else:
+            self.retire(connection, ConnectionClosed(reason))
+
+    async def _close_it(self, connection: PooledConnection, event: ClosingEvent, timeout: float) -> None:
+        await connection.close(timeout)
+        self._vacate(connection, event)
+
+    def _hand_on(self, connection: PooledConnection, now: Instant) -> None:
+        """A connection is clean again: look at it before somebody who waits gets it."""
+        if self._gate.waiting and health_of(connection, self._idle_timeout, now) is not Health.GOOD:
+            self._check(connection)
+        else:
+            self._lend_or_keep(connection)
+
+    def _lend_or_keep(self, connection: PooledConnection) -> None:
+        if connection.closing:
+            self.retire(connection, ConnectionClosed(self._closing_reason))
+        elif self._gate.serve(connection):
+            self._connections.lend(connection)
+        else:
+            self._connections.rest(connection)
+            if self._idle_timer is None:
+                self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    def _vacate(self, connection: PooledConnection, event: ClosingEvent) -> None:
+        if not self._connections.remove(connection):
+            return
+        if isinstance(event, ConnectionReplaced):
+            self._counters.replaced += 1
+        else:
+            self._counters.closed += 1
+        self._emit(event)
+        self._notify()
+
+    def _close_expired(self) -> None:
+        self._idle_timer = None
+        now = clock.now()
+        for connection in self._connections.expired(now):
+            self.retire(connection, ConnectionClosed("idle_timeout"))
+        rest = self._connections.next_expiry(now)
+        if rest is not None:
+            self._idle_timer = self._loop.call_later(rest, self._close_expired)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def wait_returned(self, timeout: float) -> None:
+        """Wait until nobody waits for a connection or has one that is to be returned, for at most `timeout` seconds."""
+        connections = self._connections
+
+        def returned() -> bool:
+            return not self._gate.waiting and all(one.closing for one in (*connections.lent, *connections.at_work))
+
+        await self._wait(returned, timeout)
+
+    async def disconnect(self, reason: str, timeout: float) -> None:
+        """End all sessions within `timeout` seconds, running statements included; later borrowers get new ones."""
+        end = self._loop.time() + timeout
+        connections = self._connections
+        ending = set(connections.all)
+        self._closing_reason = reason
+        for connection in (*connections.idle, *connections.lent):
+            self.retire(connection, ConnectionClosed(reason), timeout)
+        for connection in connections.at_work:
+            connection.closing = True  # its worker closes it
+        await self._wait(lambda: ending.isdisjoint(connections.at_work) and not connections.connecting, timeout)
+        for connection in tuple(connections.idle):  # a connect was in progress, and nobody wanted it any more
+            self.retire(connection, ConnectionClosed(reason))
+        await self._wait(lambda: not connections.at_work, end - self._loop.time())
+
+    async def _wait(self, condition: Callable[[], bool], timeout: float) -> None:
+        try:
+            async with asyncio.timeout(max(timeout, 0)):
+                while not condition():
+                    self._changed = asyncio.Event()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def close(self, reason: str, timeout: float) -> None:
+        """Begin nothing new, and end all sessions within `timeout` seconds, running statements included."""
+        self.closed = True
+        try:
+            await self.disconnect(reason, timeout)
+        finally:
+            self.terminate(reason)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=PING_TIMEOUT)
+
+    def terminate(self, reason: str) -> None:
+        """End all sessions at once, without a goodbye."""
+        self._stop()
+        for task in self._tasks:
+            task.cancel()
+        for connection in self._connections.all:
+            connection.closing = True
+            self._connections.put_to_work(connection)
+            connection.terminate()
+            self._vacate(connection, ConnectionClosed(reason))
+        self._connector.terminate()
+
+    def _stop(self) -> None:
+        self.closed = True
+        for timer in (self._idle_timer, self._growth_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def abandon(self) -> list[socket]:
+        """End every session without the event loop; return the sockets that linger."""
+        self._stop()
+        for task in self._tasks:
+            forget_task(task)
+        lingering = [connection.abandon() for connection in self._connections.all]
+        return [one for one in lingering if one is not None]
+
+    def disown(self) -> None:
+        """In a fork: leave every session to the process that opened it."""
+        self._stop()
+        for connection in self._connections.all:
+            connection.disown()
