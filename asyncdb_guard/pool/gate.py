@@ -98,9 +98,11 @@ class Gate:
 
     def serve(self, connection: PooledConnection) -> bool:
         """Give the connection to whoever has waited longest; return whether there was somebody."""
-        for waiter in self._take_out():
-            waiter.future.set_result(connection)
-            return True
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.future.done():  # its task may have been cancelled, and not have run yet
+                waiter.future.set_result(connection)
+                return True
         return False
 
     def leave(self, waiter: Waiter) -> PooledConnection | None:

@@ -93,14 +93,14 @@ async def reset(connection: PooledConnection, *, always: bool) -> str | None:
     """
     if connection.unresettable:
         return "unclean"
-    in_statement = connection.needs_cleanup
+    needs_cleanup = connection.needs_cleanup
     try:
         if always:
-            await connection.reset(RESET_TIMEOUT)
+            await connection.reset(RESET_TIMEOUT, needs_cleanup=needs_cleanup)
         elif not await connection.settle(RESET_TIMEOUT):
             return "unclean"
     except Exception as error:
-        connection.lost_mid_statement = in_statement and not server_spoke(error)
+        connection.lost_mid_statement = needs_cleanup and not server_spoke(error)
         return _reason_to_close(connection, error, otherwise="unclean")
     return None
 

@@ -8,9 +8,10 @@ says so (`closing`), and the worker closes it.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from socket import socket
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
@@ -23,6 +24,9 @@ from asyncdb_guard.pool.gate import ConnectAttempt, Gate
 from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.settings import DatabaseSettings
+
+_EAGER: Any = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+"""Python 3.11 begins a task in the loop's next round."""
 
 ClosingEvent: TypeAlias = ConnectionClosed | ConnectionReplaced
 
@@ -48,7 +52,8 @@ class Workers:
         self._gate = gate
         self._emit = events.emit
         self._counters = counters
-        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not hold its tasks
+        self._tasks: dict[asyncio.Task[None], PooledConnection | ConnectAttempt] = {}
+        """The workers, each with what it has in hand. A loop alone does not hold its tasks."""
         self._preparing: set[asyncio.Task[None]] = set()
         """Those that may soon have a connection for a waiter."""
         self._resetting: set[PooledConnection] = set()
@@ -83,7 +88,8 @@ class Workers:
         """Reset a connection that its borrower has left just now. Only the next borrower waits for that."""
         connection.idle_since = now
         self._connections.put_to_work(connection)
-        self._prepare(self._reset_it(connection), connection)
+        # at once, so that the reset is sent even if the event loop stops or is blocked after this block
+        self._preparing.add(self._start(self._reset_it(connection), connection, **_EAGER))
 
     def retire(self, connection: PooledConnection, event: ClosingEvent, timeout: float = PING_TIMEOUT) -> None:
         """End a session that cannot be lent again; its place is vacant once the server has let go."""
@@ -101,40 +107,35 @@ class Workers:
 
     def _check(self, connection: PooledConnection) -> None:
         self._connections.put_to_work(connection)
-        self._prepare(self._check_it(connection), connection)
+        self._preparing.add(self._start(self._check_it(connection), connection))
 
     def _connect(self, now: Instant) -> None:
         attempt = self._gate.begin_connect(now)
         self._connections.connecting.add(attempt)
-        attempt.task = self._prepare(self._connect_it(attempt))
-        # here as well, since a task that is cancelled before it begins does nothing
-        attempt.task.add_done_callback(lambda _: self._end_connect(attempt))
+        attempt.task = self._start(self._connect_it(attempt), attempt)
+        self._preparing.add(attempt.task)
 
-    def _prepare(
-        self, work: Coroutine[None, None, None], connection: PooledConnection | None = None
+    def _start(
+        self, work: Coroutine[None, None, None], in_hand: PooledConnection | ConnectAttempt, **options: Any
     ) -> asyncio.Task[None]:
-        task = self._start(work, connection)
-        self._preparing.add(task)
+        task = asyncio.Task(work, loop=self._loop, **options)
+        self._tasks[task] = in_hand
+        task.add_done_callback(self._done)
         return task
 
-    def _start(self, work: Coroutine[None, None, None], connection: PooledConnection | None) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._done(task, connection))
-        return task
-
-    def _done(self, task: asyncio.Task[None], connection: PooledConnection | None) -> None:
-        self._tasks.discard(task)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        in_hand = self._tasks.pop(task)
         self._preparing.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if connection is not None and (error is not None or task.cancelled()):
-            self._take_over(connection)
-        if error is not None:
+        if isinstance(in_hand, ConnectAttempt):
+            self._end_connect(in_hand)  # again, for one that was cancelled before it began
+        elif task.cancelled() or task.exception() is not None:
+            self._take_over(in_hand)
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler(
                 {"message": "A worker of the pool failed", "exception": error, "task": task}
             )
-        # once the callbacks of this task have all run
-        self._loop.call_soon(self.serve_waiters)
+        if self._gate.waiting:
+            self.serve_waiters()
 
     def _take_over(self, connection: PooledConnection) -> None:
         """A worker was cut short, as asyncio.run() does in its end: its connection has no other owner."""
