@@ -282,7 +282,7 @@ async def test_the_floor_maintenance_ends_without_a_log(
         for _ in range(20):
             await asyncio.sleep(0.005)
         assert proxy.accepted == 1
-        assert guarded._core.loop_pool._workers._connector._pool._pool._maintenance_task is None
+        assert guarded._core.loop_pool.workers._connector._pool._pool._maintenance_task is None
     assert [record for record in caplog.records if "Executing" not in record.getMessage()] == []
 
 

@@ -107,11 +107,16 @@ class PooledConnection:
             )
 
     @property
+    def interrupted(self) -> bool:
+        """Whether a statement was broken off, and the server has not confirmed that it is over."""
+        return bool(self._protocol._is_cancelling())
+
+    @property
     def needs_cleanup(self) -> bool:
         """Whether a statement is being cancelled or still runs, or the server still holds something of the borrower."""
         protocol, connection = self._protocol, self._connection
         return bool(
-            protocol._is_cancelling()
+            self.interrupted
             or protocol.is_in_transaction()
             or connection._stmt_exclusive_section._acquired
             or (self._via_pooler and connection.keeps_backend)

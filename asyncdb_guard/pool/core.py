@@ -106,6 +106,16 @@ class PoolCore:
             else:
                 loop_pool.terminate()
 
+    async def settle(self, timeout: float) -> None:
+        """Wait until the server runs no statement that was broken off, for at most `timeout` seconds."""
+        if self.loop_pool is not None:
+            await self.loop_pool.workers.settle(timeout)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the server may still run a statement that was broken off."""
+        return self.loop_pool is not None and self.loop_pool.workers.interrupted
+
     def disown(self) -> None:
         """In a fork: leave all sessions to the parent process."""
         loop_pool, self.loop_pool = self.loop_pool, None

@@ -54,7 +54,7 @@ class LoopPool:
         connector = Connector(settings, credentials, lingering)
         self.gate = Gate(breaker, settings.connect_timeout, connector.renews_login, events)
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
-        self._workers = Workers(settings, connector, self.connections, self.gate, events, counters)
+        self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
         self._resets = settings.reset_sessions
         self._loop_end_hook: AsyncGenerator[None, None] | None = None
@@ -74,13 +74,13 @@ class LoopPool:
             self._loop_end_hook = _close_with_loop(self)
             await anext(self._loop_end_hook)
         waiter = self.gate.join(permit, timeout, now)
-        self._workers.serve_waiters()
+        self.workers.serve_waiters()
         try:
             connection = await waiter.future
         except (asyncio.CancelledError, GeneratorExit):  # the latter where somebody closes the waiting coroutine
             unwanted = self.gate.leave(waiter)
             if unwanted is not None:
-                self._workers.give_back(unwanted, clock.now())
+                self.workers.give_back(unwanted, clock.now())
             raise
         finally:
             waiter.timer.cancel()
@@ -88,7 +88,7 @@ class LoopPool:
         try:
             return Lease(connection, self.gate.readmit(waiter, now), now)
         except BaseException:
-            self._workers.give_back(connection, now)
+            self.workers.give_back(connection, now)
             raise
 
     def release(self, lease: Lease, error: BaseException | None) -> None:
@@ -104,15 +104,15 @@ class LoopPool:
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
                 self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
-            if connection.closing or self._workers.closed:
+            if connection.closing or self.workers.closed:
                 pass  # whoever ends it has it
             elif lost:
-                self._workers.retire(connection, ConnectionClosed("lost"))
+                self.workers.retire(connection, ConnectionClosed("lost"))
             elif self._resets or error is not None or connection.needs_cleanup:
                 # a block that failed may have left a statement running, of which asyncpg does not tell
-                self._workers.clean_up(connection, now)
+                self.workers.clean_up(connection, now)
             else:
-                self._workers.give_back(connection, now)
+                self.workers.give_back(connection, now)
 
     def _judge(self, lease: Lease, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
         if self.closed or lease.connection.closing:
@@ -122,7 +122,7 @@ class LoopPool:
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds; whoever waits or comes later gets a new one."""
-        await self._workers.disconnect("close", timeout)
+        await self.workers.disconnect("close", timeout)
 
     async def close(self, timeout: float, *, reason: str = "close") -> None:
         """End the pool within `timeout` seconds. Borrowers get three quarters of it to finish, then are cut off."""
@@ -130,16 +130,16 @@ class LoopPool:
         self.gate.close()
         end = self.loop.time() + timeout
         try:
-            await self._workers.wait_returned(timeout * 3 / 4)
+            await self.workers.wait_returned(timeout * 3 / 4)
         finally:  # also where the caller is cancelled
-            await self._workers.close(reason, max(end - self.loop.time(), 0.0))
+            await self.workers.close(reason, max(end - self.loop.time(), 0.0))
             await self._remove_loop_end_hook()
 
     def terminate(self) -> None:
         """End the pool at once, without a goodbye."""
         self.closed = True
         self.gate.close()
-        self._workers.terminate("close")
+        self.workers.terminate("close")
         self._remove_loop_end_hook_now()
 
     async def loop_ends(self) -> None:
@@ -150,7 +150,7 @@ class LoopPool:
             # asyncio/base_events.py: shutdown_asyncgens() closes all generators at once, and a user's own may hold a
             # connection, or want one in its last words
             await asyncio.sleep(0)
-            await self._workers.wait_returned(_LOOP_CLOSE_TIMEOUT / 2)
+            await self.workers.wait_returned(_LOOP_CLOSE_TIMEOUT / 2)
             await self.close(_LOOP_CLOSE_TIMEOUT / 2, reason="loop_closed")
 
     async def _remove_loop_end_hook(self) -> None:
@@ -169,13 +169,13 @@ class LoopPool:
         """Let go without the loop, which is closed or is not ours to run; return the sockets that linger."""
         self.closed = True
         self._remove_loop_end_hook_now()
-        return self._workers.abandon()
+        return self.workers.abandon()
 
     def disown(self) -> None:
         """In a fork: let go of the parent's sessions, which the parent still uses."""
         self.closed = True
         self._remove_loop_end_hook_now()
-        self._workers.disown()
+        self.workers.disown()
 
 
 async def _close_with_loop(pool: LoopPool) -> AsyncGenerator[None, None]:

@@ -11,6 +11,13 @@ from weakref import WeakSet
 class OpenPool(Protocol):
     """A pool that may hold server sessions."""
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the server may still run a statement that was broken off."""
+
+    async def settle(self, timeout: float) -> None:
+        """Wait until that is over, for at most `timeout` seconds."""
+
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds."""
 

@@ -202,6 +202,7 @@ class Workers:
             reason = await reset(connection, always=self._reset_always)
         finally:
             self._resetting.discard(connection)
+            self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
         elif self._gate.waiting and reason != "unclean":
@@ -253,6 +254,15 @@ class Workers:
         rest = self._connections.next_expiry(now)
         if rest is not None:
             self._idle_timer = self._loop.call_later(rest, self._close_expired)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the server may still run a statement that was broken off."""
+        return any(connection.interrupted for connection in self._resetting)
+
+    async def settle(self, timeout: float) -> None:
+        """Wait until no broken-off statement runs any more, for at most `timeout` seconds."""
+        await self._wait(lambda: not self.interrupted, timeout)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

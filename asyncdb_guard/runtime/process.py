@@ -27,6 +27,9 @@ R = TypeVar("R")
 _DISCONNECT_TIMEOUT = 0.2
 """Seconds for ending the sessions before the process ends or is frozen into a snapshot."""
 
+_SETTLE_TIMEOUT = 0.1
+"""Seconds for which a call waits until statements that it broke off have ended on the server."""
+
 _LAST_MOMENT = 0.28
 """Seconds after SIGTERM at which the process ends, whatever still runs. Lambda sends SIGKILL after 0.3."""
 
@@ -81,6 +84,7 @@ class Process:
                 self._end()
             if error is not None:
                 task.cancel()
+        self._settle(loop)
         return (task.result(), None) if error is None else (None, error)
 
     def _idle_loop(self) -> asyncio.AbstractEventLoop:
@@ -94,6 +98,13 @@ class Process:
             # with a factory, Runner doesn't touch the thread's current loop; a loop policy (uvloop's) still counts
             self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         return self._runner.get_loop()
+
+    def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Before Lambda freezes the process, let the server hear of statements that were broken off."""
+        for pool in open_pools():
+            if pool.interrupted:
+                with contextlib.suppress(Exception):
+                    loop.run_until_complete(pool.settle(_SETTLE_TIMEOUT))
 
     def _disconnect(self) -> None:
         self.run(_end_sessions)
