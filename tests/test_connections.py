@@ -20,6 +20,7 @@ class Fake:
     def __init__(self, now: Instant) -> None:
         self.opened_at = self.idle_since = now
         self.lifetime = 0.0
+        self.lease = 0
         self.closing = self.closed = self.suspect = False
 
     def is_closed(self) -> bool:

@@ -43,6 +43,7 @@ class PooledConnection:
         "has_leftovers",
         "idle_since",
         "is_closed",
+        "lease",
         "lifetime",
         "lost_mid_statement",
         "opened_at",
@@ -62,6 +63,8 @@ class PooledConnection:
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
+        self.lease = 0
+        """The number of the lease that has it, 0 if none has."""
         self.closing = False
         """Whether its end has begun: it must not be lent again."""
         self.lost_mid_statement = False

@@ -8,7 +8,8 @@ from asyncdb_guard import clock
 from asyncdb_guard.clock import elapsed
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.pool.core import PoolCore
-from asyncdb_guard.pool.loop_pool import Lease, LoopPool
+from asyncdb_guard.pool.lease import Lease
+from asyncdb_guard.pool.loop_pool import LoopPool
 
 
 class Acquisition:
@@ -39,16 +40,18 @@ class Acquisition:
                 timeout = self._core.settings.connect_timeout if self._timeout is None else self._timeout
                 lease = await loop_pool.wait(permit, timeout, now)
                 counters.wait_ms += elapsed(now, lease.since) * 1000
+            self._lease = lease
         except BaseException as error:
             self._in_use = False
             counters.count_failed_request(error)
             raise
         counters.acquired += 1
-        self._lease = lease
         return lease.lent
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        lease = self._lease
+        del self._lease
         self._in_use = False
-        self._loop_pool.release(self._lease, error)
+        self._loop_pool.release(lease, error)

@@ -67,27 +67,29 @@ class Connections:
         idle = self.idle
         if not idle or health_of(idle[-1], self._idle_timeout, now) is not Health.GOOD:
             return None
-        connection = idle.pop()
-        self.lent.add(connection)
-        return connection
+        # here and below the new owner comes first: a connection torn between two has two, never none
+        self.lent.add(idle[-1])
+        return idle.pop()
 
     def lend(self, connection: PooledConnection) -> None:
         """A waiter gets a connection that was at work or has just been returned."""
-        self.at_work.discard(connection)
         self.lent.add(connection)
+        self.at_work.discard(connection)
 
     def rest(self, connection: PooledConnection) -> None:
         """A connection becomes idle."""
+        connection.lease = 0
+        self.idle.append(connection)
         self.lent.discard(connection)
         self.at_work.discard(connection)
-        self.idle.append(connection)
 
     def put_to_work(self, connection: PooledConnection) -> None:
         """A worker takes a connection over."""
+        connection.lease = 0
+        self.at_work.add(connection)
         self.lent.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
-        self.at_work.add(connection)
 
     def remove(self, connection: PooledConnection) -> bool:
         """The server has let go of a session: its place is vacant. Return whether it still had one."""

@@ -14,9 +14,9 @@ from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
-from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
+from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.verdict import Verdict, judge_connect
 
 _UNWANTED_CONNECT_TIMEOUT = 0.25
@@ -37,7 +37,7 @@ class Waiter:
 
     timer: asyncio.TimerHandle
 
-    def __init__(self, future: asyncio.Future[PooledConnection], permit: int, since: Instant, deadline: float) -> None:
+    def __init__(self, future: asyncio.Future[Lease], permit: int, since: Instant, deadline: float) -> None:
         self.future = future
         self.permit = permit
         self.since = since
@@ -96,17 +96,16 @@ class Gate:
         self._waiters[waiter] = None
         return waiter
 
-    def serve(self, connection: PooledConnection) -> bool:
-        """Give the connection to whoever has waited longest; return whether there was somebody."""
+    def take_first(self) -> Waiter | None:
+        """Take whoever has waited longest out of the queue, to be served."""
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
             if not waiter.future.done():  # its task may have been cancelled, and not have run yet
-                waiter.future.set_result(connection)
-                return True
-        return False
+                return waiter
+        return None
 
-    def leave(self, waiter: Waiter) -> PooledConnection | None:
-        """A waiter gives up. Return the connection that came at the same moment, if one did."""
+    def leave(self, waiter: Waiter) -> Lease | None:
+        """A waiter gives up. Return the lease that came at the same moment, if one did."""
         self._breaker.released(waiter.permit)
         if waiter.future.cancel() or waiter.future.cancelled():
             self._remove(waiter)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 
+import asyncpg
+
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.verdict import server_spoke
@@ -109,4 +111,7 @@ def _reason_to_close(connection: PooledConnection, error: Exception, *, otherwis
     if isinstance(error, TimeoutError):
         connection.terminate()  # what does not answer this will not answer a goodbye
         return "unresponsive"
-    return "lost" if connection.is_closed() else otherwise
+    reason = "lost" if connection.is_closed() else otherwise
+    if not isinstance(error, asyncpg.PostgresError):
+        connection.terminate()  # the driver is out of step with the server
+    return reason

@@ -12,11 +12,12 @@ from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
-from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.errors import AcquireTimeoutError
 from asyncdb_guard.events import ConnectionClosed, Events
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import Gate
+from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.workers import Workers
 from asyncdb_guard.settings import DatabaseSettings
@@ -24,18 +25,6 @@ from asyncdb_guard.verdict import Verdict, judge, server_spoke
 
 _LOOP_CLOSE_TIMEOUT = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""
-
-
-class Lease:
-    """One borrow: the connection, what the borrower holds of it, and the permit to report with."""
-
-    __slots__ = ("connection", "lent", "permit", "since")
-
-    def __init__(self, connection: PooledConnection, permit: int, since: Instant) -> None:
-        self.connection = connection
-        self.permit = permit
-        self.since = since
-        self.lent: LentConnection = connection.lend()
 
 
 class LoopPool:
@@ -66,7 +55,7 @@ class LoopPool:
         if self.gate.waiting:
             return None
         connection = self.connections.take(now)
-        return Lease(connection, permit, now) if connection is not None else None
+        return Lease(connection, permit, now, self.workers.reclaim) if connection is not None else None
 
     async def wait(self, permit: int, timeout: float, now: Instant) -> Lease:
         """Queue for a connection, for at most `timeout` seconds. The breaker is asked again after the wait."""
@@ -76,27 +65,37 @@ class LoopPool:
         waiter = self.gate.join(permit, timeout, now)
         self.workers.serve_waiters()
         try:
-            connection = await waiter.future
+            lease = await waiter.future
         except (asyncio.CancelledError, GeneratorExit):  # the latter where somebody closes the waiting coroutine
             unwanted = self.gate.leave(waiter)
             if unwanted is not None:
-                self.workers.give_back(unwanted, clock.now())
+                self._return(unwanted, clock.now())
+            raise
+        except AcquireTimeoutError:
+            self.workers.reclaim_all()
             raise
         finally:
             waiter.timer.cancel()
-        now = clock.now()
+        lease.since = clock.now()
         try:
-            return Lease(connection, self.gate.readmit(waiter, now), now)
+            lease.permit = self.gate.readmit(waiter, lease.since)
         except BaseException:
-            self.workers.give_back(connection, now)
+            self._return(lease, lease.since)
             raise
+        return lease
 
     def release(self, lease: Lease, error: BaseException | None) -> None:
-        """Take a connection back from a block that ended with `error`, and judge that end. Never waits."""
-        connection, lent = lease.connection, lease.lent
+        """Take a connection back from a block that ended with `error`, and judge that end. Never waits.
+
+        Whatever tears this, the connection has an owner: the lease, until it is handed on.
+        """
+        connection = lease.connection
+        warning = None
         try:
-            connection.take_back(lent)  # warns of listeners left behind, and a warning may be an error
-        finally:
+            try:
+                connection.take_back(lease.lent)
+            except Warning as one:  # of listeners left behind, where warnings are errors
+                warning = one
             now = clock.now()
             lost = connection.is_closed()
             if error is None and not lost:  # what judge() says of these, without asking it each time
@@ -104,15 +103,31 @@ class LoopPool:
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
                 self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
-            if connection.closing or self.workers.closed:
-                pass  # whoever ends it has it
-            elif lost:
-                self.workers.retire(connection, ConnectionClosed("lost"))
-            elif self._resets or error is not None or connection.needs_cleanup:
-                # a block that failed may have left a statement running, of which asyncpg does not tell
-                self.workers.clean_up(connection, now)
-            else:
-                self.workers.give_back(connection, now)
+            self._hand_on(connection, lost, error, now)
+        except BaseException:
+            self.workers.reclaim(connection, lease.number)
+            raise
+        if warning is not None:
+            raise warning
+
+    def _hand_on(self, connection: PooledConnection, lost: bool, error: BaseException | None, now: Instant) -> None:
+        if connection.closing or self.workers.closed:
+            connection.lease = 0  # whoever ends it has it
+        elif lost:
+            self.workers.retire(connection, ConnectionClosed("lost"))
+        elif isinstance(error, (RecursionError, MemoryError)):
+            connection.terminate()  # it may have struck inside the driver, whose state is anybody's guess then
+            self.workers.retire(connection, ConnectionClosed("unclean"))
+        elif self._resets or error is not None or connection.needs_cleanup:
+            # a block that failed may have left a statement running, of which asyncpg does not tell
+            self.workers.clean_up(connection, now)
+        else:
+            self.workers.give_back(connection, now)
+
+    def _return(self, lease: Lease, now: Instant) -> None:
+        """Take a connection back that its borrower never saw."""
+        lease.connection.take_back(lease.lent)
+        self._hand_on(lease.connection, lease.connection.is_closed(), None, now)
 
     def _judge(self, lease: Lease, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
         if self.closed or lease.connection.closing:

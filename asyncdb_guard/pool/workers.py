@@ -8,6 +8,7 @@ says so (`closing`), and the worker closes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine
 from socket import socket
@@ -22,6 +23,7 @@ from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionR
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import ConnectAttempt, Gate
 from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
+from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -118,7 +120,11 @@ class Workers:
     def _start(
         self, work: Coroutine[None, None, None], in_hand: PooledConnection | ConnectAttempt, **options: Any
     ) -> asyncio.Task[None]:
-        task = asyncio.Task(work, loop=self._loop, **options)
+        try:
+            task = asyncio.Task(work, loop=self._loop, **options)
+        except BaseException:  # at the limit of the stack, say
+            work.close()
+            raise
         self._tasks[task] = in_hand
         task.add_done_callback(self._done)
         return task
@@ -146,6 +152,31 @@ class Workers:
             self._vacate(connection, ConnectionClosed("lost"))
         else:
             self.retire(connection, ConnectionClosed("lost"))
+
+    def reclaim(self, connection: PooledConnection, lease: int) -> None:
+        """Take over a connection whose lease was forgotten. Safe from any thread and at any depth of the stack."""
+        if not self.closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed; RecursionError is one, too
+                self._loop.call_soon_threadsafe(self._retire_unowned, connection, lease)
+
+    def _retire_unowned(self, connection: PooledConnection, lease: int) -> None:
+        if connection in self._connections.lent and connection.lease == lease:
+            connection.lease = 0
+        self.reclaim_all()
+
+    def reclaim_all(self) -> None:
+        """Find connections and places that nobody owns, after an exception from outside tore a step of ours in two."""
+        if self.closed:
+            return
+        connections = self._connections
+        in_hand = {in_hand for task, in_hand in self._tasks.items() if not task.done()}
+        self._preparing &= self._tasks.keys()
+        connections.connecting &= in_hand
+        connections.lent.difference_update(connections.idle, connections.at_work)
+        for connection in [one for one in connections.lent if not one.lease]:
+            self.retire(connection, ConnectionClosed("unclean"))
+        for connection in connections.at_work - in_hand:
+            self.retire(connection, ConnectionClosed("unclean"))
 
     async def _connect_it(self, attempt: ConnectAttempt) -> None:
         """Open one connection, if somebody still waits for it."""
@@ -224,8 +255,9 @@ class Workers:
     def _lend_or_keep(self, connection: PooledConnection) -> None:
         if connection.closing:
             self.retire(connection, ConnectionClosed(self._closing_reason))
-        elif self._gate.serve(connection):
+        elif (waiter := self._gate.take_first()) is not None:
             self._connections.lend(connection)
+            waiter.future.set_result(Lease(connection, waiter.permit, waiter.since, self.reclaim))
         else:
             self._connections.rest(connection)
             if self._idle_timer is None:
