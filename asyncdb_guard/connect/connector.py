@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import random
 import socket
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
 from asyncdb_guard.connect.diagnosis import login_refused
+from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import CLIENT_CHECK_INTERVAL, PooledConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.sockets import wait_server_closed
@@ -50,27 +49,17 @@ class Connector:
         """Whether a refused login is tried once more with credentials fetched anew."""
         return not isinstance(self._credentials, FixedCredentials)
 
-    async def connect(self) -> PooledConnection:
-        """Open one connection within `connect_timeout`; raise what the driver raises.
+    def log_in(self) -> Login:
+        """Begin to log in."""
+        return Login(self._log_in())
 
-        A connection that opened too late is closed again.
-        """
-        login: asyncio.Task[asyncpg.Connection] | None = None
-        try:
-            async with asyncio.timeout(self._settings.connect_timeout):
-                while self._lingering:
-                    await wait_server_closed(self._lingering.pop(), _GOODBYE_TIMEOUT)
-                # a task: a cancellation that comes together with the connection must not lose the connection
-                login = asyncio.create_task(self._log_in())
-                await asyncio.wait({login})
-            proxy = await self._pool.adopt(login.result())
-        except BaseException:
-            if login is not None:
-                await _undo(login)
-            raise
-        return PooledConnection(proxy, clock.now(), self._draw_lifetime())
+    async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
+        """Make a connection that has logged in one of the pool's."""
+        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime())
 
     async def _log_in(self) -> asyncpg.Connection:
+        while self._lingering:
+            await wait_server_closed(self._lingering.pop(), _GOODBYE_TIMEOUT)
         target = await self._credentials.complete(self._settings.target)
         try:
             return await self._open(target)
@@ -117,14 +106,6 @@ class Connector:
     def terminate(self) -> None:
         """End asyncpg's pool at once."""
         self._pool.terminate()
-
-
-async def _undo(login: asyncio.Task[asyncpg.Connection]) -> None:
-    """End a login that nobody wants any more, whether it is still under way or done."""
-    login.cancel()
-    await asyncio.wait({login})
-    with contextlib.suppress(Exception, asyncio.CancelledError):
-        await login.result().close(timeout=_GOODBYE_TIMEOUT)
 
 
 def _plain_settings(target: ConnectTarget) -> dict[str, str]:
