@@ -54,7 +54,6 @@ class Workers:
         self._connect_timeout = settings.connect_timeout
         self._late_login_timeout = min(5 * settings.connect_timeout, _LATE_LOGIN_TIMEOUT_MAX)
         self._idle_timeout = settings.idle_timeout
-        self._reset_always = settings.reset_sessions
         self._connector = connector
         self._connections = connections
         self._gate = gate
@@ -248,7 +247,7 @@ class Workers:
     async def _reset_it(self, connection: PooledConnection) -> None:
         self._resetting.add(connection)
         try:
-            reason = await reset(connection, always=self._reset_always)
+            reason = await reset(connection, always=self._connector.resets)
         finally:
             self._resetting.discard(connection)
             self._notify()
