@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -20,10 +21,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.settings.fields import SECRETS
+from asyncdb_guard.settings.fields import SECRETS, choices, number_range
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
-from asyncdb_guard.settings.target import is_loopback
-from asyncdb_guard.settings.url_parameters import URL_PARAMETERS
+from asyncdb_guard.settings.problems import conflicts
+from asyncdb_guard.settings.target import connect_target, is_loopback
+from asyncdb_guard.settings.url import parse_database_url
+from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, UrlParameter
 from tests.support.settings_doc import page
 
 URL = "postgresql://someone:s3cr3t-word@db.example/app"
@@ -432,34 +435,39 @@ def test_a_url_value_equal_to_the_setting_is_fine() -> None:
     assert make(url=f"{URL}?connection_limit=5&sslmode=require", pool_max="5", sslmode="require").pool_max == 5
 
 
-CONTRADICTIONS: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
-    ("connection_limit=5", {"pool_max": 4}, ("connection_limit", "LAMBDA_DATABASE_POOL_MAX")),
-    ("pool_timeout=5", {"connect_timeout_ms": 4}, ("pool_timeout", "LAMBDA_DATABASE_CONNECT_TIMEOUT_MS")),
-    ("connect_timeout=5", {"connect_timeout_ms": 4}, ("connect_timeout", "LAMBDA_DATABASE_CONNECT_TIMEOUT_MS")),
-    ("sslmode=require", {"sslmode": "verify-full"}, ("sslmode in", "LAMBDA_DATABASE_SSLMODE")),
-    ("sslrootcert=/a", {"ssl_root_cert": "/b"}, ("sslrootcert", "LAMBDA_DATABASE_SSL_ROOT_CERT")),
-    ("pgbouncer=true", {"proxy_profile": False}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE")),
-    ("pgbouncer=false", {"proxy_host": "proxy.example"}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_HOST")),
-    (
-        "pgbouncer=false",
-        {"proxy_host": "proxy.example", "proxy_profile": True},
-        ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE"),
-    ),
-]
+def other_value(parameter: UrlParameter) -> object:
+    """A valid value of the setting that a parameter feeds, other than that of the parameter's example."""
+    value = parameter.parse(parameter.example)
+    candidates = choices(parameter.feeds) or number_range(parameter.feeds) or (f"{value}-other",)
+    return next(candidate for candidate in candidates if str(candidate) != str(value).lower())
 
 
-@pytest.mark.parametrize(("query", "values", "named"), CONTRADICTIONS)
-def test_a_url_value_that_contradicts_a_setting_is_told_with_both(
-    query: str, values: dict[str, Any], named: tuple[str, str]
-) -> None:
-    sentence = fault(url=f"{URL}?{query}", **values)
+FED = [parameter for parameter in URL_PARAMETERS if parameter.feeds_setting]
+
+
+@pytest.mark.parametrize("parameter", FED, ids=[parameter.name for parameter in FED])
+def test_a_parameter_that_contradicts_its_setting_is_told_with_both(parameter: UrlParameter) -> None:
+    url = f"{URL}?{parameter.name}={quote(parameter.example, safe='')}"
+    sentence = fault(url=url, **{parameter.feeds: other_value(parameter)})
+    where, setting = sentence.split(" in the database URL contradicts ")
+    assert parameter.name in where
+    assert setting == (
+        f"{parameter.feeds} ({PREFIX}{parameter.feeds.upper()}): remove one of them, or make them equal."
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"proxy_host": "proxy.example"}, "LAMBDA_DATABASE_PROXY_HOST"),
+        ({"proxy_host": "proxy.example", "proxy_profile": True}, "LAMBDA_DATABASE_PROXY_PROFILE"),
+    ],
+)
+def test_pgbouncer_false_beside_a_proxy_host_is_one_fault(values: dict[str, Any], named: str) -> None:
+    sentence = fault(url=f"{URL}?pgbouncer=false", **values)
+    assert "pgbouncer" in sentence
     assert "contradicts" in sentence
-    assert all(name in sentence for name in named)
-
-
-def test_each_parameter_that_feeds_a_setting_is_among_the_contradictions() -> None:
-    tried = {query.partition("=")[0] for query, _, _ in CONTRADICTIONS}
-    assert tried == {parameter.name for parameter in URL_PARAMETERS if parameter.feeds_setting}
+    assert named in sentence
 
 
 def test_a_wrong_setting_is_not_compared_with_the_url() -> None:
@@ -570,6 +578,14 @@ def test_a_schema_other_than_public_is_refused_under_the_proxy_profile() -> None
 
 def test_the_public_schema_is_left_to_the_server_under_the_proxy_profile() -> None:
     assert make(url=f"{URL}?schema=public&pgbouncer=true").target.schema is None
+
+
+def test_what_a_profile_permits_follows_from_its_fields() -> None:
+    session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
+    url = parse_database_url(f"{URL}?schema=tenant")[0]
+    target = connect_target(make(), url, session_pooler)
+    assert target.schema == "tenant"
+    assert list(conflicts(make(), url, target, session_pooler, from_url=())) == []
 
 
 # TLS
