@@ -66,7 +66,8 @@ class Workers:
         """The workers, each with what it has in hand and when it must be over. A loop alone does not hold its tasks."""
         self._preparing: set[asyncio.Task[None]] = set()
         """Those that may soon have a connection for a waiter."""
-        self._resetting: set[PooledConnection] = set()
+        self._resetting: dict[PooledConnection, None] = {}
+        """The connections whose reset is under way, the one returned first in front."""
         self.closed = False
         self._closing_reason = "close"
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -111,7 +112,9 @@ class Workers:
     def _give_up_stale_resets(self, now: Instant) -> None:
         """Let nobody wait for an answer that was due before the process was frozen."""
         for connection in self._resetting:
-            if elapsed(connection.idle_since, now) >= RESET_TIMEOUT and not connection.readable():
+            if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
+                return  # nor is any later one's
+            if not connection.readable():
                 connection.terminate()
 
     # -- the workers -------------------------------------------------------------------------------------------------
@@ -263,11 +266,11 @@ class Workers:
         self.retire(connection, ConnectionReplaced(reason), timeout)
 
     async def _reset_it(self, connection: PooledConnection) -> None:
-        self._resetting.add(connection)
+        self._resetting[connection] = None
         try:
             reason = await reset(connection, always=self._connector.resets)
         finally:
-            self._resetting.discard(connection)
+            del self._resetting[connection]
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
