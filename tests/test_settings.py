@@ -545,7 +545,6 @@ def test_a_proxy_host_that_is_none_is_one_fault(proxy_host: str, url: str) -> No
 def test_proxy_profile_and_proxy_host_choose_the_profile(values: dict[str, Any], profile: PoolerProfile) -> None:
     built = make(**values)
     assert built.profile is profile
-    assert built.proxied is (profile is TRANSACTION_POOLER)
 
 
 @pytest.mark.parametrize(

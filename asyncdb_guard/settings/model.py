@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings.fields import ENV_PREFIX, SECRETS, SettingsFields
-from asyncdb_guard.settings.pooler_profile import DIRECT, PoolerProfile, choose_profile
+from asyncdb_guard.settings.pooler_profile import PoolerProfile, choose_profile
 from asyncdb_guard.settings.problems import (
     VARIABLE,
     conflicts,
@@ -80,11 +80,6 @@ class DatabaseSettings(SettingsFields):
     def profile(self) -> PoolerProfile:
         """What stands between a connection and PostgreSQL, and what that permits."""
         return choose_profile(proxy_host=self.proxy_host, proxy_profile=self.proxy_profile)
-
-    @property
-    def proxied(self) -> bool:
-        """Whether connections go through a pooler."""
-        return self.profile is not DIRECT
 
     @property
     def reset_sessions(self) -> bool:
