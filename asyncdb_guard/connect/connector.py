@@ -75,7 +75,8 @@ class Connector:
 
     async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
         """Make a connection that has logged in one of the pool's."""
-        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime())
+        bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
+        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime(), bound)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:

@@ -82,7 +82,7 @@ class PoolCore:
         if self._credentials is None:
             self._credentials = credentials_for(settings, self._own_credentials)
         if self._traits is None:
-            self._traits = ServerTraits(settings.idle_timeout)
+            self._traits = ServerTraits(settings.idle_timeout, settings.command_timeout)
         if loop_pool is not None:
             self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(
