@@ -45,7 +45,7 @@ def draw(figures: list[Figure], about: dict[str, Any], path: Path) -> None:
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(14, 11.6))
         (near, far), (lone, service), (cold, queue) = canvas.subplots(3, 2, height_ratios=(10, 4, 7))
-        canvas.subplots_adjust(left=0.17, right=0.985, top=0.875, bottom=0.025, wspace=0.56, hspace=0.3)
+        canvas.subplots_adjust(left=0.17, right=0.985, top=0.875, bottom=0.025, wspace=0.56, hspace=0.32)
         canvas.text(0.02, 0.962, "What a guarded connection costs", fontsize=18, fontweight="bold")
         versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("Python", "asyncpg", "PostgreSQL"))
         canvas.text(
@@ -87,13 +87,14 @@ def _trips(figures: list[Figure], measure: str) -> dict[str, str]:
 
 
 def _service(axes: Axes, rows: list[Figure], p99: list[Figure]) -> None:
-    axes.set_title(f"Requests of {TASKS} tasks on {POOL_SIZE} connections")
+    axes.set_title(f"{TASKS} tasks on {POOL_SIZE} connections; ×: of {rows[0].name}")
     axes.barh([row.name for row in rows], [row.value.middle for row in rows], color=_colours(rows), height=0.7)
     for place, (row, slowest) in enumerate(zip(rows, p99, strict=True)):
-        said = f"{report.value(row)}   p99 {report.value(slowest)}"
+        lines = [report.value(row), f"p99 {report.value(slowest)}"]
         if row.ratios:
-            said += f"   {row.ratios[0].spread.middle:.2f} × and {slowest.ratios[0].spread.middle:.2f} ×"
-        _beside(axes, place, row, said)
+            lines[0] += f"   {row.ratios[0].spread.middle:.2f} ×"
+            lines[1] += f"   {slowest.ratios[0].spread.middle:.2f} ×"
+        _beside(axes, place, row, "\n".join(lines))
     _finish(axes)
 
 
