@@ -20,6 +20,9 @@ T = TypeVar("T")
 _STOPPED = "57014"
 """query_canceled: the server's own statement_timeout, or an administrator."""
 
+_NO_MEANS = "53"
+"""The class of insufficient resources."""
+
 
 class SessionLostError(DatabaseUnavailableError):
     """The session died under the callback. A read may be tried once more."""
@@ -117,6 +120,10 @@ class _Outcome(Generic[T]):
         if isinstance(error, Exception) and not isinstance(error, DatabaseUnavailableError):
             if is_lost(error, lost=self._lost):
                 raise SessionLostError("The session was lost.") from error
-            if judge(error, lost=self._lost) is Verdict.FAILURE or sqlstate_of(error) == _STOPPED:
+            if judge(error, lost=self._lost) is Verdict.FAILURE or _not_run(sqlstate_of(error) or ""):
                 raise StatementFailedError("A statement did not end well.") from error
         raise error
+
+
+def _not_run(sqlstate: str) -> bool:
+    return sqlstate == _STOPPED or sqlstate[:2] == _NO_MEANS

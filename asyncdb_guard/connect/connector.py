@@ -14,13 +14,13 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
-from asyncdb_guard.connect.diagnosis import login_refused
 from asyncdb_guard.connect.pooled_connection import CLIENT_CHECK_INTERVAL, PooledConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.verdict import login_refused
 
 _SERVER_TIMEOUT_GRACE = 0.25
 """Seconds by which the server's idle timeout is later than ours, so that a live process ends its own sessions."""
@@ -119,12 +119,14 @@ class Connector:
         self._pool.terminate()
 
 
-async def _undo(login: asyncio.Task[asyncpg.Connection]) -> None:
+async def _undo(attempt: asyncio.Task[asyncpg.Connection]) -> None:
     """End a login that nobody wants any more, whether it is still under way or done."""
-    login.cancel()
-    await asyncio.wait({login})
-    with contextlib.suppress(Exception, asyncio.CancelledError):
-        await login.result().close(timeout=_GOODBYE_TIMEOUT)
+    attempt.cancel()
+    await asyncio.wait({attempt})
+    # never result() of a failed one: that would cut off its error's traceback, which says whose error it is
+    if not attempt.cancelled() and attempt.exception() is None:
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await attempt.result().close(timeout=_GOODBYE_TIMEOUT)
 
 
 def _plain_settings(target: ConnectTarget) -> dict[str, str]:

@@ -45,6 +45,9 @@ class LoopPool:
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
+        self._command_timeout = settings.command_timeout
+        # half of what a statement gets at most, as for a connect; whoever had less has not seen enough to tell
+        self._patience = min(settings.command_timeout, settings.handler_budget) / 2
         self._resets = settings.reset_sessions
         self._loop_end_hook: AsyncGenerator[None, None] | None = None
         self._loop_is_ending = False
@@ -132,8 +135,15 @@ class LoopPool:
     def _judge(self, lease: Lease, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
         if self.closed or lease.connection.closing:
             return Verdict.NEUTRAL  # our own doing
-        paused = elapsed(lease.since, now) >= self._idle_timeout
-        return judge(error, lost=lost and not lease.lent.closed_by_borrower, paused=paused)
+        held = elapsed(lease.since, now)
+        return judge(
+            error,
+            lost=lost and not lease.lent.closed_by_borrower,
+            paused=held >= self._idle_timeout,
+            held=held,
+            command_timeout=self._command_timeout,
+            patience=self._patience,
+        )
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds; whoever waits or comes later gets a new one."""
