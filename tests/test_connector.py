@@ -15,7 +15,7 @@ import pytest
 
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.connect.connector import Connector
+from asyncdb_guard.connect.startup import ServerTraits
 from examples.harness.postgres import Cluster
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
@@ -290,19 +290,20 @@ async def test_a_server_that_does_not_know_the_timeouts_gets_none(
     url_via_tcp_proxy: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """As PostgreSQL before 14: the first connect is refused with SQLSTATE 42704, and nobody asks again."""
-    known = Connector._session_settings
-    monkeypatch.setattr(
-        Connector,
-        "_session_settings",
-        lambda self, target: {f"{name}_of_tomorrow": value for name, value in known(self, target).items()},
-    )
+    known = ServerTraits.__init__
+
+    def of_tomorrow(traits: ServerTraits, idle_timeout: float) -> None:
+        known(traits, idle_timeout)
+        traits.timeouts = {f"{name}_of_tomorrow": value for name, value in traits.timeouts.items()}
+
+    monkeypatch.setattr(ServerTraits, "__init__", of_tomorrow)
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, idle_timeout_ms=100)) as guarded:
         assert await guarded.fetchval("SHOW idle_session_timeout") == "0"
-        assert proxy.accepted == 2
+        assert proxy.accepted == 4  # each of the three is refused by name
         assert guarded.stats()["connect_failures"] == 0
         await eventually(lambda: guarded.stats()["closed"] == 1)
         await guarded.ping()
-        assert proxy.accepted == 3
+        assert proxy.accepted == 5
 
 
 async def test_the_schema_of_the_url_is_the_search_path(server: Cluster, role: str) -> None:

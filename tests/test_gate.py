@@ -59,13 +59,19 @@ async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusa
 
 @pytest.mark.parametrize("pool_max", [1, 5])
 async def test_nobody_connects_behind_an_open_circuit(
-    proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str, pool_max: int
+    proxy: TcpProxy,
+    url_via_tcp_proxy: str,
+    observer: Observer,
+    role: str,
+    pool_max: int,
+    eventually: Eventually,
 ) -> None:
     settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=pool_max, breaker_fail_max=1)
     async with GuardedPool(settings) as pool:
         await pool.ping()
         proxy.refuse = True
         await observer.terminate(user=role)  # asyncpg alone would now connect in the background, again and again
+        await eventually(lambda: proxy.open_connections == 0)
         with pytest.raises(DatabaseUnavailableError):
             await pool.ping()
         assert pool.stats()["circuit"] == "open"

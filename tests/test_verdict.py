@@ -514,7 +514,7 @@ async def connect_verdict(
 
 
 async def test_the_roles_own_statement_timeout_is_the_servers_answer(url, role, server):
-    server.psql(f"ALTER ROLE {role} SET statement_timeout = '10ms'")
+    server.psql(f"ALTER ROLE {role} SET statement_timeout = '200ms'")
     async with GuardedPool(settings(url)) as pool:
         await pool.ping()
         seen, raised = await verdict_on(pool, lambda: pool.execute("SELECT pg_sleep(9)"))

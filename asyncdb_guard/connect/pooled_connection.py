@@ -22,9 +22,7 @@ from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
-
-CLIENT_CHECK_INTERVAL = 0.25
-"""Seconds after which a running statement looks for its client (client_connection_check_interval)."""
+from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL
 
 _CLIENT_CHECK_GRACE = 0.1
 """Seconds from that look until the session is gone."""

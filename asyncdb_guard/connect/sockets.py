@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -23,16 +24,40 @@ def socket_probe(descriptor: int | None) -> Callable[[], object]:
     return functools.partial(poller.poll, 0)
 
 
+def transport_of(task: asyncio.Task[Any]) -> Any:
+    """Return the transport of a connect that `task` has under way, or None if it has not opened one yet.
+
+    asyncpg hands it out only when the login is over; until then it is a variable of a suspended coroutine
+    (asyncpg/connect_utils.py: `tr` in `__connect_addr` and `_create_ssl_connection`).
+    """
+    transport = None
+    coroutine: Any = task.get_coro()
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        transport = frame.f_locals.get("tr", transport)
+        coroutine = coroutine.cr_await
+    return transport
+
+
+def half_close(transport: Any) -> socket.socket | None:
+    """Tell the server that this client has left. Return a socket for `wait_server_closed`, None if there is none."""
+    with contextlib.suppress(OSError, AttributeError):  # no transport, closed already, or no socket to be had
+        lingering = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        try:
+            lingering.setblocking(False)
+            lingering.shutdown(socket.SHUT_WR)
+        except OSError:
+            lingering.close()
+        else:
+            return lingering
+    return None
+
+
 def hang_up(transport: Any) -> socket.socket | None:
     """Close a connection without its event loop, which is closed or is not ours to run.
 
     Return a socket for `wait_server_closed`, or None if there is nothing to wait for.
     """
-    lingering = None
-    with contextlib.suppress(OSError, AttributeError):  # closed already, or no socket to be had
-        lingering = transport.get_extra_info("socket").dup()
-        lingering.setblocking(False)
-        lingering.shutdown(socket.SHUT_WR)
+    lingering = half_close(transport)
     with contextlib.suppress(RuntimeError):  # the loop is closed
         transport.pause_reading()
     drop(transport)

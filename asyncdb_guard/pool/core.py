@@ -9,6 +9,7 @@ from socket import socket
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
 from asyncdb_guard.connect.sockets import wait_server_closed
+from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
@@ -32,6 +33,7 @@ class PoolCore:
         self._settings: object = settings  # judged on first use, as a pool may be made at import
         self._own_credentials = credentials
         self._credentials: Credentials | None = None
+        self._traits: ServerTraits | None = None
         self._breaker: CircuitBreaker | None = None
         self.events = Events(listeners)
         self.counters = Counters()
@@ -77,8 +79,12 @@ class PoolCore:
         settings, breaker = self.settings, self.breaker
         if self._credentials is None:
             self._credentials = credentials_for(settings, self._own_credentials)
+        if self._traits is None:
+            self._traits = ServerTraits(settings.idle_timeout)
         lingering = _leave(loop_pool) if loop_pool is not None else []
-        self.loop_pool = LoopPool(settings, self._credentials, breaker, self.events, self.counters, lingering)
+        self.loop_pool = LoopPool(
+            settings, self._credentials, self._traits, breaker, self.events, self.counters, lingering
+        )
         registry.add(self)
         return self.loop_pool
 

@@ -48,14 +48,16 @@ class Waiter:
 class ConnectAttempt:
     """A connect in progress; lives until it has succeeded or failed."""
 
-    __slots__ = ("reported", "since", "task")
+    __slots__ = ("late", "reported_at", "since", "task")
 
     task: asyncio.Task[None]
 
     def __init__(self, now: Instant) -> None:
         self.since = now
-        self.reported = False
-        """Whether a waiter whose time was over has reported it already: it counts once."""
+        self.late = False
+        """Whether it has been given up, and only holds its place until the server has let go."""
+        self.reported_at: Instant | None = None
+        """When a waiter whose time was over reported it last."""
 
 
 class Gate:
@@ -139,11 +141,12 @@ class Gate:
             self._breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
-        if attempt.reported or min(waited, elapsed(attempt.since, now)) < self._connect_timeout / 2:
-            # one failure a connect; and whoever had only a little time has not seen enough to report one
+        enough = self._connect_timeout / 2  # whoever had less time has not seen enough to report a failure
+        reported = attempt.reported_at is not None and elapsed(attempt.reported_at, now) < enough
+        if reported or min(waited, elapsed(attempt.since, now)) < enough:
             self._breaker.released(waiter.permit)
         else:
-            attempt.reported = True
+            attempt.reported_at = now
             self.report(waiter.permit, Verdict.FAILURE, now)
 
     def _remove(self, waiter: Waiter) -> None:
@@ -187,7 +190,7 @@ class Gate:
         if others_in_use:
             self._growth_error = str(error)
             return
-        if attempt.reported:
+        if attempt.reported_at is not None:
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
@@ -200,8 +203,14 @@ class Gate:
             self._loop.call_later(_UNWANTED_CONNECT_TIMEOUT, self._cancel_attempt, attempt)
 
     def _cancel_attempt(self, attempt: ConnectAttempt) -> None:
-        if attempt in self._attempts:
+        if attempt in self._attempts and not attempt.late:
             attempt.task.cancel()
+
+    def cancel_stale(self, now: Instant, age: float) -> None:
+        """End what was due before the process was frozen: connects begun more than `age` seconds ago."""
+        for attempt in self._attempts:
+            if elapsed(attempt.since, now) >= age:
+                attempt.task.cancel()
 
     # -- the breaker -------------------------------------------------------------------------------------------------
 
@@ -224,4 +233,4 @@ class Gate:
             except CircuitOpenError as error:
                 waiter.future.set_exception(error)
         for attempt in self._attempts:  # nothing connects behind an open circuit
-            attempt.task.cancel()
+            self._cancel_attempt(attempt)

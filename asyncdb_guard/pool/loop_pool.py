@@ -13,6 +13,7 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
 from asyncdb_guard.events import ConnectionClosed, Events
 from asyncdb_guard.pool.connections import Connections
@@ -34,13 +35,14 @@ class LoopPool:
         self,
         settings: DatabaseSettings,
         credentials: Credentials,
+        traits: ServerTraits,
         breaker: CircuitBreaker,
         events: Events,
         counters: Counters,
         lingering: Sequence[socket] = (),
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        connector = Connector(settings, credentials, lingering)
+        self._connector = connector = Connector(settings, credentials, traits, lingering)
         self.gate = Gate(breaker, settings.connect_timeout, connector.renews_login, events)
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
@@ -48,7 +50,6 @@ class LoopPool:
         self._command_timeout = settings.command_timeout
         # half of what a statement gets at most, as for a connect; whoever had less has not seen enough to tell
         self._patience = min(settings.command_timeout, settings.handler_budget) / 2
-        self._resets = settings.reset_sessions
         self._loop_end_hook: AsyncGenerator[None, None] | None = None
         self._loop_is_ending = False
         self.closed = False
@@ -121,7 +122,7 @@ class LoopPool:
         elif isinstance(error, (RecursionError, MemoryError)):
             connection.terminate()  # it may have struck inside the driver, whose state is anybody's guess then
             self.workers.retire(connection, ConnectionClosed("unclean"))
-        elif self._resets or error is not None or connection.needs_cleanup:
+        elif self._connector.resets or error is not None or connection.needs_cleanup:
             # a block that failed may have left a statement running, of which asyncpg does not tell
             self.workers.clean_up(connection, now)
         else:

@@ -1,4 +1,4 @@
-"""The tasks that connect, check, reset and close connections.
+"""The tasks that connect, check, reset and close connections: one module, as each hands its connection to the next.
 
 No borrower does any of that in its own task: it waits for the result. So a cancelled borrower tears nothing, and what
 was opened for it goes to the next one. A connection that a worker has is that worker's alone: whoever wants it closed
@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
+from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.sockets import forget_task
 from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused
@@ -29,6 +30,10 @@ from asyncdb_guard.settings import DatabaseSettings
 
 _EAGER: Any = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 """Python 3.11 begins a task in the loop's next round."""
+
+_LATE_LOGIN_TIMEOUT_MAX = 10.0
+"""Seconds for which the place of a late login stays taken, or five times CONNECT_TIMEOUT, if that is less: a path that
+is silently dead looks like a server that is slow to log in."""
 
 ClosingEvent: TypeAlias = ConnectionClosed | ConnectionReplaced
 
@@ -47,8 +52,8 @@ class Workers:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connect_timeout = settings.connect_timeout
+        self._late_login_timeout = min(5 * settings.connect_timeout, _LATE_LOGIN_TIMEOUT_MAX)
         self._idle_timeout = settings.idle_timeout
-        self._reset_always = settings.reset_sessions
         self._connector = connector
         self._connections = connections
         self._gate = gate
@@ -73,6 +78,7 @@ class Workers:
         connections = self._connections
         if self._resetting:
             self._give_up_stale_resets(clock.now())
+        self._gate.cancel_stale(clock.now(), self._late_login_timeout)
         while not self.closed and len(self._preparing) < self._gate.waiting:
             if connections.idle:
                 self._check(connections.idle[-1])
@@ -182,13 +188,19 @@ class Workers:
         """Open one connection, if somebody still waits for it."""
         if self._gate.first is None:
             return
+        login = self._connector.log_in()
         try:
-            connection = await self._connector.connect()
+            connection = await self._connector.adopt(await login.result(self._connect_timeout))
         except Exception as error:
             self._counters.connect_failures += 1
-            self._end_connect(attempt)
+            attempt.late = True
             self._connect_failed(attempt, error)
+            await self._end_login(attempt, login)
             return
+        except asyncio.CancelledError:
+            attempt.late = True
+            await self._end_login(attempt, login)
+            raise
         self._connections.connected(attempt, connection)
         self._end_connect(attempt)
         self._gate.connect_succeeded()
@@ -196,6 +208,11 @@ class Workers:
         self._counters.connects += 1
         self._emit(ConnectionOpened(elapsed(attempt.since, now)))
         self._lend_or_keep(connection)
+
+    async def _end_login(self, attempt: ConnectAttempt, login: Login) -> None:
+        """Keep the place of a login that failed or was given up until the server has let go of it."""
+        self._preparing.discard(attempt.task)
+        await login.end(0.0 if self.closed else self._late_login_timeout)
 
     def _connect_failed(self, attempt: ConnectAttempt, error: Exception) -> None:
         others_in_use = self._connections.in_use
@@ -230,7 +247,7 @@ class Workers:
     async def _reset_it(self, connection: PooledConnection) -> None:
         self._resetting.add(connection)
         try:
-            reason = await reset(connection, always=self._reset_always)
+            reason = await reset(connection, always=self._connector.resets)
         finally:
             self._resetting.discard(connection)
             self._notify()

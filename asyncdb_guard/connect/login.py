@@ -1,0 +1,51 @@
+"""One login on its way. Cutting it short is no end: the server may go on to start the session.
+
+So the place of a login that was cut short stays taken until the server has closed its side of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+
+import asyncpg
+
+from asyncdb_guard.connect.sockets import half_close, transport_of, wait_server_closed
+
+_GOODBYE_TIMEOUT = 0.25
+"""Seconds for the goodbye of a session that nobody wants."""
+
+
+class Login:
+    """A task that logs in; lives until it has a connection or an error."""
+
+    def __init__(self, log_in: Coroutine[None, None, asyncpg.Connection]) -> None:
+        # a task: a cancellation that comes together with the connection must not lose the connection
+        self._task = asyncio.create_task(log_in)
+
+    async def result(self, timeout: float) -> asyncpg.Connection:
+        """Return the connection, or raise what the driver raised; TimeoutError after `timeout` seconds."""
+        done, _ = await asyncio.wait({self._task}, timeout=timeout)
+        if not done:
+            raise TimeoutError
+        return self._task.result()
+
+    async def end(self, timeout: float) -> None:
+        """End a login that is late or unwanted, and wait until the server has let go, for at most `timeout` seconds."""
+        transport = transport_of(self._task)
+        lingering = half_close(transport)
+        try:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            if transport is not None:
+                # asyncpg only closes it, and a TLS transport then waits for its peer for half a minute
+                transport.abort()
+            if not self._task.cancelled() and self._task.exception() is None:
+                with contextlib.suppress(Exception):
+                    await self._task.result().close(timeout=_GOODBYE_TIMEOUT)
+            elif lingering is not None:
+                await wait_server_closed(lingering, timeout)
+        finally:
+            if lingering is not None:
+                lingering.close()
