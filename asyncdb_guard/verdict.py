@@ -189,14 +189,6 @@ def login_refused(error: BaseException) -> bool:
     return sqlstate[:2] == _LOGIN or (sqlstate == "08P01" and says(error, "authentication failed"))
 
 
-def lacks(error: asyncpg.PostgresError) -> bool:
-    """Whether the server does not know, or the role may not use, what it was asked for: that is so for good.
-
-    Class 42 is a syntax error or access rule violation, class 0A a feature that is not supported.
-    """
-    return (sqlstate_of(error) or "")[:2] in {"42", "0A"}
-
-
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
     return min(verdicts, key=[Verdict.FAILURE, Verdict.SUCCESS, Verdict.NEUTRAL].index, default=Verdict.NEUTRAL)
 

@@ -76,7 +76,7 @@ class Connector:
 
     async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
         """Make a connection that has logged in one of the pool's."""
-        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime())
+        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime(), self._traits)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:

@@ -24,6 +24,8 @@ class LentConnection(PoolConnectionProxy):
     """Whether the borrower closed it, which is not a lost session."""
     running = 0
     """Statements of the kinds in `_STATEMENTS` that run now."""
+    ran_scripts = False
+    """Whether a text of SQL was run that may hold anything, such as a PREPARE."""
     changed_codecs = False
     listeners: tuple[tuple[str, Any], ...] = ()
     """Channels that the borrower listens to, with their callbacks."""
@@ -62,6 +64,7 @@ def _counts_as_running(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
+        self.ran_scripts = True
         self.running += 1
         try:
             return await method(self, *arguments, **options)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import asyncpg
 
+from asyncdb_guard.connect.reset import ResetPlan
 from asyncdb_guard.events import logger
 from asyncdb_guard.verdict import sqlstate_of
 
@@ -48,6 +49,7 @@ class ServerTraits:
         """Whether what answers is a pooler, though the settings do not say so."""
         self.dba_asked = False
         """Whether the limits that the DBA set for the role are known."""
+        self.reset_plan = ResetPlan()
 
     def refuse(self, error: asyncpg.PostgresError) -> bool:
         """Go on without the parameter that the server refused; return whether it was one of ours.
