@@ -43,6 +43,7 @@ class PooledConnection:
         "_leaves_names",
         "_protocol",
         "_ran_scripts",
+        "_server_bound",
         "_server_settings",
         "_session_user",
         "_traits",
@@ -60,7 +61,14 @@ class PooledConnection:
         "unresettable",
     )
 
-    def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float, traits: ServerTraits) -> None:
+    def __init__(
+        self,
+        proxy: PoolConnectionProxy,
+        now: Instant,
+        lifetime: float,
+        traits: ServerTraits,
+        server_bound: float | None = None,
+    ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
         # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
@@ -79,6 +87,7 @@ class PooledConnection:
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
+        self._server_bound = server_bound
         self.lease = 0
         """The number of the lease that has it, 0 if none has."""
         self.closing = False
@@ -96,7 +105,9 @@ class PooledConnection:
 
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
-        return LentConnection(self._holder, self._connection)
+        lent = LentConnection(self._holder, self._connection)
+        lent.server_bound = self._server_bound
+        return lent
 
     def take_back(self, lent: LentConnection) -> None:
         """End a borrow: the borrower's connection, statements and cursors stop working.
@@ -107,7 +118,7 @@ class PooledConnection:
         bare._detach()
         # asyncpg/connection.py: statements and cursors compare this number with that of their own time
         self._connection._pool_release_ctr += 1
-        self.has_leftovers = lent.running > 0
+        self.has_leftovers = lent.running > 0 or lent.raised_server_bound
         self.unresettable = lent.changed_codecs
         self._ran_scripts = lent.ran_scripts
         if lent.listeners or lent.callbacks:

@@ -21,6 +21,9 @@ CLIENT_CHECK_INTERVAL = 0.25
 _SERVER_TIMEOUT_GRACE = 0.25
 """Seconds by which the server's idle timeout is later than ours, so that a live process ends its own sessions."""
 
+STATEMENT_TIMEOUT_GRACE = 0.5
+"""Seconds by which the server's bound on a statement is later than ours: it is for a client that is cut off."""
+
 _PARAMETER_REFUSED = frozenset({"08P01", "0A000", "22023", "42704"})
 """What servers and poolers answer to a startup parameter: PgBouncer, RDS Proxy, PostgreSQL without POLLRDHUP (Windows,
 older macOS), PostgreSQL before 14."""
@@ -36,13 +39,15 @@ _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d|)\s*")
 class ServerTraits:
     """What a process has learned of its server at its connects; lives as long as its pool, over all event loops."""
 
-    def __init__(self, idle_timeout: float) -> None:
-        """`idle_timeout` in seconds."""
+    def __init__(self, idle_timeout: float, command_timeout: float) -> None:
+        """Both in seconds."""
+        self._statement_timeout = round((command_timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
         idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
         self.timeouts: dict[str, int] = {
             "idle_session_timeout": idle,
             "idle_in_transaction_session_timeout": idle,
             "client_connection_check_interval": round(CLIENT_CHECK_INTERVAL * 1000),
+            "statement_timeout": self._statement_timeout,
         }
         """What to send at startup, in milliseconds."""
         self.pooler = False
@@ -50,6 +55,12 @@ class ServerTraits:
         self.dba_asked = False
         """Whether the limits that the DBA set for the role are known."""
         self.reset_plan = ResetPlan()
+
+    @property
+    def statement_bound(self) -> float | None:
+        """Seconds after which the server ends a statement for us; None if it does not, or by the DBA's own limit."""
+        ours = self.timeouts.get("statement_timeout") == self._statement_timeout
+        return self._statement_timeout / 1000 if ours and not self.pooler else None
 
     def refuse(self, error: asyncpg.PostgresError) -> bool:
         """Go on without the parameter that the server refused; return whether it was one of ours.
