@@ -58,6 +58,7 @@ class PooledConnection:
         "lost_mid_statement",
         "opened_at",
         "readable",
+        "suspected",
         "unresettable",
     )
 
@@ -98,6 +99,8 @@ class PooledConnection:
         """Whether the borrower left a listener on it, or a statement that still runs."""
         self.unresettable = False
         """Whether the borrower changed what no reset restores."""
+        self.suspected: str | None = None
+        """Why it may be unfit to be lent again, as its last block made one think."""
         self.is_closed: Callable[[], bool] = self._connection.is_closed
         """Whether this side knows that the session is over. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
@@ -245,6 +248,20 @@ class PooledConnection:
             )
         connection._top_xact = None
         connection._listeners.clear()
+
+    async def is_unfit(self, now: Instant, timeout: float) -> bool:
+        """Find out, after a reset, whether the suspicion is right; one round trip of at most `timeout` seconds.
+
+        Only `read_only` can be suspected. A session is that no longer if its last block had asked for it.
+        """
+        sessions = self._traits.read_only_sessions
+        if not sessions.worth_ending(self.opened_at, now):
+            return False
+        # libpq asks this for target_session_attrs: on for a standby, and where the server or the role is read-only
+        if await self._connection.fetchval("SHOW transaction_read_only", timeout=timeout) != "on":
+            return False
+        sessions.found(now)
+        return True
 
     async def close(self, timeout: float) -> None:
         """Say goodbye and wait until the server has let go, for at most `timeout` seconds; then just hang up."""

@@ -22,7 +22,7 @@ from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.workers import Workers
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import Verdict, judge, server_spoke
+from asyncdb_guard.verdict import Verdict, judge, server_spoke, unfit
 
 _LOOP_CLOSE_TIMEOUT = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""
@@ -106,6 +106,7 @@ class LoopPool:
                 self.gate.succeeded(lease.permit)
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
+                connection.suspected = unfit(error)
                 self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
             self._hand_on(connection, lost, error, now)
         except BaseException:

@@ -83,7 +83,7 @@ async def test_time_spent_in_the_database_opens_the_circuit(make_pool: MakePool,
 async def test_time_that_was_short_from_the_start_does_not(make_pool: MakePool, heard: list[str]) -> None:
     triggers = CognitoTriggers(make_pool(breaker_fail_max=1), claims=slow)
     with pytest.raises(TriggerFailedError):
-        await triggers.load_claims(token_event(), Context(100 + MARGIN * 1000))
+        await triggers.load_claims(token_event(), Context(100 + RESPONSE_MARGIN * 1000))
     assert "connection_opened" in heard
     assert "circuit_opened" not in heard
 
