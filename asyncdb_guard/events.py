@@ -60,7 +60,7 @@ class ConnectionOpened(_TimedEvent):
 class ConnectionReplaced(_ReasonedEvent):
     """A session was found unusable at its next borrow, and another is opened in its place.
 
-    `reason`: `lost`, `unresponsive`, `idle_timeout` or `max_lifetime`.
+    `reason`: `lost`, `unresponsive`, `idle_timeout`, `max_lifetime` or `read_only`.
     """
 
     name = "connection_replaced"
@@ -69,7 +69,7 @@ class ConnectionReplaced(_ReasonedEvent):
 class ConnectionClosed(_ReasonedEvent):
     """A session ended and nothing took its place.
 
-    `reason`: `idle_timeout`, `lost`, `unclean`, `unresponsive`, `close` or `loop_closed`.
+    `reason`: `idle_timeout`, `lost`, `unclean`, `unresponsive`, `read_only`, `close` or `loop_closed`.
     """
 
     name = "connection_closed"

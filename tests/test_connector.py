@@ -35,6 +35,8 @@ RELIED_UPON = {
     "_transport": "test_a_connection_has_a_transport_with_a_socket",
     "_pool_holder": "test_an_orphaned_connection_wakes_no_pool",
     "_aborted": "test_an_orphaned_connection_wakes_no_pool",
+    "_listeners": "test_a_connection_keeps_its_listeners_by_channel",
+    "_uid": "test_a_number_goes_up_with_each_new_statement",
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
@@ -178,6 +180,29 @@ async def test_an_orphaned_connection_wakes_no_pool(pool: asyncpg.Pool) -> None:
     connection.terminate()
     assert holder._in_use is not None
     pool.terminate()
+
+
+async def test_a_connection_keeps_its_listeners_by_channel(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        await connection.add_listener("channel", print)
+        assert list(connection._con._listeners) == ["channel"], f"{ASYNCPG}: Connection._listeners"
+        connection._con._listeners.clear()
+
+
+async def test_a_number_goes_up_with_each_new_statement(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        await connection.fetchval("SELECT 1")
+        before = asyncpg.connection._uid
+        await connection.fetchval("SELECT 1")
+        assert asyncpg.connection._uid == before, f"{ASYNCPG}: connection._uid counts statements that it knows already"
+        await connection.fetchval("SELECT 2")
+        assert asyncpg.connection._uid > before, f"{ASYNCPG}: connection._uid"
+
+
+async def test_a_script_is_answered_with_its_last_tag(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        tag = await connection._con._protocol.query("RESET ALL;SELECT FROM generate_series(1, 3)", 1.0)
+        assert tag == "SELECT 3", f"{ASYNCPG}: _protocol.query(sql, timeout)"
 
 
 async def test_statements_go_through_two_methods(url: str) -> None:

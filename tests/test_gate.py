@@ -16,7 +16,6 @@ from asyncdb_guard import (
     ConnectTimeoutError,
     DatabaseSettings,
     DatabaseUnavailableError,
-    DeadlineExceededError,
     GuardedPool,
 )
 from asyncdb_guard.events import Event
@@ -134,8 +133,8 @@ async def test_a_caller_who_gets_a_session_after_the_circuit_opened_is_refused(u
         await acquisition.__aenter__()
         waiting = asyncio.create_task(pool.ping(timeout=5.0))
         await asyncio.sleep(0)
-        deadline = DeadlineExceededError("The deadline ended.")
-        await acquisition.__aexit__(type(deadline), deadline, None)
+        lost = asyncpg.ConnectionDoesNotExistError("The session is lost.")
+        await acquisition.__aexit__(type(lost), lost, None)
         with pytest.raises(CircuitOpenError):
             await waiting
         await at_rest(pool)
@@ -152,8 +151,8 @@ async def test_a_session_that_comes_with_the_news_of_an_open_circuit_goes_back(u
         waiting = asyncio.create_task(pool.ping())
         await asyncio.sleep(0)
         await first.__aexit__(None, None, None)  # the session is the waiting caller's, who has not run since
-        deadline = DeadlineExceededError("The deadline ended.")
-        await second.__aexit__(type(deadline), deadline, None)
+        lost = asyncpg.ConnectionDoesNotExistError("The session is lost.")
+        await second.__aexit__(type(lost), lost, None)
         with pytest.raises(CircuitOpenError):
             await waiting
         await at_rest(pool)
@@ -280,12 +279,12 @@ async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(
     url_via_tcp_proxy: str, later: Callable[[float], None]
 ) -> None:
     settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, breaker_fail_max=1, session_reset="never")
-    deadline = DeadlineExceededError("The deadline ended.")
+    lost = asyncpg.ConnectionDoesNotExistError("The session is lost.")
     async with GuardedPool(settings) as pool:
         early, tripping = pool.acquire(), pool.acquire()
         await early.__aenter__()
         await tripping.__aenter__()
-        await tripping.__aexit__(type(deadline), deadline, None)
+        await tripping.__aexit__(type(lost), lost, None)
         assert pool.stats()["circuit"] == "open"
         later(10)
         await pool.ping()
@@ -294,6 +293,6 @@ async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(
             waiting = asyncio.create_task(pool.ping(timeout=1.0))
             await asyncio.sleep(0)
             assert pool.stats()["waiting"] == 1
-            await early.__aexit__(type(deadline), deadline, None)
+            await early.__aexit__(type(lost), lost, None)
             await waiting
         assert pool.stats()["circuit"] == "closed"

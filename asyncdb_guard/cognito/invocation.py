@@ -22,6 +22,9 @@ T = TypeVar("T")
 _QUERY_CANCELED = "57014"
 """The server's own statement_timeout, or an administrator, ended the statement."""
 
+_INSUFFICIENT_RESOURCES = "53"
+"""The class of SQLSTATEs for a full disk, too little memory or too many connections."""
+
 
 class SessionLostError(DatabaseUnavailableError):
     """The session ended while the callback was using it. A read may be retried."""
@@ -99,7 +102,7 @@ def _classify(error: BaseException, *, lost: bool, out_of_time: bool) -> BaseExc
         return error
     if is_lost(error, lost=lost):
         return _caused(SessionLostError("The session was lost."), error)
-    if judge(error, lost=lost) is Verdict.FAILURE or sqlstate_of(error) == _QUERY_CANCELED:
+    if judge(error, lost=lost) is Verdict.FAILURE or _not_run(sqlstate_of(error) or ""):
         return _caused(StatementFailedError("A statement took too long, or the server could not run it."), error)
     return error
 
@@ -107,3 +110,7 @@ def _classify(error: BaseException, *, lost: bool, out_of_time: bool) -> BaseExc
 def _caused(error: DatabaseUnavailableError, cause: BaseException) -> DatabaseUnavailableError:
     error.__cause__ = cause
     return error
+
+
+def _not_run(sqlstate: str) -> bool:
+    return sqlstate == _QUERY_CANCELED or sqlstate[:2] == _INSUFFICIENT_RESOURCES

@@ -11,7 +11,6 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
-from asyncdb_guard.connect.diagnosis import login_refused
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
@@ -23,6 +22,7 @@ from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.verdict import login_refused
 
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to wait, at most, until the server has let go of a session that was left behind."""
@@ -76,7 +76,8 @@ class Connector:
     async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
         """Make a connection that has logged in one of the pool's."""
         bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
-        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime(), bound)
+        proxy = await self._pool.adopt(connection)
+        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, bound)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:

@@ -8,7 +8,7 @@ import ssl
 import asyncpg
 
 from asyncdb_guard.errors import ConnectFailedError, ConnectTimeoutError
-from asyncdb_guard.verdict import sqlstate_of
+from asyncdb_guard.verdict import login_refused, sqlstate_of
 
 _BY_SQLSTATE = {
     "08P01": "the server refused what it was sent",
@@ -52,12 +52,6 @@ def connect_error(cause: Exception, *, renewed: bool = False) -> ConnectFailedEr
     error = kind(f"The database could not be reached: {_reason(cause, renewed)}.")
     error.__cause__ = cause
     return error
-
-
-def login_refused(cause: asyncpg.PostgresError) -> bool:
-    """Whether other credentials might have done. PgBouncer says 08P01 for a wrong password, and only its text tells."""
-    sqlstate = sqlstate_of(cause) or ""
-    return sqlstate[:2] == "28" or (sqlstate == "08P01" and "authentication failed" in str(cause))
 
 
 def _reason(cause: Exception, renewed: bool) -> str:

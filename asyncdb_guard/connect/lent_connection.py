@@ -29,6 +29,8 @@ class LentConnection(PoolConnectionProxy):
     """Whether the borrower closed it, which is not a lost session."""
     running = 0
     """Statements of the kinds in `_STATEMENTS` that run now."""
+    ran_scripts = False
+    """Whether a text of SQL was run that may hold anything, such as a PREPARE."""
     changed_codecs = False
     server_bound: float | None = None
     """Seconds after which the server ends a statement; None if it has no bound of ours."""
@@ -93,6 +95,7 @@ def _counts_as_running(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
+        self.ran_scripts = True
         self.running += 1
         try:
             return await method(self, *arguments, **options)

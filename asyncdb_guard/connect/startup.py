@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import asyncpg
 
+from asyncdb_guard.connect.read_only import ReadOnlySessions
+from asyncdb_guard.connect.reset import ResetPlan
 from asyncdb_guard.events import logger
 from asyncdb_guard.verdict import sqlstate_of
 
@@ -53,6 +55,8 @@ class ServerTraits:
         """Whether what answers is a pooler, though the settings do not say so."""
         self.dba_asked = False
         """Whether the limits that the DBA set for the role are known."""
+        self.reset_plan = ResetPlan()
+        self.read_only_sessions = ReadOnlySessions()
 
     @property
     def statement_bound(self) -> float | None:

@@ -22,7 +22,7 @@ from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.workers import Workers
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import Verdict, judge, server_spoke
+from asyncdb_guard.verdict import Verdict, judge, server_spoke, unfit
 
 _LOOP_CLOSE_TIMEOUT = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""
@@ -47,6 +47,9 @@ class LoopPool:
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
+        self._command_timeout = settings.command_timeout
+        # half of what a statement gets at most, as for a connect; whoever had less has not seen enough to tell
+        self._patience = min(settings.command_timeout, settings.handler_budget) / 2
         self._loop_end_hook: AsyncGenerator[None, None] | None = None
         self._loop_is_ending = False
         self.closed = False
@@ -104,6 +107,7 @@ class LoopPool:
                 self.gate.succeeded(lease.permit)
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
+                connection.suspected = unfit(error)
                 self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
             self._hand_on(connection, lost, error, now)
         except BaseException:
@@ -134,8 +138,15 @@ class LoopPool:
     def _judge(self, lease: Lease, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
         if self.closed or lease.connection.closing:
             return Verdict.NEUTRAL  # our own doing
-        paused = elapsed(lease.since, now) >= self._idle_timeout
-        return judge(error, lost=lost and not lease.lent.closed_by_borrower, paused=paused)
+        held = elapsed(lease.since, now)
+        return judge(
+            error,
+            lost=lost and not lease.lent.closed_by_borrower,
+            paused=held >= self._idle_timeout,
+            held=held,
+            command_timeout=self._command_timeout,
+            patience=self._patience,
+        )
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds; whoever waits or comes later gets a new one."""

@@ -73,11 +73,19 @@ async def test_no_time_left_asks_the_database_for_nothing(
 
 
 async def test_time_spent_in_the_database_opens_the_circuit(make_pool: MakePool, heard: list[str]) -> None:
-    triggers = CognitoTriggers(make_pool(handler_budget_ms=50, breaker_fail_max=2), claims=slow)
+    triggers = CognitoTriggers(make_pool(handler_budget_ms=200, breaker_fail_max=2), claims=slow)
     for _ in range(2):
         with pytest.raises(TriggerFailedError):
             await triggers.load_claims(token_event())
     assert "circuit_opened" in heard
+
+
+async def test_time_that_was_short_from_the_start_does_not(make_pool: MakePool, heard: list[str]) -> None:
+    triggers = CognitoTriggers(make_pool(breaker_fail_max=1), claims=slow)
+    with pytest.raises(TriggerFailedError):
+        await triggers.load_claims(token_event(), Context(100 + RESPONSE_MARGIN * 1000))
+    assert "connection_opened" in heard
+    assert "circuit_opened" not in heard
 
 
 async def test_time_spent_elsewhere_does_not(make_pool: MakePool, heard: list[str]) -> None:
