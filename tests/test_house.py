@@ -20,7 +20,7 @@ FLOORS = (
     {"emf", "redaction"},
     {"pool"},
     {"connect"},
-    {"breaker", "verdict"},
+    {"breaker", "failure_kind", "verdict"},
     {"settings"},
     {"clock", "errors", "events"},
 )

@@ -15,6 +15,7 @@ from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.events import ConnectionClosed, Events
+from asyncdb_guard.failure_kind import failure_kind
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.stats import Counters
@@ -103,7 +104,7 @@ class LoopPool:
                 self.gate.succeeded(lease.permit)
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
-                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
+                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now, failure_kind(error))
             if connection.closing or self._workers.closed:
                 pass  # whoever ends it has it
             elif lost:

@@ -110,7 +110,7 @@ class Workers:
         self._preparing.add(self._start(self._check_it(connection), connection))
 
     def _connect(self, now: Instant) -> None:
-        attempt = self._gate.begin_connect(now)
+        attempt = self._gate.begin_connect(now, alone=not self._connections.all)
         self._connections.connecting.add(attempt)
         attempt.task = self._start(self._connect_it(attempt), attempt)
         self._preparing.add(attempt.task)

@@ -121,22 +121,22 @@ class SettingsFields(BaseSettings):
         default=3,
         ge=1,
         le=1000,
-        description="Consecutive failures that open the circuit. Seen in the connection attempts that a dead server"
-        " gets.",
+        description="Consecutive failures that open the circuit. A connect that meets silence opens it at once where"
+        " the pool has no other session. Seen in the connection attempts that a dead server gets.",
     )
     breaker_reset_timeout_ms: int = Field(
-        default=10_000,
+        default=2000,
         ge=1,
         le=_HOUR,
-        description="Milliseconds of the first open period; it doubles with each failed trial. Seen in `retry_after`"
-        " of CircuitOpenError.",
+        description="Milliseconds of the first open period; it doubles with each failed trial, and is twice as long"
+        " after silence and for a full server. Seen in `retry_after` of CircuitOpenError.",
     )
     breaker_reset_timeout_max_ms: int = Field(
-        default=60_000,
+        default=5000,
         ge=1,
         le=_HOUR,
-        description="Milliseconds that an open period grows to, at most; never less than BREAKER_RESET_TIMEOUT_MS."
-        " Seen in `retry_after` of CircuitOpenError.",
+        description="Milliseconds that an open period grows to, at most, and twice that after silence and for a full"
+        " server; never less than BREAKER_RESET_TIMEOUT_MS. Seen in `retry_after` of CircuitOpenError.",
     )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,
