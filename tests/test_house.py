@@ -15,6 +15,7 @@ PACKAGE = ROOT / "asyncdb_guard"
 
 # From the roof down. A module imports from lower floors or from its own, and never in a circle.
 FLOORS = (
+    {"fleet"},
     {"handlers"},
     {"cognito", "runtime"},
     {"emf", "redaction"},
