@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 LOGINS_PER_VCPU = 200.0
-"""Logins a second that one vCPU takes: each costs 4.4 to 5.5 ms of CPU, with TLS and SCRAM (measured, PostgreSQL 15)."""
+"""Logins a second that one vCPU takes. Each costs 4.4 to 5.5 ms of CPU with TLS and SCRAM (measured, PostgreSQL 15)."""
 
 IAM_LOGINS = 200.0
 """Logins a second with IAM tokens. RDS throttles above this, whatever the instance's size (UsingWithRDS.IAMDBAuth)."""
