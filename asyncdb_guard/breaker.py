@@ -24,10 +24,15 @@ from asyncdb_guard.events import (
     CircuitRejected,
     Event,
 )
+from asyncdb_guard.failure_kind import FailureKind
 
 _CLOSED = CircuitBreakerState.CLOSED
 _HALF_OPEN = CircuitBreakerState.HALF_OPEN
 _OPEN = CircuitBreakerState.OPEN
+
+_COSTLY = frozenset({FailureKind.SILENT, FailureKind.FULL})
+"""A trial that meets silence costs a caller its time, one at a full server costs the server a login: open twice as
+long."""
 
 
 class CircuitBreaker:
@@ -36,6 +41,11 @@ class CircuitBreaker:
     A permit is the number of a generation. Each trip, each trial and each recovery begins a new one, and a report
     with an old permit changes nothing. All times are seconds. Jitter comes from the operating system's random
     source, so that environments restored from one snapshot don't march in step.
+
+    An open period lasts `reset_timeout`, doubles with each failed trial to `reset_timeout_max`, and is twice that after
+    silence and for a full server. The first 57P03 after anything else starts the periods afresh, as the server is on
+    its way. Jitter is drawn from the upper half: the least that keeps a fleet out of step, since more of it leaves a
+    longer tail of late environments.
     """
 
     def __init__(
@@ -55,6 +65,7 @@ class CircuitBreaker:
         self._emit = emit
         self._draw = draw or random.SystemRandom().uniform
         self._period = reset_timeout
+        self._kind: FailureKind | None = None
         self._open_for = 0.0
         self._opened_at: Instant = (0.0, 0.0)
         self._trial_since: Instant | None = None
@@ -107,28 +118,34 @@ class CircuitBreaker:
         self._storage.reset_counter()
         self._calm = True
 
-    def failed(self, permit: int, now: Instant) -> None:
-        """The database failed. The last failure of a run, or a trial's, opens the circuit."""
+    def failed(self, permit: int, now: Instant, kind: FailureKind, *, alone: bool) -> None:
+        """The database failed. The last failure of a run, or a trial's, opens the circuit.
+
+        `alone`: it was a connect, of a pool that has no session besides. If that met silence it opens the circuit, as
+        each further try would make one more caller hang.
+        """
         if permit != self.generation:
             return
         self._calm = False
         self._storage.increment_counter()
+        returning = kind is FailureKind.STARTING and self._kind is not FailureKind.STARTING
+        self._kind = kind
         if self._storage.state is _HALF_OPEN:
-            self._period = min(self._period * 2, self._longest_period)
-        elif self._storage.counter < self._fail_max:
+            self._period = self._first_period if returning else min(self._period * 2, self._longest_period)
+        elif self._storage.counter < self._fail_max and not (alone and kind is FailureKind.SILENT):
             return
-        self._trip(now)
+        self._trip(now, self._period * 2 if kind in _COSTLY else self._period)
 
     def released(self, permit: int) -> None:
         """The caller learned nothing. A trial that says so frees its place at once."""
         if permit == self.generation:
             self._trial_since = None
 
-    def _trip(self, now: Instant) -> None:
+    def _trip(self, now: Instant, period: float) -> None:
         self._trial_since = None
         self._opened_at = now
-        # full jitter on the upper half: a fleet that tripped together must not try together
-        self._open_for = self._draw(self._period / 2, self._period)
+        # a fleet that tripped together must not try together
+        self._open_for = self._draw(period / 2, period)
         self.generation += 1
         self._enter(_OPEN)
 

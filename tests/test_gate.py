@@ -20,6 +20,7 @@ from asyncdb_guard import (
 )
 from asyncdb_guard.events import Event
 from examples.harness.observer import Observer
+from examples.harness.postgres import Cluster
 from tests.support.bound import assert_accounts_balance, at_rest
 from tests.support.eventually import Eventually
 from tests.support.proxy import TcpProxy
@@ -50,11 +51,65 @@ async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusa
             with pytest.raises(CircuitOpenError) as refused:
                 await pool.ping()
             assert refused.value.retry_after is not None
-            assert 0 < refused.value.retry_after <= 10
+            assert 0 < refused.value.retry_after <= 2
         assert proxy.accepted == 3
         assert pool.stats()["circuit"] == "open"
         assert [event.name for event in heard] == ["circuit_opened", *["circuit_rejected"] * 5]
         assert_accounts_balance(pool)
+
+
+async def test_one_connect_that_meets_silence_opens_the_circuit_of_a_pool_without_sessions(
+    proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
+    proxy.hang = True
+    settings = DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=200)
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConnectTimeoutError):
+            await pool.ping()
+        with pytest.raises(CircuitOpenError) as refused:
+            await pool.ping()
+        assert refused.value.retry_after is not None
+        assert 1.5 < refused.value.retry_after <= 4  # twice the first period, its upper half
+        assert proxy.accepted == 1
+
+
+async def test_silence_is_one_failure_of_three_while_the_pool_has_a_session(
+    proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, connect_timeout_ms=200)
+    async with GuardedPool(settings) as pool, pool.acquire():
+        proxy.hang = True
+        for _ in range(2):
+            with pytest.raises(AcquireTimeoutError):
+                await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+
+
+async def test_a_connect_that_succeeds_beside_one_that_hangs_keeps_the_circuit_closed(
+    proxy: TcpProxy, url_via_tcp_proxy: str, eventually: Eventually
+) -> None:
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, connect_timeout_ms=1000)
+    async with GuardedPool(settings) as pool:
+        proxy.hang = True
+        first = asyncio.create_task(pool.ping())
+        await eventually(lambda: proxy.open_connections == 1)
+        proxy.hang = False
+        async with pool.acquire():  # by a second connect
+            await first
+            with pytest.raises(ConnectTimeoutError):
+                await pool.ping(timeout=0.6)
+            assert pool.stats()["circuit"] == "closed"
+
+
+async def test_a_full_server_keeps_the_circuit_open_for_twice_as_long(server: Cluster, role: str, url: str) -> None:
+    server.psql(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+    async with GuardedPool(DatabaseSettings(url=url, breaker_fail_max=1)) as pool:
+        with pytest.raises(ConnectFailedError):
+            await pool.ping()
+        with pytest.raises(CircuitOpenError) as refused:
+            await pool.ping()
+        assert refused.value.retry_after is not None
+        assert 1.5 < refused.value.retry_after <= 4
 
 
 @pytest.mark.parametrize("pool_max", [1, 5])
@@ -66,7 +121,9 @@ async def test_nobody_connects_behind_an_open_circuit(
     pool_max: int,
     eventually: Eventually,
 ) -> None:
-    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=pool_max, breaker_fail_max=1)
+    settings = DatabaseSettings(
+        url=url_via_tcp_proxy, pool_max=pool_max, breaker_fail_max=1, breaker_reset_timeout_ms=5000
+    )
     async with GuardedPool(settings) as pool:
         await pool.ping()
         proxy.refuse = True

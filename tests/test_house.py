@@ -15,12 +15,13 @@ PACKAGE = ROOT / "asyncdb_guard"
 
 # From the roof down. A module imports from lower floors or from its own, and never in a circle.
 FLOORS = (
+    {"fleet"},
     {"handlers"},
     {"cognito", "runtime"},
     {"emf", "redaction"},
     {"pool"},
     {"connect"},
-    {"breaker", "verdict"},
+    {"breaker", "failure_kind", "verdict"},
     {"settings"},
     {"clock", "errors", "events"},
 )

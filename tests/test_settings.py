@@ -41,8 +41,8 @@ NUMBERS = {
     "command_timeout_ms": (3000, 1, 900_000),
     "handler_budget_ms": (4000, 1, 5000),
     "breaker_fail_max": (3, 1, 1000),
-    "breaker_reset_timeout_ms": (10_000, 1, 3_600_000),
-    "breaker_reset_timeout_max_ms": (60_000, 1, 3_600_000),
+    "breaker_reset_timeout_ms": (2000, 1, 3_600_000),
+    "breaker_reset_timeout_max_ms": (5000, 1, 3_600_000),
     "claims_cache_ttl_ms": (60_000, 0, 86_400_000),
 }
 """Default, least and most."""
@@ -53,8 +53,8 @@ SECONDS = [
     ("max_lifetime", 1800.0),
     ("command_timeout", 3.0),
     ("handler_budget", 4.0),
-    ("breaker_reset_timeout", 10.0),
-    ("breaker_reset_timeout_max", 60.0),
+    ("breaker_reset_timeout", 2.0),
+    ("breaker_reset_timeout_max", 5.0),
     ("claims_cache_ttl", 60.0),
 ]
 

@@ -29,6 +29,7 @@ from asyncdb_guard.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
 )
+from asyncdb_guard.failure_kind import FailureKind
 from asyncdb_guard.verdict import (
     Verdict,
     is_lost,
@@ -83,7 +84,7 @@ def settings(url: str, **knobs) -> DatabaseSettings:
 async def verdict_on(pool: GuardedPool, use: Callable[[], Awaitable[object]]) -> tuple[Verdict, BaseException | None]:
     """What the pool's breaker has made of one use of the pool, and the error that came out."""
     breaker = pool._core.breaker
-    breaker.failed(breaker.admit(clock.now()), clock.now())
+    breaker.failed(breaker.admit(clock.now()), clock.now(), FailureKind.ANSWERED, alone=False)
     raised = None
     try:
         await use()

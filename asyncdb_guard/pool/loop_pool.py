@@ -16,6 +16,7 @@ from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
 from asyncdb_guard.events import ConnectionClosed, Events
+from asyncdb_guard.failure_kind import failure_kind
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.lease import Lease
@@ -108,7 +109,7 @@ class LoopPool:
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
                 connection.suspected = unfit(error)
-                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
+                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now, failure_kind(error))
             self._hand_on(connection, lost, error, now)
         except BaseException:
             self.workers.reclaim(connection, lease.number)

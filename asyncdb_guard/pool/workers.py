@@ -122,7 +122,7 @@ class Workers:
         self._preparing.add(self._start(self._check_it(connection), connection, PING_TIMEOUT))
 
     def _connect(self, now: Instant) -> None:
-        attempt = self._gate.begin_connect(now)
+        attempt = self._gate.begin_connect(now, alone=not self._connections.all)
         self._connections.connecting.add(attempt)
         timeout = self._connect_timeout + self._late_login_timeout
         attempt.task = self._start(self._connect_it(attempt), attempt, timeout)

@@ -129,22 +129,22 @@ class SettingsFields(BaseSettings):
         default=3,
         ge=1,
         le=1000,
-        description="Consecutive failures that open the circuit. Verify: the number of connection attempts that a dead"
-        " server receives.",
+        description="Consecutive failures that open the circuit. A connect that meets silence opens it at once if the"
+        " pool has no other session. Verify: the number of connection attempts that a dead server receives.",
     )
     breaker_reset_timeout_ms: int = Field(
-        default=10_000,
+        default=2000,
         ge=1,
         le=_HOUR_MS,
-        description="Milliseconds of the first open period. Each failed trial doubles it. Verify: `retry_after` of"
-        " CircuitOpenError.",
+        description="Milliseconds of the first open period. Each failed trial doubles it, and it is twice as long after"
+        " silence and for a full server. Verify: `retry_after` of CircuitOpenError.",
     )
     breaker_reset_timeout_max_ms: int = Field(
-        default=60_000,
+        default=5000,
         ge=1,
         le=_HOUR_MS,
-        description="Milliseconds of the longest open period; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after`"
-        " of CircuitOpenError.",
+        description="Milliseconds of the longest open period, and half of the longest after silence and for a full"
+        " server; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
     )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,

@@ -58,14 +58,6 @@ class Scenario:
         return min(4.0, self.seconds / 6)
 
     @property
-    def breaker_reset(self) -> float:
-        """The guarded fleet's first open period: 10 s, the library's default, unless the run is a short one.
-
-        The breaker waits at least half of it, so the outage is over by the first trial.
-        """
-        return 2.5 * self.outage
-
-    @property
     def arrivals(self) -> list[float]:
         """When people reach one process."""
         steady = int(self.rate * self.seconds)

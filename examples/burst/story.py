@@ -76,8 +76,6 @@ def _run(server: Cluster, pool: PoolName, scenario: Scenario, console: Console, 
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     environment["DATABASE_URL"] = server.url(user=FLEET, sslmode="disable")
-    if pool == "guarded":
-        environment["LAMBDA_DATABASE_BREAKER_RESET_TIMEOUT_MS"] = f"{scenario.breaker_reset * 1000:.0f}"
     try:
         with report.progress(console) as show:
             return interruption.run(happen(server, pool, scenario, environment, show))
