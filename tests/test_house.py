@@ -17,10 +17,10 @@ PACKAGE = ROOT / "asyncdb_guard"
 FLOORS = (
     {"handlers"},
     {"cognito", "runtime"},
-    {"emf", "redaction"},
+    {"emf"},
     {"pool"},
     {"connect"},
-    {"breaker", "verdict"},
+    {"breaker", "redaction", "verdict"},
     {"settings"},
     {"clock", "errors", "events"},
 )
