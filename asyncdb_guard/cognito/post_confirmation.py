@@ -47,8 +47,8 @@ class PostConfirmationTrigger:
         return event
 
     async def _provision(self, conn: Any, user: CognitoUser) -> None:
-        # Cognito's tries can overlap: between a callback's look and its write, the other one must not look. Under
-        # repeatable read, which may be the role's default, it would look at what was there before it had the lock.
+        # Cognito's tries can overlap. The lock keeps another try from reading between this one's read and its write.
+        # Under REPEATABLE READ, which the role may default to, the callback's snapshot would be older than the lock.
         async with conn.transaction(isolation="read_committed"):
             await conn.execute("SELECT pg_advisory_xact_lock($1)", _lock_id(user))
             await self._callback(conn, user)

@@ -1,4 +1,4 @@
-"""`CognitoTriggers`: what users hold. It builds the two triggers on first use and makes their errors public-safe."""
+"""`CognitoTriggers`: builds the two triggers on first use, and runs each with a deadline and public-safe errors."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
-    async def _with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
+    async def with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
         """Run one statement that may take longer than the server's bound, for two round trips more."""
         execute = PoolConnectionProxy.execute
         milliseconds = round((timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
@@ -85,7 +85,7 @@ def _bounded(name: str) -> Any:
     def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
         if timeout is None or self.server_bound is None or timeout <= self.server_bound:
             return method(self, *arguments, timeout=timeout, **options)
-        return self._with_longer_bound(method, timeout, arguments, options)
+        return self.with_longer_bound(method, timeout, arguments, options)
 
     return call
 

@@ -67,6 +67,7 @@ class LoopPool:
             self._loop_end_hook = _close_with_loop(self)
             await anext(self._loop_end_hook)
         waiter = self.gate.join(permit, timeout, now)
+        self.workers.give_up_stale(now)
         self.workers.serve_waiters()
         try:
             lease = await waiter.future

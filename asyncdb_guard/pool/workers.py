@@ -80,9 +80,6 @@ class Workers:
     def serve_waiters(self) -> None:
         """Start as many workers as there are waiters, as far as `connections` allows it."""
         connections = self._connections
-        if self._resetting:
-            self._give_up_stale_resets(clock.now())
-        self._gate.cancel_stale(clock.now(), self._late_login_timeout)
         while not self.closed and len(self._preparing) < self._gate.waiting:
             if connections.idle:
                 self._check(connections.idle[-1])
@@ -109,8 +106,9 @@ class Workers:
         self._connections.put_to_work(connection)
         self._start(self._close_it(connection, event, timeout), connection, timeout)
 
-    def _give_up_stale_resets(self, now: Instant) -> None:
+    def give_up_stale(self, now: Instant) -> None:
         """Let nobody wait for an answer that was due before the process was frozen."""
+        self._gate.cancel_stale(now, self._late_login_timeout)
         for connection in self._resetting:
             if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
                 return  # nor is any later one's

@@ -55,7 +55,7 @@ class Effort:
     """Borrowers at once."""
 
 
-FULL = Effort(starts=31, rounds=151, batch=30, load_rounds=31, load=10, queue_rounds=5, queue=10_000)
+FULL = Effort(starts=31, rounds=151, batch=30, load_rounds=61, load=5, queue_rounds=5, queue=10_000)
 QUICK = Effort(starts=2, rounds=2, batch=10, load_rounds=2, load=2, queue_rounds=1, queue=400)
 
 

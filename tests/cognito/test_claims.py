@@ -1,4 +1,4 @@
-"""What a claim may be, and the answer that carries it."""
+"""Checking claims, and building the response."""
 
 from __future__ import annotations
 
@@ -375,5 +375,5 @@ def test_everything_survives_a_cache(version: str) -> None:
         '{"id":{"a":NaN}}',
     ],
 )
-def test_what_a_cache_may_not_hold_is_as_good_as_nothing(text: str) -> None:
+def test_an_invalid_cached_text_is_not_restored(text: str) -> None:
     assert restore(text, request().user) is None

@@ -137,7 +137,7 @@ async def test_the_deadline_is_the_nearer_of_budget_and_context(remaining: Any, 
 
 
 class Broken:
-    """A context that can't tell."""
+    """A context that raises."""
 
     def get_remaining_time_in_millis(self) -> int:
         raise RuntimeError("no deadline here")
@@ -161,7 +161,7 @@ async def test_a_result_comes_through_and_errors_too(pool: GuardedPool) -> None:
         await deadline.bound(own_timeout())
 
 
-async def test_who_had_the_turn_decides(pool: GuardedPool) -> None:
+async def test_the_deadline_blames_a_running_statement_only(pool: GuardedPool) -> None:
     async with pool.acquire() as conn:
         with pytest.raises(DeadlineExceededError) as caught:
             await Deadline(0.05).bound(conn.execute(ENDLESS), lambda: conn.in_statement)
@@ -202,7 +202,7 @@ async def test_time_spent_in_the_database_by_a_task_group_opens_the_circuit(
     assert "circuit_opened" in heard
 
 
-async def test_a_full_pool_is_told_as_one_while_there_is_time(
+async def test_a_full_pool_is_logged_as_one_if_there_is_time_left(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make_pool(connect_timeout_ms=50)

@@ -1,4 +1,4 @@
-"""Reading events: lenient, and silent about values."""
+"""Reading events: lenient, and without showing a value."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_the_repr_of_a_user_shows_nothing_personal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("value", "expected"),
     [("true", True), (True, True), ("False", False), (False, False), ("maybe", None), (None, None), ([], None)],
 )
-def test_email_verified_is_read_as_a_text_or_a_boolean(said: Any, expected: bool | None) -> None:
-    event = replaced(token_event(), "request.userAttributes.email_verified", said)
+def test_email_verified_is_read_as_a_text_or_a_boolean(value: Any, expected: bool | None) -> None:
+    event = replaced(token_event(), "request.userAttributes.email_verified", value)
     assert read_token_event(event).user.email_verified is expected
 
 
@@ -99,7 +99,7 @@ def test_the_version_is_what_the_shape_says(version: Any, request_: Any, respons
 
 
 @pytest.mark.parametrize("version", ["4", "0", "10", 4, -0.5, True, "", None, [], {}])
-def test_a_version_that_nobody_knows_is_refused(version: Any) -> None:
+def test_an_unknown_version_is_refused(version: Any) -> None:
     with pytest.raises(TriggerEventError, match=r"version is missing or invalid$"):
         read_token_event(token_event("2") | {"version": version})
 

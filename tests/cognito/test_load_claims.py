@@ -159,7 +159,7 @@ async def test_fifty_at_once_are_one_miss_and_one_query(
     assert asked == (1 if ttl else 2)  # without a cache only those who asked together share
 
 
-async def test_those_who_wait_for_a_load_that_fails_fail_with_it(pool: GuardedPool) -> None:
+async def test_a_failed_load_fails_all_who_wait_for_it(pool: GuardedPool) -> None:
     asked = 0
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -211,7 +211,7 @@ async def test_whatever_a_callback_can_see_is_in_the_cache_key(
 
 
 @pytest.mark.parametrize("changed", ["SELECT 2 AS a", returning({"a": 3}), role_of])
-async def test_a_changed_callback_does_not_get_the_old_ones_claims(
+async def test_a_changed_callback_does_not_get_the_claims_of_the_old_one(
     pool: GuardedPool, sub: str, heard: list[str], changed: Any
 ) -> None:
     cache = MemoryCache()
@@ -220,14 +220,14 @@ async def test_a_changed_callback_does_not_get_the_old_ones_claims(
     assert heard.count("cache_miss") == 2
 
 
-async def test_an_empty_answer_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
+async def test_an_empty_answer_is_not_cached(pool: GuardedPool, heard: list[str]) -> None:
     triggers = CognitoTriggers(pool, claims=returning({"role": None}))
     for _ in range(3):
         await triggers.load_claims(token_event("2", sub="s"))
     assert heard.count("cache_miss") == 3
 
 
-async def test_a_failure_is_not_kept(pool: GuardedPool) -> None:
+async def test_a_failure_is_not_cached(pool: GuardedPool) -> None:
     answers: list[Any] = [b"", {"role": "x"}]
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -262,7 +262,7 @@ async def test_forget_drops_all_of_one_user_and_nothing_else(pool: GuardedPool, 
     assert [name for name in heard if name.startswith("cache")] == ["cache_miss", "cache_miss", "cache_hit"]
 
 
-async def test_a_load_during_which_the_user_was_forgotten_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
+async def test_a_load_during_which_the_user_was_forgotten_is_not_cached(pool: GuardedPool, heard: list[str]) -> None:
     async def claims(conn: Any, user: CognitoUser) -> Any:
         await triggers.forget(user.sub)
         return {"old": True}
@@ -273,7 +273,7 @@ async def test_a_load_during_which_the_user_was_forgotten_is_not_kept(pool: Guar
     assert heard.count("cache_miss") == 2
 
 
-async def test_cancelled_callers_take_nobody_with_them(pool: GuardedPool, sub: str, heard: list[str]) -> None:
+async def test_a_cancelled_caller_cancels_no_other(pool: GuardedPool, sub: str, heard: list[str]) -> None:
     started, go_on = asyncio.Event(), asyncio.Event()
 
     async def claims(conn: Any, user: CognitoUser) -> Any:

@@ -37,12 +37,12 @@ def redis() -> Iterator[RedisServer]:
 
 
 def entries(redis: RedisServer) -> list[str]:
-    """The names of what is kept, the users' generations aside."""
+    """The names of the entries, without the generations."""
     return [name for name in redis.command("KEYS", "*") if name and not name.endswith("}")]
 
 
 @debian
-async def test_what_was_put_is_there_for_its_time(redis: RedisServer, eventually: Any) -> None:
+async def test_an_entry_expires_after_its_ttl(redis: RedisServer, eventually: Any) -> None:
     cache = RedisCache(redis.url)
     await cache.put(ONE, CLAIMS, 0.2)
     assert json.loads(await cache.get(ONE) or "") == json.loads(CLAIMS)
@@ -54,7 +54,7 @@ async def test_what_was_put_is_there_for_its_time(redis: RedisServer, eventually
 
 
 @debian
-async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redis: RedisServer) -> None:
+async def test_forget_invalidates_all_entries_of_one_user_for_longer_than_any_ttl(redis: RedisServer) -> None:
     cache = RedisCache(redis.url)
     somebody = CacheKey("somebody", "one")
     for key in (ONE, OTHER, somebody):
@@ -71,7 +71,7 @@ async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redi
 
 @debian
 @pytest.mark.parametrize("forgotten_before", [False, True])
-async def test_what_was_forgotten_stays_so_when_redis_evicts_that_it_was(
+async def test_forgotten_entries_stay_invalid_when_redis_evicts_their_generation(
     redis: RedisServer, forgotten_before: bool
 ) -> None:
     cache = RedisCache(redis.url)
@@ -87,13 +87,13 @@ async def test_what_was_forgotten_stays_so_when_redis_evicts_that_it_was(
 
 @debian
 @pytest.mark.parametrize("entry", ['{"generation": null, "claims": {}}', '{"claims": {}}'])
-async def test_no_generation_is_none_that_an_entry_could_be_of(redis: RedisServer, entry: str) -> None:
+async def test_an_entry_without_a_generation_is_invalid(redis: RedisServer, entry: str) -> None:
     redis.command("SET", f"{GENERATION}:{ONE.entry}", entry)
     assert await RedisCache(redis.url).get(ONE) is None
 
 
 @debian
-async def test_each_entry_renews_its_generation_and_leaves_the_others_of_it(redis: RedisServer) -> None:
+async def test_each_entry_renews_its_generation_and_keeps_the_others_valid(redis: RedisServer) -> None:
     cache = RedisCache(redis.url)
     await cache.put(ONE, CLAIMS, 86_400)
     redis.command("EXPIRE", GENERATION, "60")
@@ -256,7 +256,7 @@ async def test_stale_claims_come_from_redis_too(make_pool: MakePool, proxy: TcpP
 
 
 @pytest.mark.parametrize("url", ["http://:secret@cache", "secret", "redis//secret"])
-def test_a_wrong_url_is_told_without_it(url: str) -> None:
+def test_an_invalid_url_is_reported_without_its_value(url: str) -> None:
     with pytest.raises(ConfigurationError, match="must be a redis:// or rediss:// URL") as caught:
         RedisCache(url)
     assert "secret" not in str(caught.value)

@@ -76,7 +76,7 @@ async def test_a_provisioning_statement_writes_what_the_event_has(pool: GuardedP
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "expected"),
     [
         ("SELECT 1 AS a; SELECT 2 AS b", "claims= of CognitoTriggers contains more than one statement"),
         ("  ", "is empty"),
@@ -99,15 +99,15 @@ async def test_a_provisioning_statement_writes_what_the_event_has(pool: GuardedP
         ("SELECT 1 AS sub", "'sub' is reserved"),
     ],
 )
-async def test_what_is_wrong_with_a_statement_is_told_to_the_log(
-    pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture, statement: str, told: str
+async def test_an_invalid_statement_is_logged_with_its_remedy(
+    pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture, statement: str, expected: str
 ) -> None:
     await pool.execute("INSERT INTO app_user (cognito_sub) VALUES (gen_random_uuid())")
     with pytest.raises(TriggerFailedError, match=r"^The sign-in could not be completed, please try again later$"):
         await CognitoTriggers(pool, claims=statement).load_claims(token_event("2", sub=sub))
     (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
     assert record.levelname == "ERROR"
-    assert re.search(told, record.getMessage())
+    assert re.search(expected, record.getMessage())
     assert sub not in caplog.text
     assert "app_user" not in caplog.text
 

@@ -1,4 +1,4 @@
-"""`on_unavailable`: what becomes of a sign-in while the database can't be had."""
+"""`on_unavailable`: what happens to a sign-in while the database is unavailable."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_an_unknown_policy_is_a_denial_that_says_so(
     assert 'on_unavailable of CognitoTriggers must be "deny", "unchanged" or "stale"' in caplog.text
 
 
-async def test_where_nothing_is_kept_nothing_is_stale() -> None:
+async def test_a_store_without_stale_claims_has_none() -> None:
     store = ClaimsStore(MemoryCache(), ttl=0, keep_stale=False)
     assert await store.entry(read_token_event(token_event()), "").read_stale() is None
 
@@ -183,7 +183,7 @@ async def test_stale_claims_serve_while_the_database_is_gone_and_no_longer(stale
     assert await stale.sign_in() == "denied"
 
 
-async def test_stale_claims_are_for_that_use_alone(stale: Stale) -> None:
+async def test_stale_claims_are_used_only_during_an_outage(stale: Stale) -> None:
     await stale.sign_in()
     stale.returned = {"role": "user"}
     stale.clock.seconds += 61
@@ -214,7 +214,7 @@ async def test_stale_claims_have_an_age_limit(
         {"version": "1"}, {"version": "3"},
     ],
 )  # fmt: skip
-async def test_stale_claims_are_never_anybody_elses(stale: Stale, change: dict[str, Any]) -> None:
+async def test_stale_claims_are_never_those_of_another_context(stale: Stale, change: dict[str, Any]) -> None:
     await stale.sign_in()
     stale.break_down()
     assert await stale.sign_in(**change) == "denied"
@@ -236,7 +236,7 @@ async def test_stale_claims_stay_with_their_user_pool_and_client(stale: Stale, f
         {"userAttributes": {"sub": "s", "email": "new@example.com"}},
     ],
 )  # fmt: skip
-async def test_a_refresh_finds_what_the_sign_in_got(
+async def test_a_refresh_finds_the_claims_of_the_sign_in(
     make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, change: dict[str, Any], ttl: int
 ) -> None:
     stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=ttl)
@@ -254,7 +254,7 @@ async def test_stale_claims_are_the_last_ones_whatever_they_were_asked_for(stale
     assert await stale.sign_in(source="TokenGeneration_Authentication") == {"role": "user"}
 
 
-async def test_with_the_cache_off_stale_claims_serve_an_outage_alone(
+async def test_with_the_cache_off_stale_claims_are_used_only_during_an_outage(
     make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
     stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=0)
@@ -266,8 +266,8 @@ async def test_with_the_cache_off_stale_claims_serve_an_outage_alone(
 
 
 @pytest.mark.parametrize("returned", [None, {}, KeyError("disabled"), {"sub": "x"}])
-async def test_what_the_database_took_back_does_not_come_back(stale: Stale, returned: Any) -> None:
-    """An empty answer or a refusal, too, is the last word on a user."""
+async def test_revoked_claims_do_not_come_back_as_stale_ones(stale: Stale, returned: Any) -> None:
+    """An empty answer and a failed callback revoke, too."""
     await stale.sign_in()
     stale.clock.seconds += 61
     stale.returned = returned
@@ -284,7 +284,7 @@ async def test_forgotten_claims_are_not_stale_either(stale: Stale) -> None:
 
 
 @pytest.mark.parametrize(("policy", "answer"), [("unchanged", "unchanged tokens"), ("stale", "stale claims")])
-async def test_such_an_answer_is_logged_as_a_warning(
+async def test_a_degraded_answer_is_logged_as_a_warning(
     stale: Stale, make_pool: MakePool, policy: str, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await stale.sign_in()

@@ -39,7 +39,7 @@ class SingleFlight(Generic[T]):
 
 
 class Lead(Generic[T]):
-    """The duty to load for all who wait; lives for that load."""
+    """The duty to load for all who wait, held by the leader; lives for that load."""
 
     def __init__(self, leads: dict[CacheKey, Lead[T]], key: CacheKey) -> None:
         self._leads = leads
