@@ -195,7 +195,8 @@ def _worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 def says(error: BaseException, text: str) -> bool:
     """Whether the server's message, in whatever it came, contains `text`."""
-    said: Any = error.args if _is(error, asyncpg.PostgresError, asyncpg.InterfaceError) else ()
+    drivers = _is(error, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    said: Any = error.args if drivers else ()
     return any(type(part) is str and text in part for part in said)
 
 

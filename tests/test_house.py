@@ -18,10 +18,10 @@ FLOORS = (
     {"fleet"},
     {"handlers"},
     {"cognito", "runtime"},
-    {"emf", "redaction"},
+    {"emf"},
     {"pool"},
     {"connect"},
-    {"breaker", "failure_kind", "verdict"},
+    {"breaker", "failure_kind", "redaction", "verdict"},
     {"settings"},
     {"clock", "errors", "events"},
 )
