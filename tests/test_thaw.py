@@ -13,6 +13,7 @@ import pytest
 
 from asyncdb_guard import AcquireTimeoutError, DatabaseSettings, GuardedPool, clock
 from asyncdb_guard.connect.sockets import socket_probe
+from asyncdb_guard.pool.health import RESET_TIMEOUT
 from examples.harness.observer import Observer
 from examples.harness.postgres import Cluster
 from tests.support.bound import at_rest
@@ -182,6 +183,28 @@ async def test_a_message_that_waits_in_the_socket_only_costs_a_ping(
         assert await pool.fetchval(PID) == pid
         assert proxy.round_trips == before + 2
         assert pool.stats()["replaced"] == 0
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_freeze_before_the_answer_to_a_reset_was_read(
+    proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
+        pid = await pool.fetchval(PID)
+        async with pool.acquire() as connection:
+            await connection.execute("SELECT 1")
+            if not answered:
+                proxy.silence_all()
+        await asyncio.sleep(0)  # Python 3.11 sends the reset in the loop's next round
+        (session,) = pool._core.loop_pool.connections.at_work
+        # all of this blocks the loop, so that nobody reads the answer
+        while answered and not session.readable():
+            os.sched_yield()
+        monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + 30.0))
+        began = time.monotonic()
+        assert (await pool.fetchval(PID) == pid) is answered
+        assert time.monotonic() - began < RESET_TIMEOUT
+        assert pool.stats()["replaced"] == (not answered)
 
 
 async def test_where_the_socket_cannot_be_had_each_borrow_pings(
