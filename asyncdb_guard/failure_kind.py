@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import enum
 import errno
-from typing import TypeAlias, cast
 
 import asyncpg
 
 from asyncdb_guard.errors import ConnectTimeoutError, DeadlineExceededError
-from asyncdb_guard.verdict import sqlstate_of
-
-_Group: TypeAlias = "BaseExceptionGroup[BaseException]"
+from asyncdb_guard.verdict import cause_of, members, sqlstate_of
 
 
 class FailureKind(enum.Enum):
@@ -45,12 +42,10 @@ def failure_kind(error: BaseException | None) -> FailureKind:
 
     An error that wraps the driver's counts as its cause; a group as the member that asks for the longest pause.
     """
-    if isinstance(error, BaseExceptionGroup):
-        return max((failure_kind(one) for one in cast(_Group, error).exceptions), key=list(FailureKind).index)
-    own = _own_kind(error)
-    if own is FailureKind.ANSWERED and error is not None and error.__cause__ is not None:
-        return _own_kind(error.__cause__)
-    return own
+    kinds = (
+        [_own_kind(one) for member in members(error) for one in (member, cause_of(member))] if error is not None else []
+    )
+    return max(kinds, key=list(FailureKind).index, default=FailureKind.ANSWERED)
 
 
 def _own_kind(error: BaseException | None) -> FailureKind:

@@ -105,7 +105,7 @@ def judge(
     if error is None:
         return _judge_loss(paused) if lost else Verdict.SUCCESS
     try:
-        return _worst(_judge(one, lost, paused, held, command_timeout, patience) for one in _members(error))
+        return _worst(_judge(one, lost, paused, held, command_timeout, patience) for one in members(error))
     except Exception:  # at the limit of the stack, say
         return Verdict.FAILURE if lost else Verdict.NEUTRAL
 
@@ -131,7 +131,7 @@ def _judge_loss(paused: bool) -> Verdict:
 def _judge_answer(error: BaseException, lost: bool, paused: bool) -> Verdict:
     sqlstate, severity = sqlstate_of(error), _severity_of(error)
     # asyncpg/protocol/protocol.pyx: the FATAL that ended a session is the cause of its ConnectionDoesNotExistError
-    last_words = sqlstate_of(_cause_of(error)) if _is(error, asyncpg.ConnectionDoesNotExistError) else None
+    last_words = sqlstate_of(cause_of(error)) if _is(error, asyncpg.ConnectionDoesNotExistError) else None
     if sqlstate in _OURS_TO_BLAME or last_words in _OURS_TO_BLAME:
         return Verdict.NEUTRAL
     if severity in _ENDS_SESSION or (severity is None and (sqlstate in _UNWELL or (sqlstate or "")[:2] == _CONNECTION)):
@@ -155,7 +155,7 @@ def judge_connect(error: Exception, *, renewed: bool = False) -> Verdict:
     | a ConfigurationError, or any other error of a provider's own code                          | neutral |
     """
     try:
-        return _worst(_judge_connect(one, renewed) for one in _members(error))
+        return _worst(_judge_connect(one, renewed) for one in members(error))
     except Exception:  # at the limit of the stack, say
         return Verdict.NEUTRAL
 
@@ -256,13 +256,13 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
     for one in untold:  # grows below
         yield one
         context = None if _suppresses_context(one) else _context_of(one)
-        for other in (*_members_of(one), _cause_of(one) or context):
+        for other in (*_members_of(one), cause_of(one) or context):
             if other is not None and id(other) not in seen:
                 seen.add(id(other))
                 untold.append(other)
 
 
-def _members(error: BaseException) -> Iterator[BaseException]:
+def members(error: BaseException) -> Iterator[BaseException]:
     """`error` itself, or what a group holds, at any depth and without recursion."""
     untold = [error]
     while untold:
@@ -274,7 +274,7 @@ def _members(error: BaseException) -> Iterator[BaseException]:
 
 
 # The slots of the built-in classes: an attribute of the same name on somebody's own kind of error may raise.
-_cause_of: Any = vars(BaseException)["__cause__"].__get__
+cause_of: Any = vars(BaseException)["__cause__"].__get__
 _context_of: Any = vars(BaseException)["__context__"].__get__
 _suppresses_context: Any = vars(BaseException)["__suppress_context__"].__get__
 _traceback_of: Any = vars(BaseException)["__traceback__"].__get__
