@@ -20,7 +20,6 @@ from aiobreaker import CircuitBreakerError
 
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.failure_kind import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -41,9 +40,7 @@ def dead_url() -> Iterator[str]:
 
 
 def settings(url: str, **knobs) -> DatabaseSettings:
-    return DatabaseSettings(
-        url=url, **{"breaker_fail_max": 3, "session_reset": "never", "command_timeout_ms": 50} | knobs
-    )
+    return DatabaseSettings(url=url, **{"breaker_fail_max": 3, "session_reset": "never"} | knobs)
 
 
 def python(code: str, *options: str, zone: str = "UTC") -> None:
@@ -112,9 +109,10 @@ async def test_aiobreaker_lets_all_of_fifty_through_a_half_open_circuit():
 async def test_one_of_fifty_is_let_through_our_half_open_circuit(proxy, url_via_tcp_proxy, eventually, later):
     knobs = {"breaker_fail_max": 1, "breaker_reset_timeout_ms": 500, "breaker_reset_timeout_max_ms": 500}
     async with GuardedPool(settings(url_via_tcp_proxy, pool_max=5, connect_timeout_ms=5000, **knobs)) as pool:
-        with pytest.raises(TimeoutError):
-            await pool.execute("SELECT pg_sleep(5)")
-        later(1.0)  # twice the period, after silence
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            async with pool.acquire():
+                raise asyncpg.ConnectionDoesNotExistError("This opens the circuit.")
+        later(1.0)
         proxy.deaf = True
         callers = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(50)]
         await eventually(lambda: sum(caller.done() for caller in callers) == 49)
@@ -142,7 +140,7 @@ async def test_aiobreaker_counts_an_excluded_error_as_a_success():
 
 
 async def test_a_neutral_error_is_no_success(url):
-    async with GuardedPool(settings(url)) as pool:
+    async with GuardedPool(settings(url, command_timeout_ms=50)) as pool:
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await pool.execute("SELECT pg_sleep(5)")
@@ -174,7 +172,7 @@ async def test_the_call_that_trips_our_circuit_raises_its_own_error(url, dead_ur
             assert isinstance(caught.value.__cause__, OSError)
         with pytest.raises(CircuitOpenError):
             await pool.ping()
-    async with GuardedPool(settings(url, breaker_fail_max=1)) as pool:
+    async with GuardedPool(settings(url, breaker_fail_max=1, command_timeout_ms=50)) as pool:
         with pytest.raises(TimeoutError) as late:
             await pool.execute("SELECT pg_sleep(5)")
         assert type(late.value) is TimeoutError
@@ -198,9 +196,8 @@ OUR_RETRY_AFTER = """
     from asyncdb_guard.breaker import CircuitBreaker
     from asyncdb_guard.clock import now
     from asyncdb_guard.errors import CircuitOpenError
-    from asyncdb_guard.failure_kind import FailureKind
     breaker = CircuitBreaker(fail_max=1, reset_timeout=60.0, reset_timeout_max=60.0, trial_lease=5.0, emit=repr)
-    breaker.failed(breaker.admit(now()), now(), FailureKind.ANSWERED, alone=False)
+    breaker.failed(breaker.admit(now()), now())
     try:
         breaker.admit(now())
     except CircuitOpenError as error:
@@ -288,7 +285,7 @@ def test_our_shortest_period_is_as_short_as_it_was_set(period):
     breaker = CircuitBreaker(
         fail_max=1, reset_timeout=period, reset_timeout_max=period, trial_lease=5.0, emit=lambda event: None
     )
-    breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=False)
+    breaker.failed(breaker.admit(START), START)
     breaker.admit((START[0] + 0.001, START[1] + 0.001))
     assert breaker.state == "half_open"
 
@@ -303,7 +300,7 @@ def test_aiobreaker_holds_the_state_of_our_circuit():
     )  # fmt: skip
     circuit = breaker._circuit
     assert circuit.state.state.name == "CLOSED"
-    breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=False)
+    breaker.failed(breaker.admit(START), START)
     assert (circuit.state.state.name, circuit.fail_counter) == ("OPEN", 1)
     trial = breaker.admit((START[0] + 8.0, START[1]))
     assert circuit.state.state.name == "HALF_OPEN"

@@ -462,7 +462,7 @@ ROWS = [
     (odd("a_number_for_a_sqlstate", WithANumber("odd")), SUCCESS, WithANumber, {}),
     (odd("a_sqlstate_that_raises", WithoutASqlstate("odd")), SUCCESS, WithoutASqlstate, {}),
     (odd("a_cause_that_raises", WithoutACause()), NEUTRAL, WithoutACause, {}),
-    (odd("groups_nested_deeply", nested(2000)), NEUTRAL, ExceptionGroup, {}),
+    (odd("groups_nested_deeply", nested(500)), NEUTRAL, ExceptionGroup, {}),
     (key_error_in_a_task_group, NEUTRAL, ExceptionGroup, {}),
     (unique_violation_in_a_task_group, SUCCESS, ExceptionGroup, {}),
     (own_deadline_spent_in_a_statement, FAILURE, DeadlineExceededError, {"handler_budget_ms": 100}),
