@@ -14,6 +14,7 @@ class OpenPool(Protocol):
     @property
     def interrupted(self) -> bool:
         """Whether the server may still run a statement that was broken off."""
+        ...
 
     async def settle(self, timeout: float) -> None:
         """Wait until that is over, for at most `timeout` seconds."""
