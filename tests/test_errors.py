@@ -99,19 +99,19 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(
             refused("08P01", "authentication failed"), "refused the password (SQLSTATE 08P01)", id="pgbouncer"
         ),
-        pytest.param(refused("28000"), "refused the login; check the user and its rights", id="login"),
-        pytest.param(refused("28999"), "(SQLSTATE 28999)", id="unheard-of-login"),
-        pytest.param(refused("3D000"), "named in LAMBDA_DATABASE_URL does not exist (SQLSTATE 3D000)", id="database"),
-        pytest.param(refused("53300"), "the role has no connection left (SQLSTATE 53300)", id="full-server"),
+        pytest.param(refused("28000"), "refused the login", id="login"),
+        pytest.param(refused("28999"), "refused the login (SQLSTATE 28999)", id="unheard-of-login"),
+        pytest.param(refused("3D000"), "the database does not exist (SQLSTATE 3D000)", id="database"),
+        pytest.param(refused("53300"), "the role has no connections left (SQLSTATE 53300)", id="full-server"),
         pytest.param(refused("57P03"), "starting up or shutting down (SQLSTATE 57P03)", id="starting-up"),
         pytest.param(
             refused("08P01", "unsupported startup parameter: "), "set LAMBDA_DATABASE_PROXY_PROFILE=true", id="pooler"
         ),
-        pytest.param(refused("08P01"), "refused what it was sent (SQLSTATE 08P01)", id="protocol"),
+        pytest.param(refused("08P01"), "reported a protocol violation (SQLSTATE 08P01)", id="protocol"),
         pytest.param(refused("XX000"), "the server refused the connection (SQLSTATE XX000)", id="any-other"),
         pytest.param(ConnectionRefusedError(111, SAID), "nothing listens at its host and port", id="nobody-listens"),
         pytest.param(socket.gaierror(-2, SAID), "its host name could not be resolved", id="unknown-host"),
-        pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not speak TLS", id="no-tls"),
+        pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not support TLS", id="no-tls"),
         pytest.param(ssl.SSLError(1, SAID), "the TLS handshake failed", id="handshake"),
         pytest.param(ConnectionError(SAID), "reached: ConnectionError.", id="network"),
         pytest.param(asyncpg.InterfaceError(SAID), "reached: InterfaceError.", id="interface"),
@@ -133,8 +133,8 @@ def test_a_failed_connect_says_why_and_names_nobody(cause, reason, renewed):
 
 @pytest.mark.parametrize("sqlstate", ["28P01", "28000"])
 def test_a_login_that_was_refused_twice_says_so(sqlstate):
-    assert "fetched anew" in str(connect_error(refused(sqlstate), renewed=True))
-    assert "fetched anew" not in str(connect_error(refused(sqlstate)))
+    assert "newly fetched" in str(connect_error(refused(sqlstate), renewed=True))
+    assert "newly fetched" not in str(connect_error(refused(sqlstate)))
 
 
 def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout():
@@ -143,7 +143,7 @@ def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout
     assert isinstance(error, ConnectFailedError)
     assert isinstance(error, AcquireTimeoutError)
     assert str(error) == (
-        "The database could not be reached: it did not answer a connect in time; check its address, the route and the"
+        "The database could not be reached: it did not answer in time; check its address, the route and the"
         " security group, or raise LAMBDA_DATABASE_CONNECT_TIMEOUT_MS."
     )
 
@@ -160,7 +160,7 @@ def test_whatever_the_server_said_the_text_holds_nothing_but_its_code(sqlstate):
     [
         pytest.param("db.internal.example", False, "comes from a CA that is not trusted", id="unknown-authority"),
         pytest.param("other.example", True, "is for another host name", id="another-host"),
-        pytest.param("192.0.2.7", True, "does not carry the address that was dialled", id="another-address"),
+        pytest.param("192.0.2.7", True, "is not for this IP address", id="another-address"),
     ],
 )
 def test_a_certificate_that_is_refused_is_explained_without_the_host(name, trusted, reason):
