@@ -91,9 +91,9 @@ class ConnectionClosed(_ReasonedEvent):
 
 
 class GrowthPaused(_TimedEvent):
-    """A connect failed while other connections were in use, so the pool stops opening connections for a while.
+    """A connect failed while others were in use or being opened, so the pool stops opening more for a while.
 
-    `seconds`: the length of the pause. No caller gets the error: those who wait may get one of the connections in use.
+    `seconds`: the length of the pause. No caller gets the error: those who wait may get one of the other connections.
     """
 
     name = "growth_paused"

@@ -292,18 +292,18 @@ async def test_a_server_that_does_not_know_the_timeouts_gets_none(
     """As PostgreSQL before 14: the first connect is refused with SQLSTATE 42704, and nobody asks again."""
     known = ServerTraits.__init__
 
-    def of_tomorrow(traits: ServerTraits, idle_timeout: float) -> None:
-        known(traits, idle_timeout)
+    def of_tomorrow(traits: ServerTraits, *timeouts: float) -> None:
+        known(traits, *timeouts)
         traits.timeouts = {f"{name}_of_tomorrow": value for name, value in traits.timeouts.items()}
 
     monkeypatch.setattr(ServerTraits, "__init__", of_tomorrow)
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, idle_timeout_ms=100)) as guarded:
         assert await guarded.fetchval("SHOW idle_session_timeout") == "0"
-        assert proxy.accepted == 4  # each of the three is refused by name
+        assert proxy.accepted == 5  # each of the four is refused by name
         assert guarded.stats()["connect_failures"] == 0
         await eventually(lambda: guarded.stats()["closed"] == 1)
         await guarded.ping()
-        assert proxy.accepted == 5
+        assert proxy.accepted == 6
 
 
 async def test_the_schema_of_the_url_is_the_search_path(server: Cluster, role: str) -> None:

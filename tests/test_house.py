@@ -31,7 +31,7 @@ SEPARATE = ({"cognito", "runtime"},)
 DOORS = {
     "aiobreaker": {"breaker"},
     "botocore": {"connect.aws"},
-    "redis": {"cognito"},
+    "redis": {"cognito.caching.redis"},
     "asyncpg.connect": {"connect.connector"},
     "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process"},

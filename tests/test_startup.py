@@ -10,7 +10,10 @@ from asyncdb_guard.connect.startup import ServerTraits
 from examples.harness.postgres import Cluster
 from tests.support.proxy import TcpProxy
 
-OURS = ("idle_session_timeout", "idle_in_transaction_session_timeout", "client_connection_check_interval")
+OURS = (
+    "idle_session_timeout", "idle_in_transaction_session_timeout", "client_connection_check_interval",
+    "statement_timeout",
+)  # fmt: skip
 
 
 def refusal(sqlstate: str, text: str) -> asyncpg.PostgresError:
@@ -22,7 +25,10 @@ def refusal(sqlstate: str, text: str) -> asyncpg.PostgresError:
     [
         pytest.param("42704", 'unrecognized configuration parameter "idle_session_timeout"', OURS[1:], id="before 14"),
         pytest.param(
-            "22023", 'invalid value for parameter "client_connection_check_interval": 250', OURS[:2], id="POLLRDHUP"
+            "22023",
+            'invalid value for parameter "client_connection_check_interval": 250',
+            (*OURS[:2], OURS[3]),
+            id="POLLRDHUP",
         ),
         pytest.param("08P01", "unsupported startup parameter: idle_session_timeout", (), id="PgBouncer"),
         pytest.param("0A000", "Feature not supported: RDS Proxy supports no startup parameters", (), id="RDS Proxy"),
@@ -32,7 +38,7 @@ def refusal(sqlstate: str, text: str) -> asyncpg.PostgresError:
 def test_a_refused_parameter_is_left_out_from_now_on_and_told_once(
     sqlstate: str, text: str, left: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    traits = ServerTraits(idle_timeout=60.0)
+    traits = ServerTraits(idle_timeout=60.0, command_timeout=3.0)
     assert traits.refuse(refusal(sqlstate, text))
     assert tuple(traits.parameters()) == left
     assert len(caplog.messages) == 1
@@ -49,13 +55,13 @@ def test_a_refused_parameter_is_left_out_from_now_on_and_told_once(
     ],
 )
 def test_another_refusal_is_not_about_our_parameters(sqlstate: str, text: str) -> None:
-    traits = ServerTraits(idle_timeout=60.0)
+    traits = ServerTraits(idle_timeout=60.0, command_timeout=3.0)
     assert not traits.refuse(refusal(sqlstate, text))
     assert tuple(traits.parameters()) == OURS
 
 
 def test_without_a_parameter_of_ours_there_is_nothing_to_leave_out() -> None:
-    traits = ServerTraits(idle_timeout=60.0)
+    traits = ServerTraits(idle_timeout=60.0, command_timeout=3.0)
     assert traits.refuse(refusal("08P01", "unsupported startup parameter: idle_session_timeout"))
     assert not traits.refuse(refusal("08P01", "unsupported startup parameter: search_path"))
 
@@ -68,7 +74,7 @@ def test_without_a_parameter_of_ours_there_is_nothing_to_leave_out() -> None:
     ],
 )  # fmt: skip
 def test_the_stricter_limit_counts(value: str, milliseconds: int) -> None:
-    traits = ServerTraits(idle_timeout=60.0)
+    traits = ServerTraits(idle_timeout=60.0, command_timeout=3.0)
     assert traits.respect([f"idle_session_timeout={value}", "work_mem=1MB"]) == (milliseconds < 60_250)
     assert traits.parameters()["idle_session_timeout"] == str(milliseconds)
 
@@ -76,7 +82,7 @@ def test_the_stricter_limit_counts(value: str, milliseconds: int) -> None:
 async def test_what_the_dba_set_for_the_role_is_never_loosened(
     server: Cluster, role: str, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
-    limits = {OURS[0]: ("10s", 10_000), OURS[1]: ("2s", 2000), OURS[2]: ("100ms", 100)}
+    limits = {OURS[0]: ("10s", 10_000), OURS[1]: ("2s", 2000), OURS[2]: ("100ms", 100), OURS[3]: ("1s", 1000)}
     for name, (text, _) in limits.items():
         server.psql(f"ALTER ROLE {role} SET {name} = '{text}'")
     setting = "SELECT setting::int FROM pg_settings WHERE name = $1"

@@ -21,6 +21,7 @@ from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.target import ConnectTarget
 
 _GOODBYE_TIMEOUT = 0.25
@@ -54,16 +55,14 @@ class Connector:
         self._pool = AdoptingPool(settings.pool_max)
 
     @property
-    def via_pooler(self) -> bool:
-        """Whether connections go through a transaction pooler, as the settings say or a connect has shown."""
-        return self._settings.proxied or self._traits.pooler
+    def _profile(self) -> PoolerProfile:
+        """The pooler in between, as the settings say or a connect has shown."""
+        return TRANSACTION_POOLER if self._traits.pooler else self._settings.profile
 
     @property
     def resets(self) -> bool:
         """Whether the reset query is sent at each release."""
-        if self._settings.session_reset is not None:
-            return self._settings.session_reset == "always"
-        return not self.via_pooler
+        return (self._settings.session_reset or self._profile.session_reset) == "always"
 
     @property
     def renews_login(self) -> bool:
@@ -76,7 +75,8 @@ class Connector:
 
     async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
         """Add a connection that has logged in to the pool."""
-        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime())
+        bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
+        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime(), bound)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:
@@ -96,15 +96,16 @@ class Connector:
             try:
                 connection = await self._connect(target)
             except asyncpg.PostgresError as error:
-                if self.via_pooler or not self._traits.refuse(error):
+                if not (self._profile.sends_startup_timeouts and self._traits.refuse(error)):
                     raise
             else:
-                if self.via_pooler or await self._is_direct(connection, target):
+                if self._profile is not DIRECT or await self._is_direct(connection, target):
                     return connection
 
     async def _connect(self, target: ConnectTarget) -> asyncpg.Connection:
+        profile = self._profile
         parameters = _plain_settings(target)
-        if not self.via_pooler:
+        if profile.sends_startup_timeouts:
             parameters |= self._traits.parameters()
         return await asyncpg.connect(
             host=target.host,
@@ -114,8 +115,8 @@ class Connector:
             database=target.database,
             ssl=self._tls.context(target),
             command_timeout=self._settings.command_timeout,
-            statement_cache_size=0 if self.via_pooler else 100,
-            connection_class=PoolerConnection if self.via_pooler else asyncpg.Connection,
+            statement_cache_size=profile.statement_cache_size,
+            connection_class=PoolerConnection if profile.keeps_backend else asyncpg.Connection,
             server_settings=parameters,
         )
 

@@ -7,8 +7,13 @@ from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
 
+from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
+
 _STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
 """Methods that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
+
+_BOUNDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany", *_STATEMENTS)
+"""Methods that take a `timeout`, which may be longer than the server's bound."""
 
 _CALLBACKS = ("log_listener", "termination_listener", "query_logger")
 """Kinds of callbacks that asyncpg keeps on a connection; each has a method to add one and a method to remove it."""
@@ -25,6 +30,9 @@ class LentConnection(PoolConnectionProxy):
     running = 0
     """How many calls of the methods in `_STATEMENTS` are running."""
     changed_codecs = False
+    server_bound: float | None = None
+    """Seconds after which the server ends a statement; None if we set no bound."""
+    raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
@@ -52,9 +60,32 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
+    async def _with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
+        """Run one statement that may take longer than the server's bound. This takes two additional round trips."""
+        execute = PoolConnectionProxy.execute
+        milliseconds = round((timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
+        self.raised_server_bound = True
+        await execute(self, f"SET statement_timeout = {milliseconds}")
+        answer = await method(self, *arguments, timeout=timeout, **options)
+        await execute(self, "RESET statement_timeout")
+        self.raised_server_bound = False
+        return answer
+
 
 def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
     return tuple(one for one in items if one != item)
+
+
+def _bounded(name: str) -> Any:
+    method = getattr(LentConnection, name)
+
+    @functools.wraps(method)
+    def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+        if timeout is None or self.server_bound is None or timeout <= self.server_bound:
+            return method(self, *arguments, timeout=timeout, **options)
+        return self._with_longer_bound(method, timeout, arguments, options)
+
+    return call
 
 
 def _counts_as_running(name: str) -> Any:
@@ -106,6 +137,8 @@ def _removes_callback(kind: str) -> Any:
 
 for _name in _STATEMENTS:
     setattr(LentConnection, _name, _counts_as_running(_name))
+for _name in _BOUNDED:
+    setattr(LentConnection, _name, _bounded(_name))
 for _name in _CODECS:
     setattr(LentConnection, _name, _changes_codecs(_name))
 for _name in _CALLBACKS:

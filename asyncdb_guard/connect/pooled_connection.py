@@ -35,6 +35,7 @@ class PooledConnection:
         "_connection",
         "_holder",
         "_protocol",
+        "_server_bound",
         "_transport",
         "_via_pooler",
         "closing",
@@ -49,7 +50,7 @@ class PooledConnection:
         "unresettable",
     )
 
-    def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float) -> None:
+    def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float, server_bound: float | None) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
         # asyncpg/pool.py: _detach() returns the bare connection and disables the proxy
@@ -61,6 +62,7 @@ class PooledConnection:
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
+        self._server_bound = server_bound
         self.lease = 0
         """The number of the lease that owns it, or 0."""
         self.closing = False
@@ -78,7 +80,9 @@ class PooledConnection:
 
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
-        return LentConnection(self._holder, self._connection)
+        lent = LentConnection(self._holder, self._connection)
+        lent.server_bound = self._server_bound
+        return lent
 
     def take_back(self, lent: LentConnection) -> None:
         """End a borrow: the borrower's connection, statements and cursors stop working.
@@ -89,7 +93,7 @@ class PooledConnection:
         bare._detach()
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
-        self.has_leftovers = lent.running > 0
+        self.has_leftovers = lent.running > 0 or lent.raised_server_bound
         self.unresettable = lent.changed_codecs
         if lent.listeners or lent.callbacks:
             self._remove_callbacks(lent)

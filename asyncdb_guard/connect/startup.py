@@ -21,6 +21,9 @@ CLIENT_CHECK_INTERVAL = 0.25
 _SERVER_TIMEOUT_GRACE = 0.25
 """Seconds by which the server's idle timeout exceeds ours, so that a live process closes its own sessions."""
 
+STATEMENT_TIMEOUT_GRACE = 0.5
+"""Seconds by which the server's bound on a statement exceeds ours: it is for clients that were cut off."""
+
 _PARAMETER_REFUSED = frozenset({"08P01", "0A000", "22023", "42704"})
 """How servers and poolers refuse a startup parameter: PgBouncer, RDS Proxy, PostgreSQL without POLLRDHUP (Windows,
 older macOS), PostgreSQL before 14."""
@@ -36,19 +39,27 @@ _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d|)\s*")
 class ServerTraits:
     """What the process has learned about its server from connects; lives as long as its pool, over all event loops."""
 
-    def __init__(self, idle_timeout: float) -> None:
-        """`idle_timeout` in seconds."""
+    def __init__(self, idle_timeout: float, command_timeout: float) -> None:
+        """Both timeouts are in seconds."""
+        self._statement_timeout = round((command_timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
         idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
         self.timeouts: dict[str, int] = {
             "idle_session_timeout": idle,
             "idle_in_transaction_session_timeout": idle,
             "client_connection_check_interval": round(CLIENT_CHECK_INTERVAL * 1000),
+            "statement_timeout": self._statement_timeout,
         }
         """The timeouts to send at startup, in milliseconds."""
         self.pooler = False
         """Whether a connect has met a pooler that the settings do not mention."""
         self.dba_asked = False
         """Whether the DBA's limits for the role have been read."""
+
+    @property
+    def statement_bound(self) -> float | None:
+        """Seconds after which the server ends a statement; None if it does not, or if the DBA's own limit applies."""
+        ours = self.timeouts.get("statement_timeout") == self._statement_timeout
+        return self._statement_timeout / 1000 if ours and not self.pooler else None
 
     def refuse(self, error: asyncpg.PostgresError) -> bool:
         """Stop sending the parameter that the server refused; return whether it was one of ours.

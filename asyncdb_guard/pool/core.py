@@ -38,6 +38,8 @@ class PoolCore:
         self.events = Events(listeners)
         self.counters = Counters()
         self.loop_pool: LoopPool | None = None
+        self._lingering: list[socket] = []
+        """What remains of the sessions on an earlier event loop."""
         self.closed = False
 
     @property
@@ -80,11 +82,13 @@ class PoolCore:
         if self._credentials is None:
             self._credentials = credentials_for(settings, self._own_credentials)
         if self._traits is None:
-            self._traits = ServerTraits(settings.idle_timeout)
-        lingering = _leave(loop_pool) if loop_pool is not None else []
+            self._traits = ServerTraits(settings.idle_timeout, settings.command_timeout)
+        if loop_pool is not None:
+            self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(
-            settings, self._credentials, self._traits, breaker, self.events, self.counters, lingering
+            settings, self._credentials, self._traits, breaker, self.events, self.counters, self._lingering
         )
+        self._lingering = []
         registry.add(self)
         return self.loop_pool
 
@@ -121,6 +125,12 @@ class PoolCore:
     def interrupted(self) -> bool:
         """Whether the server may still run a statement that was broken off."""
         return self.loop_pool is not None and self.loop_pool.workers.interrupted
+
+    def abandon(self) -> None:
+        """Let go of all sessions without their event loop, which no longer runs; the next use opens new ones."""
+        loop_pool, self.loop_pool = self.loop_pool, None
+        if loop_pool is not None and not loop_pool.closed:
+            self._lingering += loop_pool.abandon()
 
     def disown(self) -> None:
         """In a fork: leave all sessions to the parent process."""

@@ -19,7 +19,7 @@ from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.verdict import Verdict, judge_connect
 
-_UNWANTED_CONNECT_TIMEOUT = 0.25
+_UNWANTED_CONNECT_TIMEOUT = 0.5
 """Seconds for which a connect goes on after the last waiter has left: a healthy one is through by then, and one that
 hangs must not hold up whoever comes next."""
 
@@ -178,16 +178,16 @@ class Gate:
         """The pool can grow again."""
         self._growth_error = None
 
-    def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, others_in_use: bool) -> None:
+    def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, promising: bool) -> None:
         """Decide who gets the error of a failed connect.
 
-        Nobody, while other connections are in use: waiters can still get one of those. Else whoever has waited
-        longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who left
-        had not waited long enough to tell.
+        Nobody, while another connection or connect is promising: waiters can still get that one. Else whoever has
+        waited longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who
+        left had not waited long enough to tell.
         """
         renewed = self._renews_login
         error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
-        if others_in_use:
+        if promising:
             self._growth_error = str(error)
             return
         if attempt.reported_at is not None:

@@ -22,6 +22,9 @@ class OpenPool(Protocol):
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds."""
 
+    def abandon(self) -> None:
+        """Let go of all sessions, without the event loop that they are on."""
+
     def disown(self) -> None:
         """In a fork: leave all sessions to the parent."""
 

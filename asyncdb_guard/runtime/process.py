@@ -14,18 +14,30 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from asyncdb_guard.connect.sockets import forget_task
 from asyncdb_guard.events import logger
 from asyncdb_guard.pool.registry import open_pools
 from asyncdb_guard.redaction import describe
+from asyncdb_guard.verdict import raised_by_driver
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _DISCONNECT_TIMEOUT = 0.2
 """Seconds to close the sessions before the process exits or a snapshot is taken."""
+
+_MACHINERY = frozenset({"asyncio", "_asyncio", "asyncpg", "uvloop"})
+"""Packages whose callbacks wake tasks up: if one fails, the task that it should have woken waits forever."""
+
+_WATCH_INTERVAL = 0.5
+"""Seconds between two checks that a call has not lost its wake-up."""
+
+_CANCEL_TIMEOUT = 1.0
+"""Seconds that a call gets to end after an error escaped it, before its event loop is replaced."""
 
 _SETTLE_TIMEOUT = 0.1
 """Seconds that a call waits, at its end, for the statements that it interrupted to end on the server."""
@@ -73,19 +85,65 @@ class Process:
         loop = self._idle_loop()
         # not Runner.run(): it runs all calls in one context, so that each would see the previous call's variables
         task = loop.create_task(call())
+        watch = loop.call_later(_WATCH_INTERVAL, self._watch, loop, task, None)
         error: BaseException | None = None
-        while not task.done():
+        stray = False
+        end: float | None = None
+        while not task.done() and (end is None or time.monotonic() < end):
             try:
-                loop.run_until_complete(task)
+                if end is None:
+                    loop.run_until_complete(task)
+                else:
+                    loop.run_until_complete(asyncio.wait({task}, timeout=end - time.monotonic()))
             except BaseException as escaped:
                 # not always this task's: SystemExit or KeyboardInterrupt in another task stops the loop, too
+                stray = stray or not task.done()
                 error = escaped if error is None else error
             if self._ending:
                 self._end()
             if error is not None:
                 task.cancel()
-        self._settle(loop)
+                end = time.monotonic() + _CANCEL_TIMEOUT if end is None else end
+        watch.cancel()
+        if stray:
+            self._replace_loop(loop, ended=task.done())
+        else:
+            self._settle(loop)
         return (task.result(), None) if error is None else (None, error)
+
+    def _replace_loop(self, loop: asyncio.AbstractEventLoop, *, ended: bool) -> None:
+        """Replace an event loop that raised an exception which was not its task's: a wake-up may be lost."""
+        if not ended:
+            logger.error(
+                "A cancelled call did not end within %g s, so its event loop is replaced. Do not suppress"
+                " CancelledError, and keep `finally` blocks short.",
+                _CANCEL_TIMEOUT,
+            )
+        for pool in open_pools():
+            pool.abandon()
+        for task in asyncio.all_tasks(loop):
+            forget_task(task)
+        self._runner = None
+        with contextlib.suppress(Exception):
+            loop.close()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seen: object) -> None:
+        """Stop the loop if its call has lost its wake-up, which an exception in a signal handler can cause."""
+        waits_for: Any = getattr(task, "_fut_waiter", None)
+        missed = waits_for if waits_for is not None and waits_for.done() else None
+        if missed is not None and missed is seen:
+            loop.stop()
+        elif not task.done():
+            loop.call_later(_WATCH_INTERVAL, self._watch, loop, task, missed)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log as asyncio does, and stop the loop if an exception, such as a signal handler's, cost it a wake-up."""
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        callback = getattr(context.get("handle"), "_callback", None)
+        owner = type(getattr(callback, "__self__", callback)).__module__.partition(".")[0]
+        if error is not None and (owner in _MACHINERY or "protocol" in context) and not raised_by_driver(error):
+            loop.stop()
 
     def _idle_loop(self) -> asyncio.AbstractEventLoop:
         if _loop_is_running() or (self._runner and self._runner.get_loop().is_running()):
@@ -97,6 +155,7 @@ class Process:
             self._guard_sigterm()
             # with a factory, Runner leaves the thread's current loop alone; a loop policy (uvloop's) still applies
             self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._runner.get_loop().set_exception_handler(self._on_loop_error)
         return self._runner.get_loop()
 
     def _settle(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers, CognitoUser, MemoryCache
-from asyncdb_guard.cognito.cache import FailFastCache, cache_key, stale_key, user_key
-from asyncdb_guard.cognito.callbacks import claims_callback, source_of
+from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
+from asyncdb_guard.cognito.caching.key import cache_key, stale_key, user_key
+from asyncdb_guard.cognito.callbacks import callback_id, claims_callback
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import MakePool, returning
 from tests.cognito.events import id_claims, token_event
@@ -233,8 +234,8 @@ class Second(First):
 
 async def test_callbacks_that_differ_share_no_entry() -> None:
     callbacks = [partial(answer, "one"), partial(answer, "two"), partial(another, "one"), First(), Second()]
-    assert len({source_of(claims_callback(callback, None)) for callback in callbacks}) == 5
+    assert len({callback_id(claims_callback(callback, None)) for callback in callbacks}) == 5
     again = [partial(answer, "one"), First()]
-    assert {source_of(claims_callback(callback, None)) for callback in again} == {
-        source_of(claims_callback(callback, None)) for callback in (callbacks[0], callbacks[3])
+    assert {callback_id(claims_callback(callback, None)) for callback in again} == {
+        callback_id(claims_callback(callback, None)) for callback in (callbacks[0], callbacks[3])
     }

@@ -100,13 +100,13 @@ def test_the_version_is_what_the_shape_says(version: Any, request_: Any, respons
 
 @pytest.mark.parametrize("version", ["4", "0", "10", 4, -0.5, True, "", None, [], {}])
 def test_a_version_that_nobody_knows_is_refused(version: Any) -> None:
-    with pytest.raises(TriggerEventError, match=r"version is missing or does not fit$"):
+    with pytest.raises(TriggerEventError, match=r"version is missing or invalid$"):
         read_token_event(token_event("2") | {"version": version})
 
 
 @pytest.mark.parametrize("event", [None, [], "event", 1, True])
 def test_what_is_no_event_is_refused(event: Any) -> None:
-    with pytest.raises(TriggerEventError, match="no object"):
+    with pytest.raises(TriggerEventError, match="not an object"):
         trigger_source(event)
 
 
@@ -116,7 +116,7 @@ def test_what_is_no_event_is_refused(event: Any) -> None:
 @pytest.mark.parametrize("value", [None, "", [], 7, ...])
 def test_a_field_that_is_missing_or_does_not_fit_is_named(field: str, value: Any) -> None:
     event = without(token_event(), field) if value is ... else replaced(token_event(), field, value)
-    with pytest.raises(TriggerEventError, match=rf"{field} is missing or does not fit$"):
+    with pytest.raises(TriggerEventError, match=rf"{field} is missing or invalid$"):
         read_token_event(event)
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncdb_guard import TriggerEventError, TriggerFailedError
+from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerEventError, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache, TokenClaims
 from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import access_claims, id_claims, machine_event, token_event
 
 if TYPE_CHECKING:
-    from asyncdb_guard import GuardedPool
     from examples.harness.observer import Observer
     from tests.support.proxy import TcpProxy
 
@@ -294,6 +293,27 @@ async def test_cancelled_callers_take_nobody_with_them(pool: GuardedPool, sub: s
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False, False, True, False]
     assert all(id_claims(outcome) == {"role": "admin"} for outcome in outcomes if isinstance(outcome, dict))
     assert heard.count("cache_miss") == 2
+
+
+def test_a_load_left_behind_on_another_event_loop_is_not_waited_for(url: str) -> None:
+    started = asyncio.Event()
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        if not started.is_set():
+            started.set()
+            await asyncio.Event().wait()
+        return {"role": "x"}
+
+    pool = GuardedPool(DatabaseSettings(url=url))
+    triggers = CognitoTriggers(pool, claims=claims)
+    with asyncio.Runner() as left_behind, asyncio.Runner() as running:
+        first = left_behind.get_loop().create_task(triggers.load_claims(token_event("2", sub="s")))
+        left_behind.run(started.wait())
+        assert id_claims(running.run(triggers.load_claims(token_event("2", sub="s")))) == {"role": "x"}
+        running.run(pool.close())
+        first.cancel()
+        left_behind.run(asyncio.wait({first}))
+    assert first.cancelled()
 
 
 async def test_a_lost_session_costs_one_more_read(

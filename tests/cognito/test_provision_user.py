@@ -185,5 +185,5 @@ async def test_a_callback_that_ends_its_transaction_is_no_success(
 
     with pytest.raises(TriggerFailedError):
         await CognitoTriggers(pool, provision=provision).provision_user(confirmation_event(sub=sub))
-    assert "The callback ended the transaction in which it runs" in caplog.text
+    assert "The callback ended its transaction" in caplog.text
     assert await pool.fetchval("SELECT 1") == 1

@@ -175,10 +175,7 @@ async def test_a_field_that_does_not_fit_is_named_without_its_value(
     event["request"]["userAttributes"]["sub"] = ["secret"]
     with pytest.raises(TriggerEventError) as caught:
         await CognitoTriggers(pool, claims=returning({})).load_claims(event)
-    assert (
-        str(caught.value)
-        == "This trigger can't handle the event: request.userAttributes.sub is missing or does not fit"
-    )
+    assert str(caught.value) == "This trigger cannot handle the event: request.userAttributes.sub is missing or invalid"
     assert caught.value.__context__ is None
     assert "TriggerEventError: This trigger" in caplog.text
     assert "secret" not in caplog.text

@@ -11,8 +11,8 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, DatabaseUnavailableError, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
+from asyncdb_guard.cognito.caching.store import ClaimsStore
 from asyncdb_guard.cognito.event import read_token_event
-from asyncdb_guard.cognito.store import ClaimsStore
 from tests.cognito.conftest import Context, MakePool, returning, role_of
 from tests.cognito.events import id_claims, token_event
 
@@ -123,7 +123,7 @@ async def test_a_missing_callback_or_a_wrong_setting_is_always_a_denial(
     make_pool: MakePool, policy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await outcome(CognitoTriggers(make_pool(), on_unavailable=policy), token_event()) == "denied"
-    assert "pass claims= to CognitoTriggers, or set claims_sql (LAMBDA_DATABASE_CLAIMS_SQL)" in caplog.text
+    assert "Pass claims= to CognitoTriggers, or set claims_sql (LAMBDA_DATABASE_CLAIMS_SQL)" in caplog.text
 
 
 async def test_an_unknown_policy_is_a_denial_that_says_so(
@@ -131,12 +131,12 @@ async def test_an_unknown_policy_is_a_denial_that_says_so(
 ) -> None:
     triggers = CognitoTriggers(make_pool(), claims=role_of, on_unavailable="ignore")  # type: ignore[arg-type]
     assert await outcome(triggers, token_event()) == "denied"
-    assert "on_unavailable of CognitoTriggers must be 'deny', 'unchanged' or 'stale'" in caplog.text
+    assert 'on_unavailable of CognitoTriggers must be "deny", "unchanged" or "stale"' in caplog.text
 
 
 async def test_where_nothing_is_kept_nothing_is_stale() -> None:
     store = ClaimsStore(MemoryCache(), ttl=0, keep_stale=False)
-    assert await store.last_known(read_token_event(token_event()), "") is None
+    assert await store.entry(read_token_event(token_event()), "").read_stale() is None
 
 
 class Stale:
@@ -283,9 +283,9 @@ async def test_forgotten_claims_are_not_stale_either(stale: Stale) -> None:
     assert await stale.sign_in() == "denied"
 
 
-@pytest.mark.parametrize("policy", ["unchanged", "stale"])
+@pytest.mark.parametrize(("policy", "answer"), [("unchanged", "unchanged tokens"), ("stale", "stale claims")])
 async def test_such_an_answer_is_logged_as_a_warning(
-    stale: Stale, make_pool: MakePool, policy: Any, caplog: pytest.LogCaptureFixture
+    stale: Stale, make_pool: MakePool, policy: str, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await stale.sign_in()
     stale.break_down()
@@ -296,4 +296,4 @@ async def test_such_an_answer_is_logged_as_a_warning(
         await outcome(CognitoTriggers(make_pool(url=DOWN), claims=role_of, on_unavailable="unchanged"), token_event())
     (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
     assert record.levelname == "WARNING"
-    assert f"load_claims answers {policy}" in record.getMessage()
+    assert f"load_claims answered with {answer}" in record.getMessage()
