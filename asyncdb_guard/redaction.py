@@ -1,4 +1,4 @@
-"""An error, told for the log. Pure: no I/O, and no value of anybody's."""
+"""Describes an error for the log without its values. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ _WORD_MAX = 200
 def describe(error: BaseException) -> str:
     """Tell the type of `error`, its SQLSTATE and the code it came through, and the same of its causes: in one line.
 
-    Its text is left out, as it may carry a person's values, an SQL statement or a host; only of an error that this
-    library itself raised is the text known to carry none. Of its frames, this library's are left out where there are
-    others.
+    The text of an error may contain personal data, SQL or a host, so it is left out, unless this library raised the
+    error itself. Frames of this library are left out if there are others.
     """
     chain = list(itertools.islice(chain_of(error), _CAUSES_MAX + 1))
     told = "; because of ".join(map(_describe_alone, chain[:_CAUSES_MAX]))

@@ -132,7 +132,7 @@ async def test_a_pool_that_could_not_grow_says_so_in_the_timeout_and_grows_later
 ) -> None:
     allow(server, url, 1)
     async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool, pool.acquire():
-        with pytest.raises(AcquireTimeoutError, match=r"could not open another one\. .* no connection left"):
+        with pytest.raises(AcquireTimeoutError, match=r"could not open another one\. .* no connections left"):
             await pool.ping(timeout=0.05)
         assert pool.stats()["connect_failures"] == 1
         allow(server, url, 2)
@@ -151,7 +151,7 @@ async def test_waiters_get_a_failed_connects_error_once_no_session_is_left_to_wa
             await eventually(lambda: pool.stats()["connect_failures"] == 1)
             allow(server, url, 0)
             await observer.terminate(user=role)
-            with pytest.raises(ConnectFailedError, match="no connection left"):
+            with pytest.raises(ConnectFailedError, match="no connections left"):
                 await waiting
         assert_accounts_balance(pool)
 

@@ -114,7 +114,7 @@ def test_an_open_circuit_refuses_and_says_when_to_come_back(bench):
     bench.trip()
     assert bench.refused() == 10.0
     bench.passes(4.0)
-    with pytest.raises(CircuitOpenError, match=r"^The circuit is open .*; try again in 6\.0 s\.$") as told:
+    with pytest.raises(CircuitOpenError, match=r"^The circuit is open .*\. Try again in 6\.0 s\.$") as told:
         bench.admit()
     assert told.value.retry_after == 6.0
 

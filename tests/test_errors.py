@@ -167,8 +167,8 @@ def test_a_failed_connect_says_why_and_names_nobody(cause, reason, renewed):
 
 @pytest.mark.parametrize("sqlstate", ["28P01", "28000"])
 def test_a_login_that_was_refused_twice_says_so(sqlstate):
-    assert "fetched anew" in str(connect_error(refused(sqlstate), renewed=True))
-    assert "fetched anew" not in str(connect_error(refused(sqlstate)))
+    assert "newly fetched" in str(connect_error(refused(sqlstate), renewed=True))
+    assert "newly fetched" not in str(connect_error(refused(sqlstate)))
 
 
 def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout():
@@ -177,7 +177,7 @@ def test_a_connect_that_took_too_long_is_a_failed_connect_and_an_acquire_timeout
     assert isinstance(error, ConnectFailedError)
     assert isinstance(error, AcquireTimeoutError)
     assert str(error) == (
-        "The database could not be reached: it did not answer a connect in time; check its address, the route and the"
+        "The database could not be reached: it did not answer in time; check its address, the route and the"
         " security group, or raise LAMBDA_DATABASE_CONNECT_TIMEOUT_MS."
     )
 
@@ -225,7 +225,7 @@ def test_what_openssl_says_is_shown_where_it_is_one_of_its_words():
     [
         pytest.param("db.internal.example", False, "comes from a CA that is not trusted", id="unknown-authority"),
         pytest.param("other.example", True, "is for another host name", id="another-host"),
-        pytest.param("192.0.2.7", True, "does not carry the address that was dialled", id="another-address"),
+        pytest.param("192.0.2.7", True, "is not for this IP address", id="another-address"),
     ],
 )
 def test_a_certificate_that_is_refused_is_explained_without_the_host(name, trusted, reason):

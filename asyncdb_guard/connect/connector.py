@@ -1,4 +1,4 @@
-"""How a connection comes to be: log in, adopt, wrap."""
+"""How a connection is opened: log in, adopt, wrap."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.verdict import login_refused
 
 _GOODBYE_TIMEOUT = 0.25
-"""Seconds to wait, at most, until the server has let go of a session that was left behind."""
+"""Seconds to wait, at most, for the server to close a session that was left behind."""
 
 
 _SCHEMA_THROUGH_POOLER = (
-    "schema in the database URL can only be public behind a transaction pooler, which the database turned out to be:"
-    " qualify the names in your SQL, or ALTER ROLE … SET search_path."
+    "The database is behind a transaction pooler, where schema in the database URL can only be public. Remove it, and"
+    " qualify the names in your SQL or use ALTER ROLE … SET search_path."
 )
 
 
 class Connector:
     """Opens connections one by one; lives as long as its event loop.
 
-    `lingering`: what remains of the sessions on an earlier event loop. The first connect waits until they are gone.
+    `lingering`: sockets of sessions on an earlier event loop. The first connect waits until the server has closed them.
     """
 
     def __init__(
@@ -56,25 +56,25 @@ class Connector:
 
     @property
     def _profile(self) -> PoolerProfile:
-        """What the settings say is in between, or what was found there."""
+        """The pooler in between, as the settings say or a connect has shown."""
         return TRANSACTION_POOLER if self._traits.pooler else self._settings.profile
 
     @property
     def resets(self) -> bool:
-        """Whether the reset query runs at each release."""
+        """Whether the reset query is sent at each release."""
         return (self._settings.session_reset or self._profile.session_reset) == "always"
 
     @property
     def renews_login(self) -> bool:
-        """Whether a refused login is tried once more with credentials fetched anew."""
+        """Whether a refused login is retried once with newly fetched credentials."""
         return not isinstance(self._credentials, FixedCredentials)
 
     def log_in(self) -> Login:
-        """Begin to log in."""
+        """Start a login."""
         return Login(self._log_in())
 
     async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
-        """Make a connection that has logged in one of the pool's."""
+        """Add a connection that has logged in to the pool."""
         bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
         proxy = await self._pool.adopt(connection)
         return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, bound)
@@ -88,11 +88,11 @@ class Connector:
         except asyncpg.PostgresError as error:
             if not (self.renews_login and login_refused(error)):
                 raise
-        # outside the except block: a second refusal must not carry the first one along
+        # outside the except block, so that a second refusal does not have the first one as its context
         return await self._open(await self._credentials.complete(self._settings.target, refused=target))
 
     async def _open(self, target: ConnectTarget) -> asyncpg.Connection:
-        """Open a connection, and learn from what the server refuses and from what it turns out to be."""
+        """Open a connection, and remember what the server refuses and whether it is a pooler."""
         while True:
             try:
                 connection = await self._connect(target)
@@ -122,7 +122,7 @@ class Connector:
         )
 
     async def _is_direct(self, connection: asyncpg.Connection, target: ConnectTarget) -> bool:
-        """Whether a connection may be used as a direct one. If not, it is closed, and the next try differs."""
+        """Whether a connection can be used as a direct one. If not, close it; the next attempt sends something else."""
         traits = self._traits
         sent = traits.parameters()
         try:
@@ -147,12 +147,12 @@ class Connector:
         return self._settings.max_lifetime * random.uniform(0.9, 1.1)
 
     def terminate(self) -> None:
-        """End asyncpg's pool at once."""
+        """Close asyncpg's pool at once."""
         self._pool.terminate()
 
 
 def _plain_settings(target: ConnectTarget) -> dict[str, str]:
-    """Startup parameters that every server takes; a pooler, too, since it is given no search_path."""
+    """Startup parameters that every server accepts. So does a pooler, as no search_path is sent to one."""
     settings: dict[str, str] = {}
     if target.application_name is not None:
         settings["application_name"] = target.application_name

@@ -1,4 +1,4 @@
-"""Why no session could be opened, and what to do, in words that are safe to show: no host, no user, no secret."""
+"""Why a connect failed and what to do about it, in words that are safe to show: no host, no user, no secret."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _LOGIN = {
 }
 
 _RENEWED = (
-    ", with credentials fetched anew, too; wait for a rotation to end, or check the secret; for IAM, check the role"
+    ", also with newly fetched credentials; wait for a rotation to end, or check the secret; for IAM, check the role"
     " rds_iam and the policy rds-db:connect"
 )
 
@@ -93,20 +93,19 @@ _OPENSSL_REASON = re.compile("[A-Z0-9_]{1,60}")
 _BY_VERIFY_CODE = {
     9: "is not valid yet; check the clocks",
     10: "has expired; renew it on the server",
-    18: "is signed by itself; put it into the file of LAMBDA_DATABASE_SSL_ROOT_CERT",
+    18: "is self-signed; add it to the file that LAMBDA_DATABASE_SSL_ROOT_CERT names",
     19: "comes from a CA that is not trusted; name that CA's file in LAMBDA_DATABASE_SSL_ROOT_CERT",
     20: "comes from a CA that is not trusted; name that CA's file in LAMBDA_DATABASE_SSL_ROOT_CERT",
-    62: "is for another host name; connect by a name that it carries, or set LAMBDA_DATABASE_SSLMODE=verify-ca",
-    64: "does not carry the address that was dialled; connect by a name that it carries, or set"
-    " LAMBDA_DATABASE_SSLMODE=verify-ca",
+    62: "is for another host name; connect by a name in the certificate, or set LAMBDA_DATABASE_SSLMODE=verify-ca",
+    64: "is not for this IP address; connect by a name in the certificate, or set LAMBDA_DATABASE_SSLMODE=verify-ca",
 }
-"""By OpenSSL's X509_V_ERR numbers (openssl-verification-options(1)), since its own texts show the host."""
+"""By OpenSSL's X509_V_ERR numbers (openssl-verification-options(1)), as OpenSSL's own texts show the host."""
 
 
 def connect_error(cause: Exception, *, renewed: bool = False) -> ConnectFailedError:
-    """Wrap what the driver raised at a connect; it becomes the `__cause__`.
+    """Wrap what the driver raised during a connect; it becomes the `__cause__`.
 
-    `renewed`: the server refused the login twice, the second time with credentials that were fetched anew.
+    `renewed`: the server refused the login twice, the second time with newly fetched credentials.
     """
     kind = ConnectTimeoutError if isinstance(cause, TimeoutError) else ConnectFailedError
     error = kind(f"The database could not be reached: {_reason(cause, renewed)}.")
@@ -120,7 +119,7 @@ def _reason(cause: Exception, renewed: bool) -> str:
         return f"{_refusal(cause, sqlstate, renewed)} (SQLSTATE {sqlstate})" if sqlstate else _NOT_POSTGRESQL
     if isinstance(cause, TimeoutError):
         return (
-            "it did not answer a connect in time; check its address, the route and the security group, or raise"
+            "it did not answer in time; check its address, the route and the security group, or raise"
             " LAMBDA_DATABASE_CONNECT_TIMEOUT_MS"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -148,7 +147,7 @@ def _reason(cause: Exception, renewed: bool) -> str:
 
 def _network(cause: OSError) -> str:
     if isinstance(cause, socket.gaierror):
-        return "its host name could not be resolved; check it, and the DNS of the network"
+        return "its host name could not be resolved; check the name and the DNS of the network"
     if isinstance(cause, ConnectionRefusedError):
         return "nothing listens at its host and port; check both, and that the server runs"
     # asyncpg/connect_utils.py: a bare ConnectionError says that the server answered no to the request for TLS

@@ -1,4 +1,4 @@
-"""What a borrower holds: asyncpg's connection behind a proxy that stops working when the block ends."""
+"""What a borrower holds: a proxy for asyncpg's connection that stops working when the block ends."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
 
 _STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
-"""Methods that asyncpg runs outside of its exclusive section, so that it cannot tell whether one still runs."""
+"""Methods that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
 
 _BOUNDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany", *_STATEMENTS)
-"""Methods with a `timeout` of their own, which may be longer than the server's bound."""
+"""Methods that take a `timeout`, which may be longer than the server's bound."""
 
 _CALLBACKS = ("log_listener", "termination_listener", "query_logger")
-"""Callbacks that asyncpg keeps on the connection, each with a method to add one and a method to remove it."""
+"""Kinds of callbacks that asyncpg keeps on a connection; each has a method to add one and a method to remove it."""
 
 _CODECS = ("set_type_codec", "set_builtin_type_codec", "reset_type_codec")
-"""Methods that change how the connection reads a type. No reset undoes them."""
+"""Methods that change how a connection decodes a type. No reset undoes that."""
 
 
 class LentConnection(PoolConnectionProxy):
-    """A connection for one borrow. It records what the borrower leaves behind, as asyncpg does not."""
+    """A connection for one borrow: asyncpg's, with all its methods. It records what the borrower leaves behind."""
 
     closed_by_borrower = False
-    """Whether the borrower closed it, which is not a lost session."""
+    """Whether the borrower closed it: then the session does not count as lost."""
     running = 0
     """Statements of the kinds in `_STATEMENTS` that run now."""
     ran_scripts = False
     """Whether a text of SQL was run that may hold anything, such as a PREPARE."""
     changed_codecs = False
     server_bound: float | None = None
-    """Seconds after which the server ends a statement; None if it has no bound of ours."""
+    """Seconds after which the server ends a statement; None if we set no bound."""
     raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
-    """Channels that the borrower listens to, with their callbacks."""
+    """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
-    """The other callbacks, each with its kind."""
+    """The other callbacks that the borrower added, each with its kind."""
 
     @property
     def in_statement(self) -> bool:
-        """Whether a statement has just been interrupted: the server may still run it."""
+        """Whether a statement was interrupted that the server may still be running."""
         bare: Any = self
         return bool(bare._protocol._is_cancelling())
 

@@ -1,9 +1,9 @@
 """One connection of the pool, for as long as its server session lives.
 
-This room, `lent_connection`, `pooler_connection` and `sockets` are the only ones that know private names of asyncpg and
-asyncio. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's
-own acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py`
-has a test for each private name, which fails in plain words when asyncpg changes.
+Only this module, `lent_connection`, `pooler_connection` and `sockets` use private names of asyncpg and asyncio.
+asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
+acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
+test for each private name, which fails in plain words when asyncpg changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
 
 _CLIENT_CHECK_GRACE = 0.1
-"""Seconds from that look until the session is gone."""
+"""Seconds from that check until the session is gone."""
 
 _driver: Any = asyncpg.connection
 
@@ -72,11 +72,11 @@ class PooledConnection:
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
-        # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
+        # asyncpg/pool.py: _detach() returns the bare connection and disables the proxy
         self._connection: Any = bare._detach()
         self._protocol: Any = self._connection._protocol
         self._transport: Any = self._connection._transport
-        # asyncpg/connection.py: ConnectionMeta makes isinstance() say yes to every connection
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
         self._server_settings: Any = self._connection.get_settings()
@@ -90,19 +90,19 @@ class PooledConnection:
         self.lifetime = lifetime
         self._server_bound = server_bound
         self.lease = 0
-        """The number of the lease that has it, 0 if none has."""
+        """The number of the lease that owns it, or 0."""
         self.closing = False
-        """Whether its end has begun: it must not be lent again."""
+        """Whether it is to be closed: it must not be lent again."""
         self.lost_mid_statement = False
-        """Whether it was lost without a word from the server, which may still run a statement."""
+        """Whether it was lost without a message from the server, which may still be running a statement."""
         self.has_leftovers = False
-        """Whether the borrower left a listener on it, or a statement that still runs."""
+        """Whether the borrower left a listener or a running statement behind."""
         self.unresettable = False
         """Whether the borrower changed what no reset restores."""
         self.suspected: str | None = None
         """Why it may be unfit to be lent again, as its last block made one think."""
         self.is_closed: Callable[[], bool] = self._connection.is_closed
-        """Whether this side knows that the session is over. After a freeze it may not know yet."""
+        """Whether the client knows that the session has ended. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
         self.readable: Callable[[], object] = socket_probe(raw.fileno() if raw is not None else None)
 
@@ -119,7 +119,7 @@ class PooledConnection:
         """
         bare: Any = lent
         bare._detach()
-        # asyncpg/connection.py: statements and cursors compare this number with that of their own time
+        # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
         self.has_leftovers = lent.running > 0 or lent.raised_server_bound
         self.unresettable = lent.changed_codecs
@@ -142,12 +142,12 @@ class PooledConnection:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a statement was broken off, and the server has not confirmed that it is over."""
+        """Whether a statement was interrupted and the server has not yet confirmed its end."""
         return bool(self._protocol._is_cancelling())
 
     @property
     def needs_cleanup(self) -> bool:
-        """Whether a statement is being cancelled or still runs, or the server still holds something of the borrower."""
+        """Whether a statement is running or being cancelled, or the borrower left something behind on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
             self.interrupted
@@ -156,19 +156,19 @@ class PooledConnection:
             or (self._via_pooler and connection.keeps_backend)
             or self.has_leftovers
             or self.unresettable
-            # asyncpg/transaction.py: set before BEGIN is sent, and still set where BEGIN failed
+            # asyncpg/transaction.py: set before BEGIN is sent, and still set if BEGIN fails
             or connection._top_xact is not None
         )
 
     async def settle(self, timeout: float) -> bool:
-        """Wait until a cancelled statement is over; return whether nothing of the borrower's is left."""
+        """Wait until a cancelled statement has ended; return whether the connection is clean."""
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
         connection = self._connection
         return not (connection.is_in_transaction() or connection._top_xact is not None or self.has_leftovers)
 
     async def ping(self, timeout: float) -> None:
-        """Make one round trip of at most `timeout` seconds; raise whatever went wrong."""
+        """Make one round trip of at most `timeout` seconds. Raises whatever the driver raises."""
         await self._connection.execute("SELECT 1", timeout=timeout)
 
     async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
@@ -264,8 +264,8 @@ class PooledConnection:
         return True
 
     async def close(self, timeout: float) -> None:
-        """Say goodbye and wait until the server has let go, for at most `timeout` seconds; then just hang up."""
-        lost_mid_statement = self.lost_mid_statement  # not by this goodbye, which waits for the server itself
+        """Close politely and wait for the server to close its side, for at most `timeout` seconds; then hang up."""
+        lost_mid_statement = self.lost_mid_statement  # as it was before this close, which itself waits for the server
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await self._connection.close(timeout=timeout)
         self.terminate()
@@ -277,16 +277,16 @@ class PooledConnection:
         self._connection.terminate()
 
     def abandon(self) -> socket.socket | None:
-        """Hang up without the event loop; return what `sockets.wait_server_closed` takes, if there is anything."""
+        """Hang up without the event loop; return a socket for `sockets.wait_server_closed`, or None."""
         self._leave_holder()
         return hang_up(self._transport)
 
     def disown(self) -> None:
-        """In a fork: let go of the parent's session, without a byte and without a call on the epoll that both share."""
+        """In a fork: drop the parent's session without sending a byte or touching the epoll that both share."""
         self._leave_holder()
         drop(self._transport)
 
     def _leave_holder(self) -> None:
-        # asyncpg/connection.py: without a holder its end wakes no pool, and an aborted one is not finalised
+        # asyncpg/connection.py: without a holder, its end notifies no pool; once aborted, it has no finaliser
         self._connection._pool_holder = None
         self._connection._aborted = True

@@ -1,8 +1,8 @@
-"""One question to a new direct connection: is it what it seems to be?
+"""Asks a new connection whether it is really a direct one.
 
-A transaction pooler may take our startup parameters and drop them. Its clients share backends, so that a named
-statement of ours may be another client's there: that is how rows of strangers are read. Two proofs tell: a pooler makes
-up the process number that it sends as BackendKeyData, and our parameters are not in force.
+A transaction pooler may accept our startup parameters and drop them. Its clients share backends, where a named
+statement of ours may be another client's, and then rows are read wrongly. A pooler gives itself away in two ways: it
+invents the process number that it sends as BackendKeyData, and our parameters are not in force.
 
 The answer is the number of rows, which comes with the command tag: a simple query needs no prepared statement.
 """
@@ -24,7 +24,7 @@ AND split_part(setting, '=', 1) = ANY ('{{{names}}}')
 
 
 async def probe(connection: asyncpg.Connection, sent: Mapping[str, str], *, dba: bool) -> int:
-    """Return POOLER, STRICTER or 0; `dba`: whether to look for limits that the DBA set for the role."""
+    """Return POOLER, STRICTER or 0. `dba`: whether to look for stricter limits that the DBA set for the role."""
     moved = [f"pg_catalog.pg_backend_pid() <> {connection.get_server_pid()}"]
     moved += [f"current_setting('{name}', true)::interval <> '{value} ms'" for name, value in sent.items()]
     flags = f"({' OR '.join(moved)})::int"
@@ -36,6 +36,6 @@ async def probe(connection: asyncpg.Connection, sent: Mapping[str, str], *, dba:
 
 
 async def role_settings(connection: asyncpg.Connection, sent: Mapping[str, str]) -> list[str]:
-    """What the DBA set for this role, in this database or in all, as `name=value`. For a direct connection only."""
+    """Return the DBA's settings for this role, in this database or in all, as `name=value`. Direct connections only."""
     rows = await connection.fetch(f"SELECT setting {_OF_THE_ROLE.format(names=','.join(sent))}")
     return [row[0] for row in rows]

@@ -1,7 +1,7 @@
 """The startup parameters of a direct connection, and what this process has learned about them. Pure: no I/O.
 
-They make the server do what we cannot do while frozen, or after being killed. A server may refuse one of them, the DBA
-may have set a stricter one for the role, and a pooler may swallow them all.
+They make the server do what a frozen or killed process cannot. A server may refuse one of them, the DBA may have set a
+stricter one for the role, and a pooler may drop them all.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from asyncdb_guard.events import logger
 from asyncdb_guard.verdict import sqlstate_of
 
 CLIENT_CHECK_INTERVAL = 0.25
-"""Seconds after which a running statement looks for its client (client_connection_check_interval)."""
+"""Seconds between the server's checks, during a statement, that the client is there
+(client_connection_check_interval)."""
 
 _SERVER_TIMEOUT_GRACE = 0.25
-"""Seconds by which the server's idle timeout is later than ours, so that a live process ends its own sessions."""
+"""Seconds by which the server's idle timeout exceeds ours, so that a live process closes its own sessions."""
 
 STATEMENT_TIMEOUT_GRACE = 0.5
-"""Seconds by which the server's bound on a statement is later than ours: it is for a client that is cut off."""
+"""Seconds by which the server's bound on a statement exceeds ours: it is for clients that were cut off."""
 
 _PARAMETER_REFUSED = frozenset({"08P01", "0A000", "22023", "42704"})
-"""What servers and poolers answer to a startup parameter: PgBouncer, RDS Proxy, PostgreSQL without POLLRDHUP (Windows,
+"""How servers and poolers refuse a startup parameter: PgBouncer, RDS Proxy, PostgreSQL without POLLRDHUP (Windows,
 older macOS), PostgreSQL before 14."""
 
 _POOLERS = frozenset({"08P01", "0A000"})
@@ -38,10 +39,10 @@ _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d|)\s*")
 
 
 class ServerTraits:
-    """What a process has learned of its server at its connects; lives as long as its pool, over all event loops."""
+    """What the process has learned about its server from connects; lives as long as its pool, over all event loops."""
 
     def __init__(self, idle_timeout: float, command_timeout: float) -> None:
-        """Both in seconds."""
+        """Both timeouts are in seconds."""
         self._statement_timeout = round((command_timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
         idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
         self.timeouts: dict[str, int] = {
@@ -50,9 +51,9 @@ class ServerTraits:
             "client_connection_check_interval": round(CLIENT_CHECK_INTERVAL * 1000),
             "statement_timeout": self._statement_timeout,
         }
-        """What to send at startup, in milliseconds."""
+        """The timeouts to send at startup, in milliseconds."""
         self.pooler = False
-        """Whether what answers is a pooler, though the settings do not say so."""
+        """Whether a connect has met a pooler that the settings do not mention."""
         self.dba_asked = False
         """Whether the limits that the DBA set for the role are known."""
         self.reset_plan = ResetPlan()
@@ -60,14 +61,14 @@ class ServerTraits:
 
     @property
     def statement_bound(self) -> float | None:
-        """Seconds after which the server ends a statement for us; None if it does not, or by the DBA's own limit."""
+        """Seconds after which the server ends a statement; None if it does not, or if the DBA's own limit applies."""
         ours = self.timeouts.get("statement_timeout") == self._statement_timeout
         return self._statement_timeout / 1000 if ours and not self.pooler else None
 
     def refuse(self, error: asyncpg.PostgresError) -> bool:
-        """Go on without the parameter that the server refused; return whether it was one of ours.
+        """Stop sending the parameter that the server refused; return whether it was one of ours.
 
-        A pooler names one at a time, so all go at once then.
+        A pooler names only one of them at a time, so then all are dropped.
         """
         sqlstate, text = sqlstate_of(error), str(error)
         named = [name for name in self.timeouts if name in text]
@@ -78,23 +79,23 @@ class ServerTraits:
         for name in named:
             del self.timeouts[name]
         logger.warning(
-            "The server refused the startup parameter %s (SQLSTATE %s). It is left out from now on, so the server may"
-            " keep sessions of a frozen or killed process: set the timeout for the role, or on the pooler.",
+            "The server refused the startup parameter %s (SQLSTATE %s), which is no longer sent. It may keep the"
+            " sessions of frozen or killed processes: set the timeout for the role, or on the pooler.",
             " and ".join(named),
             sqlstate,
         )
         return True
 
     def found_pooler(self) -> None:
-        """Turn the pooler profile on for this process."""
+        """Turn the pooler profile on for this pool."""
         self.pooler = True
         logger.warning(
-            "The database is behind a transaction pooler, which LAMBDA_DATABASE_PROXY_PROFILE does not say; the pooler"
-            " profile is on from now. Set LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true in the database URL."
+            "The database is behind a transaction pooler that the settings do not mention. The pooler profile is now"
+            " on. Set LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true in the database URL."
         )
 
     def respect(self, role_settings: Iterable[str]) -> bool:
-        """Take over what the DBA set more strictly (`name=value`); return whether that changes a parameter."""
+        """Adopt the DBA's settings (`name=value`) where they are stricter; return whether that changes a parameter."""
         self.dba_asked = True
         stricter = False
         for setting in role_settings:
@@ -106,7 +107,7 @@ class ServerTraits:
         return stricter
 
     def parameters(self) -> Mapping[str, str]:
-        """Our startup parameters, as text."""
+        """Return our startup parameters as text."""
         return {name: str(value) for name, value in self.timeouts.items()}
 
 

@@ -21,7 +21,7 @@ class TriggerRefusedError(Exception):
 
 
 def event(version: str, source: str, request: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
-    """The envelope that Cognito puts around every trigger's event."""
+    """Return an event in the envelope that Cognito uses for every trigger."""
     return {
         "version": version,
         "triggerSource": source,
@@ -35,12 +35,12 @@ def event(version: str, source: str, request: dict[str, Any], response: dict[str
 
 
 def confirmation() -> dict[str, Any]:
-    """Cognito's word that the user has confirmed her address."""
+    """Return Cognito's event after a user has confirmed her address."""
     return event("1", "PostConfirmation_ConfirmSignUp", {}, {})
 
 
 def token_request(version: str) -> dict[str, Any]:
-    """Cognito's question, in each of its three versions, what to write into the tokens that it is about to sign."""
+    """Return Cognito's event before it signs tokens, in one of its three versions."""
     groups = {"groupsToOverride": ["editors"], "iamRolesToOverride": [], "preferredRole": None}
     request: dict[str, Any] = {"groupConfiguration": groups}
     if version == "1":
@@ -52,12 +52,14 @@ def token_request(version: str) -> dict[str, Any]:
 
 
 def act(server: Cluster, console: Console) -> None:
-    """Provision one user and issue her claims; print what Cognito would get back."""
+    """Provision one user and load her claims; print what Cognito would get back."""
     environment = {"LAMBDA_DATABASE_URL": server.url(user=FLEET, sslmode="disable")}
     with RuntimeApi.start() as api:
         with api.environment("examples.burst.lambda_app.post_confirmation", env=environment, cwd=ROOT) as function:
             answer = _ask(function, confirmation())
-            console.print(f"\n[bold]Post confirmation[/]: ada has signed up. Answered in {_ms(answer)}; of the event:")
+            console.print(
+                f"\n[bold]Post confirmation[/]: ada has signed up. Answered in {_ms(answer)}. From the answer:"
+            )
             console.print_json(data={key: answer.payload[key] for key in ("version", "triggerSource", "response")})
             row = server.psql("SELECT email, role, tenant_id FROM app_user")
             console.print(f"Her row in app_user: {row.replace('|', ', ')}", soft_wrap=True)
@@ -66,7 +68,7 @@ def act(server: Cluster, console: Console) -> None:
                 answer = _ask(function, token_request(version))
                 console.print(
                     f"\n[bold]Pre token generation[/], event version {version}: ada signs in. "
-                    f"Answered in {_ms(answer)}; the event's response:"
+                    f"Answered in {_ms(answer)}. Its response:"
                 )
                 console.print_json(data=answer.payload["response"])
 
