@@ -15,6 +15,8 @@ PACKAGE = ROOT / "asyncdb_guard"
 
 # From the roof down. A module imports from lower floors or from its own, and never in a circle.
 FLOORS = (
+    {"__main__"},
+    {"cli"},
     {"fleet"},
     {"handlers"},
     {"cognito", "runtime"},
@@ -39,6 +41,8 @@ DOORS = {
     "snapshot_restore_py": {"runtime.process"},
     "AWS_LAMBDA_": {"emf", "runtime"},
     "pydantic_settings": {"settings"},
+    "rich": {"cli"},
+    "matplotlib": {"cli.picture"},
 }
 
 MODULES = {
