@@ -311,12 +311,9 @@ def _bound_of(error: BaseException) -> float:
     Infinite where it gave none, so that COMMAND_TIMEOUT was the bound. The outermost of asyncpg's functions that has
     such an argument is the one that the caller called: to look there afterwards costs a statement in time nothing.
     """
-    for trace in _steps(error):
-        names = trace.tb_frame.f_locals if _package(trace) == "asyncpg" else {}
-        if "timeout" in names:
-            timeout: Any = names["timeout"]
-            return float("inf") if timeout is None else float(timeout)
-    return float("inf")
+    frames = (trace.tb_frame.f_locals for trace in _steps(error) if _package(trace) == "asyncpg")
+    timeout: Any = next((names["timeout"] for names in frames if "timeout" in names), None)
+    return float("inf") if timeout is None else float(timeout)
 
 
 def _steps(error: BaseException) -> Iterator[TracebackType]:

@@ -112,6 +112,7 @@ async def test_one_of_fifty_is_let_through_our_half_open_circuit(proxy, url_via_
         with pytest.raises(asyncpg.ConnectionDoesNotExistError):
             async with pool.acquire():
                 raise asyncpg.ConnectionDoesNotExistError("This opens the circuit.")
+        await eventually(lambda: pool.stats()["idle"] == 1)
         later(1.0)
         proxy.deaf = True
         callers = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(50)]

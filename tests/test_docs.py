@@ -34,12 +34,14 @@ def test_each_link_to_a_file_leads_to_one(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading."""
-    _, found, text = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")
-    assert found, f"{page} has no heading {heading!r}"
+def rows(page: str, line: str) -> list[list[str]]:
+    """The cells of the first table below a heading, or of the table with this head."""
+    _, found, text = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{line}\n")
+    assert found, f"{page} has no line {line!r}"
+    if line.startswith("|"):
+        text = f"{line}\n{text}"
     lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert lines, f"{page} has no table below {heading!r}"
+    assert lines, f"{page} has no table below {line!r}"
     return [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines[0].splitlines()[2:]]
 
 
@@ -67,6 +69,17 @@ def test_each_event_is_in_the_table_of_events() -> None:
     public = [kind for name, kind in vars(events).items() if isinstance(kind, type) and not name.startswith("_")]
     kinds = [kind for kind in public if issubclass(kind, events.Event) and kind is not events.Event]
     assert told == {(kind.name, kind.__name__, *(field.name for field in dataclasses.fields(kind))) for kind in kinds}
+
+
+def test_each_reason_is_explained() -> None:
+    explained = [cells[0].strip("`") for cells in rows("docs/observing.md", "| `reason` | means |")]
+    told: set[str] = set()
+    for _, kind, field, _ in rows("docs/observing.md", "## Events"):
+        reasons = re.findall(r"`(\w+)`", field.partition("`reason`:")[2])
+        documented = str(getattr(events, kind.strip("`")).__doc__).partition("`reason`:")[2]
+        assert sorted(reasons) == sorted(re.findall(r"`(\w+)`", documented)), kind
+        told.update(reasons)
+    assert sorted(explained) == sorted(told)
 
 
 def test_each_count_is_in_the_table_of_counts() -> None:

@@ -291,6 +291,18 @@ async def test_a_platform_that_takes_one_statement_at_a_time_gets_them_so(caplog
     assert not caplog.records
 
 
+async def test_a_reset_that_fails_otherwise_costs_the_session_and_nothing_is_left_out(caplog):
+    platform = Platform(lambda sql: "53200" if "RESET ALL" in sql and platform.logins == 1 else None)
+    async with platform.serve() as url, GuardedPool(DatabaseSettings(url=url)) as pool:
+        for _ in range(3):
+            async with pool.acquire():
+                platform.asked.clear()
+            await at_rest(pool)
+        assert all(part.sql in platform.asked[-1] for part in USUAL)
+        assert (pool.stats()["connects"], pool.stats()["closed"]) == (2, 1)
+    assert not caplog.records
+
+
 # The plan itself.
 
 

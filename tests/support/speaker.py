@@ -63,7 +63,12 @@ class Platform:
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
             await reader.readexactly(struct.unpack("!i", await reader.readexactly(4))[0] - 4)
             self.logins += 1
-            told = {"server_version": "16.0", "client_encoding": "UTF8", "TimeZone": "UTC"}
+            told = {
+                "server_version": "16.0",
+                "client_encoding": "UTF8",
+                "TimeZone": "UTC",
+                "session_authorization": "user",
+            }
             said = [message(b"S", f"{name}\0{value}\0".encode()) for name, value in told.items()]
             key = message(b"K", struct.pack("!ii", self.logins, 0))
             writer.write(b"".join((message(b"R", bytes(4)), *said, key, ready)))
