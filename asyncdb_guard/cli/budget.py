@@ -14,6 +14,7 @@ from asyncdb_guard.cli.simulate import seconds
 from asyncdb_guard.fleet import SCENARIOS, FleetModel, Gate, OpenPeriods, ServerModel, open_periods, simulate
 from asyncdb_guard.fleet.budget import Budget, Demand, ServerFacts
 from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings.pooler_profile import DIRECT
 
 NAME: str = "budget"
 SUMMARY: str = "does a fleet fit its server, what enforces that, and which settings suit it"
@@ -61,7 +62,7 @@ async def _run(options: argparse.Namespace, report: _Report) -> int:
     server = server_model(options, iam=settings.iam_auth)
     async with ServerQuestions(settings) as questions:
         login = await questions.login_seconds()
-        if settings.proxied:
+        if settings.profile is not DIRECT:
             report.proxy(demand)
             fits, statement = False, None
         else:

@@ -152,7 +152,7 @@ def _network(cause: OSError) -> str:
         return "nothing listens at its host and port; check both, and that the server runs"
     # asyncpg/connect_utils.py: a bare ConnectionError says that the server answered no to the request for TLS
     if type(cause) is ConnectionError and "SSL" in str(cause):
-        return "it does not speak TLS; turn TLS on there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
+        return "it does not support TLS; enable TLS there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
     if isinstance(cause, ConnectionError):
         return f"the connection broke during the login ({type_name(cause)}); check the server's log, and a proxy's"
     return f"the network failed ({type_name(cause)}); check the route, the subnet and the security group"
