@@ -447,6 +447,7 @@ async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, url_via
 async def test_a_disconnect_takes_no_longer_than_the_server(url: str, observer: Observer, role: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url)) as pool:
         running = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+        await eventually(lambda: pool.stats()["lent"] == 1)
         await asyncio.sleep(0.05)
         started = time.monotonic()
         await pool.disconnect(timeout=5.0)
