@@ -130,6 +130,8 @@ def package(session: nox.Session) -> None:
             "import asyncdb_guard, importlib.metadata as m, importlib.resources as r\n"
             "assert r.files(asyncdb_guard).joinpath('py.typed').is_file()\n"
             "files = [p for p in m.files('asyncdb-guard') if not p.parts[0].endswith('.dist-info')]\n"
+            "assert [p.name for p in files if p.parts[0] == '..'] == ['asyncdb-guard'], files\n"  # the command
+            "files = [p for p in files if p.parts[0] != '..']\n"
             "assert {p.parts[0] for p in files} == {'asyncdb_guard'}, files\n"
             "assert all(p.suffix in ('.py', '.pyc') or p.name == 'py.typed' for p in files), files\n",
         )  # fmt: skip
