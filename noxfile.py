@@ -40,7 +40,8 @@ COVERAGE = Path(".nox", "coverage").resolve()
 
 
 # More than there are cores: tests mostly wait for timeouts, servers and processes.
-AT_ONCE = ("-n", "3")
+# A test that fails is tried again, and named: some bound times, and several run at once.
+AT_ONCE = ("-n", "3", "--reruns", "2", "-raR")
 
 
 def covered(session: nox.Session, *arguments: str) -> None:
