@@ -14,11 +14,11 @@ import pytest
 import trustme
 
 from asyncdb_guard import clock
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
-from examples.harness.runtime_api import RuntimeApi
+from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support import eventually as waiting
-from tests.support.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -67,7 +67,7 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[Cluster, str]]:
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
     certificate.private_key_pem.write_to_path(tmp_path / "server.key")
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
-    with Cluster.start("debian", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
+    with Cluster.start(source="machine", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
         yield server, str(tmp_path / "ca.crt")
 
 

@@ -16,9 +16,9 @@ import pytest
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.connector import Connector
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.eventually import Eventually
-from tests.support.proxy import TcpProxy
 
 PACKAGE = Path(asyncdb_guard.__file__).parent
 ASYNCPG = f"asyncpg {asyncpg.__version__} has changed"

@@ -29,9 +29,9 @@ from asyncdb_guard.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
 )
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.verdict import Verdict, is_lost, judge, judge_connect, raised_by_driver, server_spoke
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
+from asyncdb_guard.testing.lambda_runtime.endpoint import Answer
+from asyncdb_guard.testing.lambda_runtime.process import LambdaRuntime as Environment
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from examples.burst.fleet import ROOT
 from examples.burst.scenario import FLEET
-from examples.harness.postgres import Cluster
-from examples.harness.runtime_api import Answer, Environment, RuntimeApi
 
 SUB = str(uuid.uuid5(uuid.NAMESPACE_DNS, "ada.example.com"))
 ATTRIBUTES = {"sub": SUB, "email": "ada@example.com", "email_verified": "true"}

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Self
 
-from examples.harness.ports import LOOPBACK
+from asyncdb_guard.testing.ports import LOOPBACK
 
 
 class SlowLine:

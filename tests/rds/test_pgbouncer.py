@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, DatabaseUnavailableError, GuardedPool
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.rds.test_credentials import Vault
 from tests.support.pgbouncer import PgBouncer
-from tests.support.proxy import TcpProxy
 
 pytestmark = pytest.mark.debian
 

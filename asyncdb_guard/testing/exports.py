@@ -1,0 +1,29 @@
+"""The names of `asyncdb_guard.testing`, each imported from its module when it is first used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+_HOMES = {
+    "Answer": "lambda_runtime.endpoint",
+    "EnvironmentFailed": "lambda_runtime.endpoint",
+    "LambdaRuntime": "lambda_runtime.process",
+    "Observer": "postgres.observer",
+    "PostgresNotFoundError": "postgres.installation",
+    "RuntimeApi": "lambda_runtime.api",
+    "TcpProxy": "tcp_proxy.proxy",
+    "TemporaryPostgres": "postgres.server",
+}
+"""Where each name is, below `asyncdb_guard.testing`."""
+
+_ROOM = __name__.rpartition(".")[0]
+
+
+def __getattr__(name: str) -> object:
+    """What `asyncdb_guard.testing` looks up a name with that it does not have yet."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {_ROOM!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{_ROOM}.{_HOMES[name]}"), name)
+    setattr(sys.modules[_ROOM], name, value)
+    return value

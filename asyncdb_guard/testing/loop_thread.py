@@ -1,0 +1,52 @@
+"""An event loop in a thread of its own: it goes on while the test's loop is blocked, frozen or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for callers of any thread, from `start()` to `stop()`."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin. A thread can be started only once."""
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine without waiting for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine and wait for its result. Raises TimeoutError after `timeout` seconds."""
+        return self.submit(work).result(timeout)
+
+    def stop(self) -> None:
+        """Stop the loop and the thread. Tasks that still run are left where they are."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+def run_blocking(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, even where an event loop is running in this thread. It must finish its own tasks."""
+    thread = LoopThread("run_blocking")
+    thread.start()
+    try:
+        return thread.run(work)
+    finally:
+        thread.stop()

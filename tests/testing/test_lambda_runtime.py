@@ -1,0 +1,136 @@
+"""The stand-in for the Lambda Runtime API, with the real `awslambdaric`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from asyncdb_guard.testing import EnvironmentFailed, RuntimeApi
+from asyncdb_guard.testing.lambda_runtime.process import PORTABLE
+from tests.support.eventually import Eventually
+
+HANDLER = """
+import os, signal, time
+
+def handler(event, context):
+    print("said", context.function_name)
+    match event:
+        case {"fail": text}:
+            raise ValueError(text)
+        case {"exit": code}:
+            os._exit(code)
+        case {"fork": True}:
+            child = os.fork()
+            if child == 0:
+                time.sleep(3600)
+            return child
+        case {"ignore": True}:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case {"sleep": seconds}:
+            time.sleep(seconds)
+    return {"event": event, "left": context.get_remaining_time_in_millis(), "given": os.environ.get("GIVEN")}
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(HANDLER)
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    return tmp_path
+
+
+def test_an_environment_answers_one_event_after_the_other(runtime_api: RuntimeApi, code: Path) -> None:
+    with runtime_api.environment("app.handler", cwd=code, env={"GIVEN": "yes"}) as environment:
+        first = environment.invoke({"n": 1}, timeout_ms=5000)
+        assert first.error is None
+        assert first.payload["event"] == {"n": 1}
+        assert first.payload["given"] == "yes"
+        assert 3000 < first.payload["left"] <= 5000
+        failed = environment.invoke({"fail": "so"})
+        assert failed.payload is None
+        assert failed.error is not None
+        assert (failed.error["errorType"], failed.error["errorMessage"]) == ("ValueError", "so")
+        large = "x" * 300_000
+        assert environment.invoke({"large": large}).payload["event"]["large"] == large
+        assert "said asyncdb-guard" in environment.stdout
+    assert environment.returncode is not None
+
+
+def test_awslambdaric_works_where_its_native_part_was_not_built(runtime_api: RuntimeApi, code: Path) -> None:
+    (code / "which.py").write_text("import runtime_client\nfrom app import handler\nprint(runtime_client.__file__)")
+    paths = os.pathsep.join((str(code), str(PORTABLE)))
+    with runtime_api.environment("which.handler", cwd=code, env={"PYTHONPATH": paths}) as environment:
+        assert environment.invoke({"n": 1}).payload["event"] == {"n": 1}
+        failed = environment.invoke({"fail": "so"})
+        assert failed.error is not None
+        assert (failed.error["errorType"], failed.error["errorMessage"]) == ("ValueError", "so")
+        assert str(PORTABLE) in environment.stdout
+    assert environment.returncode == 1
+
+
+def test_a_handler_that_cannot_be_imported_is_told(runtime_api: RuntimeApi, code: Path) -> None:
+    environment = runtime_api.environment("broken.handler", cwd=code)
+    with pytest.raises(EnvironmentFailed, match="nothing_of_that_name"):
+        environment.invoke({})
+    with pytest.raises(EnvironmentFailed, match="nothing_of_that_name"):
+        environment.wait_ready()
+
+
+def test_a_process_that_ends_is_told(runtime_api: RuntimeApi, code: Path) -> None:
+    environment = runtime_api.environment("app.handler", cwd=code)
+    with pytest.raises(EnvironmentFailed, match="exit code 3"):
+        environment.invoke({"exit": 3})
+    assert environment.returncode == 3
+
+
+def test_a_frozen_process_answers_when_it_thaws(runtime_api: RuntimeApi, code: Path) -> None:
+    environment = runtime_api.environment("app.handler", cwd=code)
+    environment.wait_ready()
+    environment.freeze()
+    answer = environment.submit({"n": 1})
+    with pytest.raises(TimeoutError):
+        answer.result(0.1)
+    environment.thaw()
+    assert answer.result(5.0).payload["event"] == {"n": 1}
+
+
+def test_a_process_can_be_asked_or_made_to_end(runtime_api: RuntimeApi, code: Path) -> None:
+    asked, stubborn = (runtime_api.environment("app.handler", cwd=code) for _ in range(2))
+    asked.wait_ready()
+    assert asked.terminate() < 2.0
+    assert asked.returncode == -signal.SIGTERM
+    stubborn.invoke({"ignore": True})
+    assert stubborn.terminate(grace=0.1) >= 0.1
+    assert stubborn.returncode == -signal.SIGKILL
+
+
+async def test_children_of_a_process_end_with_it(runtime_api: RuntimeApi, code: Path, eventually: Eventually) -> None:
+    environment = runtime_api.environment("app.handler", cwd=code)
+    child = environment.invoke({"fork": True}).payload
+    assert is_running(child)
+    environment.close()
+    await eventually(lambda: not is_running(child))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_fleet_is_closed_together(code: Path) -> None:
+    with RuntimeApi.start() as api:
+        fleet = [api.environment("app.handler", cwd=code) for _ in range(8)]
+        answers = [environment.submit({"n": number}) for number, environment in enumerate(fleet)]
+        assert [answer.result(20.0).payload["event"]["n"] for answer in answers] == list(range(8))
+        busy = fleet[0].submit({"sleep": 60})
+        pids = [environment.pid for environment in fleet]
+    assert isinstance(busy.exception(), EnvironmentFailed)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

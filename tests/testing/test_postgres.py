@@ -1,0 +1,114 @@
+"""A throw-away PostgreSQL: what it is, how it ends, and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+import trustme
+
+from asyncdb_guard.testing import Observer, TemporaryPostgres
+from tests.support.eventually import Eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def dial(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), 1.0).close()
+
+
+async def test_a_server_is_the_version_that_was_asked_for(server: TemporaryPostgres, observer: Observer) -> None:
+    assert int(await observer.fetchval("SHOW server_version_num")) // 10000 == server.version
+
+
+async def test_a_server_listens_on_the_loopback_only(observer: Observer) -> None:
+    assert await observer.fetchval("SHOW listen_addresses") == "127.0.0.1"
+    assert await observer.fetchval("SHOW unix_socket_directories") == ""
+
+
+async def test_observers_are_not_counted(url: str, role: str, server: TemporaryPostgres, observer: Observer) -> None:
+    connection = await asyncpg.connect(url, server_settings={"application_name": "seen"})
+    assert await observer.count(user=role) == 1
+    assert [row["application_name"] for row in await server.sessions(user=role)] == ["seen"]
+    assert await observer.count("seen", role) == await observer.terminate("seen", role) == 1
+    assert await observer.count(user=role) == 0
+    await connection.close()
+
+
+async def test_a_restart_keeps_port_and_data_and_an_observer_survives_it(eventually: Eventually) -> None:
+    with TemporaryPostgres.start(16, max_connections=7, settings={"idle_session_timeout": "7s"}) as server:
+        observer = Observer(server)
+        await observer.execute("CREATE TABLE kept AS SELECT 1 AS one")
+        before = server.port, server.postmaster_pid
+        server.restart("immediate")
+        assert server.port == before[0]
+        assert server.postmaster_pid != before[1]
+        assert await observer.fetchval("SELECT one FROM kept") == 1
+        assert await observer.fetchval("SHOW max_connections") == "7"
+        assert await observer.fetchval("SHOW idle_session_timeout") == "7s"
+        await observer.close()
+        server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            dial(server.port)
+        server.restart()
+        os.kill(server.postmaster_pid, signal.SIGKILL)
+        server.restart()
+        assert server.psql("SELECT one FROM kept") == "1"
+    assert not server.data_directory.parent.exists()
+
+
+async def test_a_password_is_asked_for_where_that_was_chosen() -> None:
+    with TemporaryPostgres.start(18, auth="scram-sha-256") as server:
+        server.psql("CREATE ROLE app LOGIN PASSWORD 'p@ss word'")
+        await (await asyncpg.connect(server.url(user="app", password="p@ss word"))).close()
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(server.url(user="app", password="wrong"))
+
+
+def test_a_build_without_tls_says_so() -> None:
+    with pytest.raises(RuntimeError, match="no TLS"):
+        TemporaryPostgres.start(18, tls=(Path("certificate"), Path("key")))
+
+
+@pytest.mark.debian
+async def test_a_server_with_tls_refuses_plain_connections(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key, root = tmp_path / "server.crt", tmp_path / "server.key", tmp_path / "root.crt"
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(root)
+    with TemporaryPostgres.start(source="machine", tls=(certificate, key)) as server:
+        await (await asyncpg.connect(server.url(sslmode="verify-full", sslrootcert=str(root)))).close()
+        assert await server.sessions() == []
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            await asyncpg.connect(server.url(sslmode="disable"))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+async def test_however_its_owner_ends_a_server_goes_too(end: signal.Signals, eventually: Eventually) -> None:
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as TemporaryPostgres
+server = TemporaryPostgres.start(18)
+print(server.port, server.data_directory, flush=True)
+signal.pause()
+"""
+    owner = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with owner:
+        assert owner.stdout is not None
+        port, directory = owner.stdout.readline().split()
+        dial(int(port))
+        owner.send_signal(end)
+    await eventually(lambda: not Path(directory).parent.exists(), but="the server's directory is gone")
+    with pytest.raises(ConnectionRefusedError):
+        dial(int(port))
