@@ -133,6 +133,12 @@ class Events:
         """Let `listener` hear every event from now on."""
         self._listeners += _fit((listener,))
 
+    def remove(self, listener: Listener) -> None:
+        """Stop telling `listener`. One that was added twice is removed once; one that was not is no error."""
+        if listener in self._listeners:
+            at = self._listeners.index(listener)
+            self._listeners = self._listeners[:at] + self._listeners[at + 1 :]
+
     def emit(self, event: Event) -> None:
         """Tell every listener, in the order in which they were given."""
         for listener in self._listeners:

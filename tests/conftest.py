@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import hypothesis
 import pytest
 import trustme
 
-from asyncdb_guard import clock
+from asyncdb_guard.testing import ManualClock
 from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
@@ -120,16 +119,10 @@ def eventually() -> waiting.Eventually:
 
 
 @pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def later() -> Iterator[Callable[[float], None]]:
     """`later(10)` puts the pool's clocks ahead by so many seconds more, in place of a sleep."""
-    ahead = 0.0
-
-    def put_ahead(seconds: float) -> None:
-        nonlocal ahead
-        ahead += seconds
-        monkeypatch.setattr(clock, "now", lambda: (time.monotonic() + ahead, time.time() + ahead))
-
-    return put_ahead
+    with ManualClock() as clock:
+        yield clock.advance
 
 
 @pytest.fixture(autouse=True)

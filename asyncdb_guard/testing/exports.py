@@ -7,13 +7,29 @@ from importlib import import_module
 
 _HOMES = {
     "Answer": "lambda_runtime.endpoint",
+    "BorrowLeftOpenError": "pools.errors",
     "EnvironmentFailed": "lambda_runtime.endpoint",
     "LambdaRuntime": "lambda_runtime.process",
+    "ManualClock": "manual_clock",
     "Observer": "postgres.observer",
     "PostgresNotFoundError": "postgres.installation",
+    "Recording": "recording",
+    "RolledBackError": "pools.errors",
+    "RolledBackPool": "pools.rolled_back",
     "RuntimeApi": "lambda_runtime.api",
     "TcpProxy": "tcp_proxy.proxy",
     "TemporaryPostgres": "postgres.server",
+    "WatchedPool": "pools.watched",
+    "access_claims": "cognito_events",
+    "cognito_user": "cognito_events",
+    "confirmation_event": "cognito_events",
+    "database_down": "pools.outage",
+    "id_claims": "cognito_events",
+    "machine_event": "cognito_events",
+    "open_circuit": "pools.circuit",
+    "recorded": "recording",
+    "rolled_back": "pools.rolled_back",
+    "token_event": "cognito_events",
 }
 """Where each name is, below `asyncdb_guard.testing`."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from asyncdb_guard.testing import EnvironmentFailed, RuntimeApi
+from asyncdb_guard.testing import EnvironmentFailed, LambdaRuntime, RuntimeApi
+from asyncdb_guard.testing.lambda_runtime import process
 from asyncdb_guard.testing.lambda_runtime.process import PORTABLE
 from tests.support.eventually import Eventually
 
@@ -134,3 +136,33 @@ def test_a_fleet_is_closed_together(code: Path) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+METRIC = '{"_aws":{"Timestamp":1,"CloudWatchMetrics":[]},"CacheMiss":1}'
+
+
+def test_one_environment_needs_nothing_else_and_its_metrics_are_no_logs(code: Path) -> None:
+    (code / "speaks.py").write_text(f"""
+import sys
+def handler(event, context):
+    print("a line")
+    print({METRIC!r})
+    print('{{"no": "metric"}}', file=sys.stderr)
+""")
+    with LambdaRuntime.start("speaks.handler", cwd=code) as runtime:
+        assert runtime.invoke({}).error is None
+        assert runtime.metrics == [{"_aws": {"Timestamp": 1, "CloudWatchMetrics": []}, "CacheMiss": 1}]
+        assert runtime.logs == ["a line", '{"no": "metric"}']
+    assert runtime.returncode is not None
+    assert runtime.metrics[0]["CacheMiss"] == 1
+    runtime.close()
+
+
+def test_a_runtime_that_cannot_start_leaves_no_thread(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        LambdaRuntime.start("speaks.handler", cwd=code, python="/no/such/python")
+    assert threading.active_count() == before
+    monkeypatch.setattr(process, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install 'asyncdb-guard\[testing\]'"):
+        LambdaRuntime.start("speaks.handler", cwd=code)

@@ -13,7 +13,10 @@ import asyncpg
 import pytest
 import trustme
 
-from asyncdb_guard.testing import Observer, TemporaryPostgres
+from asyncdb_guard.testing import Observer, PostgresNotFoundError, TemporaryPostgres
+from asyncdb_guard.testing.postgres import installation
+from asyncdb_guard.testing.postgres.installation import Installation
+from asyncdb_guard.testing.postgres.server import join
 from tests.support.eventually import Eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +115,49 @@ signal.pause()
     await eventually(lambda: not Path(directory).parent.exists(), but="the server's directory is gone")
     with pytest.raises(ConnectionRefusedError):
         dial(int(port))
+
+
+def test_the_newest_of_the_wheel_is_taken_unless_another_is_asked_for() -> None:
+    assert Installation.find().version == 18
+    assert Installation.find(16).label.startswith("16-wheel")
+
+
+def test_where_there_is_none_one_error_names_the_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PostgresNotFoundError, match=r"^No PostgreSQL 9 is available") as failure:
+        TemporaryPostgres.start(9)
+    for way in ("pip install 'asyncdb-guard[testing]'", "server on this machine", "ASYNCDB_GUARD_POSTGRES_URL"):
+        assert way in str(failure.value)
+    monkeypatch.setattr(installation, "find_spec", lambda name: None)
+    monkeypatch.setattr(installation, "PLACES", ())
+    monkeypatch.setenv("PATH", "")
+    installation._on_machine.cache_clear()
+    with pytest.raises(PostgresNotFoundError, match=r"^No PostgreSQL is available"):
+        Installation.find()
+    with pytest.raises(PostgresNotFoundError, match=r"^No PostgreSQL of the machine is available"):
+        Installation.find(source="machine")
+    installation._on_machine.cache_clear()
+
+
+def test_programs_on_the_machine_are_found_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = Installation.find(16)
+    monkeypatch.setattr(installation, "find_spec", lambda name: None)
+    monkeypatch.setattr(installation, "PLACES", ("/usr/bin",))  # where no server's programs are
+    monkeypatch.setenv("PATH", str(wheel.programs), prepend=os.pathsep)
+    installation._on_machine.cache_clear()
+    with TemporaryPostgres.start() as server:
+        assert server.version == 16
+        assert server.psql("SELECT 1") == "1"
+    installation._on_machine.cache_clear()
+
+
+async def test_a_server_that_others_have_joined_lives_until_the_last_of_them_is_gone(eventually: Eventually) -> None:
+    server = TemporaryPostgres.start(18)
+    directory = server.data_directory.parent
+    joined = join(directory)
+    server.leave()
+    assert server.psql("SELECT 1") == "1"
+    os.close(joined)
+    await eventually(lambda: not directory.exists())
+    with pytest.raises(FileNotFoundError):
+        join(directory)
+    server.close()

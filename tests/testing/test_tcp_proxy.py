@@ -141,3 +141,17 @@ def test_messages_are_read_from_any_pieces() -> None:
     assert reader.startup == {"user": "me", "x": ""}
     assert reader.messages == [b"Q", b"X"]
     assert reader.statements == ["SELECT 1"]
+
+
+async def test_a_proxy_is_put_in_front_of_a_urls_server(url: str, role: str) -> None:
+    async with TcpProxy.to(url) as proxy:
+        via = proxy.url(f"{url}?application_name=via")
+        connection = await asyncpg.connect(via)
+        assert await connection.fetchval("SHOW application_name") == "via"
+        assert await connection.fetchval("SELECT current_user") == role
+        proxy.go_deaf()
+        with pytest.raises(TimeoutError):
+            await connection.fetchval("SELECT 1", timeout=0.05)
+        connection.terminate()
+        assert proxy.url("postgresql:///d") == f"postgresql://127.0.0.1:{proxy.port}/d"
+    assert TcpProxy.to("postgresql:///d").target == ("127.0.0.1", 5432)

@@ -206,7 +206,6 @@ class TemporaryPostgres:
         if self._watchdog is not None and self._owned is not None:
             os.write(self._owned, b"done\n")
             self._watchdog.wait()
-            self._watchdog = None
             self.leave()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -215,6 +214,10 @@ class TemporaryPostgres:
         if self._owned is not None:
             os.close(self._owned)
             self._owned = None
+        for child in (self._process, self._watchdog):
+            if child is not None and child.poll() is None:
+                child.returncode = 0  # it may outlive this process, of which its Popen would warn
+        self._process = self._watchdog = None
 
     @property
     def _running(self) -> subprocess.Popen[Any]:
