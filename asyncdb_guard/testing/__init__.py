@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asyncdb_guard.testing.pools.outage import database_down
     from asyncdb_guard.testing.pools.rolled_back import RolledBackPool, rolled_back
     from asyncdb_guard.testing.pools.watched import WatchedPool
+    from asyncdb_guard.testing.postgres.databases import TemporaryDatabase
     from asyncdb_guard.testing.postgres.installation import PostgresNotFoundError
     from asyncdb_guard.testing.postgres.observer import Observer
     from asyncdb_guard.testing.postgres.server import TemporaryPostgres
@@ -44,6 +45,7 @@ __all__ = [
     "RolledBackPool",
     "RuntimeApi",
     "TcpProxy",
+    "TemporaryDatabase",
     "TemporaryPostgres",
     "WatchedPool",
     "access_claims",

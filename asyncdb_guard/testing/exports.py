@@ -18,6 +18,7 @@ _HOMES = {
     "RolledBackPool": "pools.rolled_back",
     "RuntimeApi": "lambda_runtime.api",
     "TcpProxy": "tcp_proxy.proxy",
+    "TemporaryDatabase": "postgres.databases",
     "TemporaryPostgres": "postgres.server",
     "WatchedPool": "pools.watched",
     "access_claims": "cognito_events",

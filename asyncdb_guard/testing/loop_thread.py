@@ -43,10 +43,11 @@ class LoopThread:
 
 
 def run_blocking(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, even where an event loop is running in this thread. It must finish its own tasks."""
+    """Run a coroutine to its end, even where an event loop is running in this thread. It must end its own tasks."""
     thread = LoopThread("run_blocking")
     thread.start()
     try:
         return thread.run(work)
     finally:
+        thread.run(thread.loop.shutdown_asyncgens())  # a pool ends its sessions then
         thread.stop()

@@ -36,7 +36,7 @@ class ManualClock:
             return
         if isinstance(loop, asyncio.BaseEventLoop):
             before = loop.time
-            loop.time = lambda: before() + seconds
+            loop.__dict__["time"] = lambda: before() + seconds
 
     def monotonic(self) -> float:
         """What `time.monotonic()` would say."""

@@ -65,6 +65,8 @@ def lend_as(kind: type[L], connection: PooledConnection) -> L:
 def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:
     """Return the connection of an acquisition that was lent to others meanwhile, and is lent to nobody now."""
     lease = acquisition._lease
+    # unless somebody has ended the session meanwhile, as the end of the pool does
+    lease.connection.closing = lease.connection not in acquisition._loop_pool.connections.lent
     lease.lent = lease.connection.lend()
     lease.lent.changed_codecs = changed_codecs
     with contextlib.suppress(StopIteration):  # a release never waits

@@ -84,6 +84,7 @@ class SharedTransaction:
             await acquisition.__aexit__(type(error), error, error.__traceback__)
             raise
         shared._connection.take_back(lent)
+        shared._connection.closing = True  # a pool or an event loop that ends does not wait for its return
         return shared
 
     # -- borrowers, one after the other ------------------------------------------------------------------------------

@@ -204,14 +204,14 @@ def _configuration(pg_config: Path) -> str:
 
 
 @contextmanager
-def shared_directory(account: Account) -> Generator[Path]:
-    """What all runs of this account share, locked against the others while in the block."""
+def shared_directory(account: Account, lock: str = "lock") -> Generator[Path]:
+    """What all runs of this account share; whoever takes the same `lock` waits for the end of the block."""
     shared = account.temporary_root() / f"asyncdb-guard-{account.uid}"
     shared.mkdir(mode=0o755, exist_ok=True)
     found = shared.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), account.uid):
         raise RuntimeError(f"{shared} belongs to somebody else. Remove it, or set TMPDIR to a directory of your own.")
     account.own(shared)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (shared / lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield shared
