@@ -78,6 +78,9 @@ def bare(connection: PooledConnection) -> Any:
     return connection._connection
 
 
-def forget_transaction(connection: PooledConnection) -> None:
-    """asyncpg/transaction.py: a connection remembers its outermost transaction, which has ended without it."""
-    connection._connection._top_xact = None
+def set_transaction(connection: PooledConnection, outermost: object) -> None:
+    """asyncpg/transaction.py: a connection knows its outermost transaction; what begins inside of it is a savepoint.
+
+    Without a statement: None where it has ended.
+    """
+    connection._connection._top_xact = outermost

@@ -62,7 +62,7 @@ class SharedTransaction:
         self._lent: SharedConnection | None = None
         self._changed_codecs = False
         self.sequences: list[tuple[str, int, bool]] = []
-        """Each sequence as it was: name, last value, whether that value was handed out."""
+        """Each sequence as it was: its quoted name, the last value, whether that value was handed out."""
 
     @classmethod
     async def begin(cls, pool: GuardedPool, isolation: Any, timeout: float | None) -> SharedTransaction:
@@ -71,14 +71,16 @@ class SharedTransaction:
         lent = await acquisition.__aenter__()
         shared = cls(acquisition, isolation)
         try:
-            await lent.transaction(isolation=isolation).start()
-            await lent.execute(_PATIENT)
+            outermost = lent.transaction(isolation=isolation)
+            level = "" if isolation is None else f" ISOLATION LEVEL {isolation.replace('_', ' ')}"
+            await lent.execute(f"BEGIN{level}; {_PATIENT}")
+            inside.set_transaction(shared._connection, outermost)
             row: Any = await lent.fetchrow(_BEGUN)
             shared.isolation, read_sequences = row
             if read_sequences is not None:
                 shared.sequences = [tuple(one) for one in await lent.fetch(read_sequences)]
         except BaseException as error:
-            inside.forget_transaction(shared._connection)
+            inside.set_transaction(shared._connection, None)
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await lent.execute("ROLLBACK")
             await acquisition.__aexit__(type(error), error, error.__traceback__)
@@ -190,10 +192,11 @@ class SharedTransaction:
         while self._sending is not None:
             await asyncio.wait({self._sending})
         self._take_back()
-        inside.forget_transaction(self._connection)
+        inside.set_transaction(self._connection, None)
         try:
             if not self._connection.is_closed():
-                await self._bare.execute("ROLLBACK")
+                await self._bare.execute("; ".join(["ROLLBACK", *map(_set_back, self.sequences)]))
+                self.sequences = []
                 if self._schema_changed:
                     await self.reload_schema()
         finally:
@@ -208,10 +211,14 @@ class SharedTransaction:
 
 
 async def restore_sequences(pool: GuardedPool, sequences: list[tuple[str, int, bool]]) -> None:
-    """Set each sequence back that is still there."""
-    await pool.execute(
-        "SELECT setval(to_regclass(name), value, called)"
-        " FROM unnest($1::text[], $2::bigint[], $3::boolean[]) AS before (name, value, called)"
-        " WHERE to_regclass(name) IS NOT NULL",
-        *(list(column) for column in zip(*sequences, strict=True)),
+    """Set back each sequence that has moved."""
+    await pool.execute("; ".join(map(_set_back, sequences)))
+
+
+def _set_back(sequence: tuple[str, int, bool]) -> str:
+    name, value, called = sequence
+    literal = name.replace("'", "''")
+    return (
+        f"SELECT setval('{literal}', {value}, {called}) FROM {name}"  # noqa: S608 -- a name that the server has quoted
+        f" WHERE (last_value, is_called) IS DISTINCT FROM ({value}, {called})"
     )
