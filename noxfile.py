@@ -144,6 +144,7 @@ def package(session: nox.Session) -> None:
             "import asyncdb_guard, importlib.metadata as m, importlib.resources as r\n"
             "assert r.files(asyncdb_guard).joinpath('py.typed').is_file()\n"
             "files = [p for p in m.files('asyncdb-guard') if not p.parts[0].endswith('.dist-info')]\n"
-            "assert {p.parts[0] for p in files} - {'__pycache__'} == {'asyncdb_guard', 'asyncdb_guard_pytest.py'}, files\n"
+            "names = {p.parts[0] for p in files} - {'__pycache__'}\n"
+            "assert names == {'asyncdb_guard', 'asyncdb_guard_pytest.py'}, files\n"
             "assert all(p.suffix in ('.py', '.pyc') or p.name == 'py.typed' for p in files), files\n",
         )  # fmt: skip
