@@ -1,4 +1,4 @@
-"""The project's commands: `nox -s tests`, `nox -s demo`; `nox --list` shows them all."""
+"""The project's commands, such as `nox -s tests` and `nox -s demo`. `nox --list` lists them all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def works(version: str) -> bool:
-    """Whether this Python starts. A version manager leaves commands that do not."""
+    """Whether this Python starts. Version managers install commands that may not."""
     command = shutil.which(f"python{version}")
     return command is not None and subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 SUPPORTED = nox.project.python_versions(PROJECT)
 SERVERS = ["16", "18"]
-# Those that are here, so that a stranger's command runs with the one Python there is.
+# The installed ones, so that the commands also work on a machine with only one Python.
 PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
 
 
@@ -39,12 +39,12 @@ def group(name: str) -> list[str]:
 COVERAGE = Path(".nox", "coverage").resolve()
 
 
-# Tests mostly wait: for a timeout, for a server, for a process.
+# More than there are cores: tests mostly wait for timeouts, servers and processes.
 AT_ONCE = ("-n", "3")
 
 
 def covered(session: nox.Session, *arguments: str) -> None:
-    """Run pytest, child processes included, and keep what it covered beside what other sessions did."""
+    """Run pytest, and measure its coverage, child processes included, together with the other sessions'."""
     COVERAGE.mkdir(parents=True, exist_ok=True)
     environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
     session.run("coverage", "run", "-m", "pytest", *AT_ONCE, *arguments, *session.posargs, env=environment)
@@ -52,8 +52,8 @@ def covered(session: nox.Session, *arguments: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests that need nothing but Python's packages; the newest Python meets both servers, the others one each."""
-    session.install("-e", ".[aws,redis,demo]", *group("tests"))
+    """All tests that need only Python packages: on the newest Python with both servers, on the others with one each."""
+    session.install("-e", ".[aws,cli,redis,demo]", *group("tests"))
     if session.python == PYTHONS[-1]:
         shutil.rmtree(COVERAGE, ignore_errors=True)
         covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
@@ -64,8 +64,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1])
 def services(session: nox.Session) -> None:
-    """The tests that need Debian's pgbouncer, redis-server and postgresql; with `tests` before, every branch is met."""
-    session.install("-e", ".[aws,redis,demo]", *group("tests"))
+    """The tests that need Debian's pgbouncer, redis-server and postgresql. After `tests`, every branch is covered."""
+    session.install("-e", ".[aws,cli,redis,demo]", *group("tests"))
     covered(session, "-m", "debian")
     if not session.posargs:
         environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
@@ -75,15 +75,15 @@ def services(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A burst against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
+    """A burst of sign-ups against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
     session.install(".[demo]")
-    # Ctrl-C reaches the demo, too, which takes a moment to stop its servers and its fleet.
+    # Ctrl-C also reaches the demo, which takes a moment to stop its servers and its fleet.
     session.run("python", "-m", "examples.burst", *session.posargs, interrupt_timeout=10, terminate_timeout=5)
 
 
 @nox.session(python=PYTHONS[-1])
 def bench(session: nox.Session) -> None:
-    """How fast it is, beside what else one could take; `-- --quick` only to see that it runs."""
+    """Measure the speed against the alternatives. `-- --quick` only checks that the benchmark runs."""
     session.install("-e", ".", *group("bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
@@ -115,27 +115,28 @@ def built_wheel(session: nox.Session) -> Path:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff's rules and layout, and a pre-commit configuration that agrees with them."""
+    """ruff's rules and format, and whether the pre-commit configuration has the same pins."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pre-commit", "validate-config", ".pre-commit-config.yaml")
     pins = set(re.findall(r"[\w-]+==[\w.]+", Path(".pre-commit-config.yaml").read_text(encoding="utf-8")))
     if strangers := pins - set(group("lint")):
-        session.error(f"Not the pins of the group lint: {', '.join(sorted(strangers))}")
+        session.error(f".pre-commit-config.yaml pins what the group lint does not: {', '.join(sorted(strangers))}")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy and pyright, both strict."""
-    session.install("-e", ".[aws,redis,demo]", *group("types"))
+    """mypy and pyright in strict mode, over the package and over the code in README.md and docs/."""
+    session.install("-e", ".[aws,cli,redis,demo]", *group("types"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
+    session.run("python", "tests/typing/docs.py")
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """The built wheel, in an environment of its own: it imports, it is typed, and nothing else came along."""
+    """The built wheel, in its own environment: it can be imported, is typed, and contains nothing else."""
     wheel = built_wheel(session)
     session.install("--force-reinstall", str(wheel))
     with session.chdir(wheel.parent):

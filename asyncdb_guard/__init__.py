@@ -1,5 +1,6 @@
-"""One Postgres connection an environment, a bounded wait for it, and a circuit breaker in front of it."""
+"""One Postgres connection per environment, a bounded wait for it, and a circuit breaker in front of it."""
 
+from asyncdb_guard.breaker import CircuitState
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection as Connection
 from asyncdb_guard.errors import (
@@ -16,7 +17,7 @@ from asyncdb_guard.errors import (
     TriggerEventError,
     TriggerFailedError,
 )
-from asyncdb_guard.events import Event, Listener, log_events
+from asyncdb_guard.events import Event, EventName, Listener, log_events
 from asyncdb_guard.pool import GuardedPool, PoolStats
 from asyncdb_guard.settings import ConnectTarget, DatabaseSettings
 
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AcquireTimeoutError",
     "CircuitOpenError",
+    "CircuitState",
     "ConfigurationError",
     "ConnectFailedError",
     "ConnectTarget",
@@ -35,6 +37,7 @@ __all__ = [
     "DatabaseUnavailableError",
     "DeadlineExceededError",
     "Event",
+    "EventName",
     "GuardError",
     "GuardedPool",
     "Listener",

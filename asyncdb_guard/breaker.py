@@ -1,15 +1,15 @@
-"""The circuit breaker: aiobreaker's states, storage and listeners, with a clock and a gate of our own.
+"""The circuit breaker: aiobreaker's states, storage and listeners, with our own clock and admission.
 
-aiobreaker 1.2 never runs a call here, since its `call_async` takes asyncpg's error classes for predicates
-(`type(x) is type` is false for a class with a metaclass), lets every caller through a half-open circuit, counts
-excluded errors as successes, raises its own error in place of the cause, and reckons in `datetime.utcnow()`.
+aiobreaker 1.2 never runs a call here. Its `call_async` takes asyncpg's error classes for predicates (`type(x) is type`
+is false for a class with a metaclass), admits every caller to a half-open circuit, counts excluded errors as successes,
+raises its own error in place of the cause, and computes with `datetime.utcnow()`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 from aiobreaker import CircuitBreaker as Circuit
 from aiobreaker import CircuitBreakerListener, CircuitBreakerState
@@ -24,18 +24,30 @@ from asyncdb_guard.events import (
     CircuitRejected,
     Event,
 )
+from asyncdb_guard.failure_kind import FailureKind
+
+CircuitState: TypeAlias = Literal["closed", "open", "half_open"]
 
 _CLOSED = CircuitBreakerState.CLOSED
 _HALF_OPEN = CircuitBreakerState.HALF_OPEN
 _OPEN = CircuitBreakerState.OPEN
 
+_COSTLY = frozenset({FailureKind.SILENT, FailureKind.FULL})
+"""A trial that meets silence costs a caller its time, one at a full server costs the server a login: open twice as
+long."""
+
 
 class CircuitBreaker:
-    """Admits callers and learns from what they report; lives as long as its pool.
+    """Admits callers and learns from their reports; lives as long as its pool.
 
     A permit is the number of a generation. Each trip, each trial and each recovery begins a new one, and a report
     with an old permit changes nothing. All times are seconds. Jitter comes from the operating system's random
     source, so that environments restored from one snapshot don't march in step.
+
+    An open period lasts `reset_timeout`, doubles with each failed trial to `reset_timeout_max`, and is twice that after
+    silence and for a full server. The first 57P03 after anything else starts the periods afresh, as the server is on
+    its way. Jitter is drawn from the upper half: the least that keeps a fleet out of step, since more of it leaves a
+    longer tail of late environments.
     """
 
     def __init__(
@@ -55,20 +67,21 @@ class CircuitBreaker:
         self._emit = emit
         self._draw = draw or random.SystemRandom().uniform
         self._period = reset_timeout
+        self._kind: FailureKind | None = None
         self._open_for = 0.0
         self._opened_at: Instant = (0.0, 0.0)
         self._trial_since: Instant | None = None
         self._calm = True
-        """Whether the circuit is closed and no failure is counted: then a caller's way in and out decides nothing."""
+        """Whether the circuit is closed with no failure counted: the fast path, with nothing to decide."""
         self.generation = 0
-        """The permit of whoever is admitted now; an older one no longer counts."""
+        """The permit for callers admitted now; older permits no longer count."""
         self._storage = CircuitMemoryStorage(_CLOSED)
         self._circuit = Circuit(state_storage=self._storage, listeners=[_Announcer(self)])
 
     @property
-    def state(self) -> str:
+    def state(self) -> CircuitState:
         """`closed`, `open` or `half_open`."""
-        return str(self._storage.state.name).lower()
+        return cast("CircuitState", self._storage.state.name.lower())
 
     @property
     def failures(self) -> int:
@@ -96,7 +109,7 @@ class CircuitBreaker:
         return self.generation
 
     def succeeded(self, permit: int) -> None:
-        """The database answered. A trial that says so closes the circuit."""
+        """Report that the database answered. From a trial, this closes the circuit."""
         if self._calm or permit != self.generation:
             return
         if self._storage.state is _HALF_OPEN:
@@ -107,45 +120,51 @@ class CircuitBreaker:
         self._storage.reset_counter()
         self._calm = True
 
-    def failed(self, permit: int, now: Instant) -> None:
-        """The database failed. The last failure of a run, or a trial's, opens the circuit."""
+    def failed(self, permit: int, now: Instant, kind: FailureKind, *, alone: bool) -> None:
+        """The database failed. The last failure of a run, or a trial's, opens the circuit.
+
+        `alone`: it was a connect, of a pool that has no session besides. If that met silence it opens the circuit, as
+        each further try would make one more caller hang.
+        """
         if permit != self.generation:
             return
         self._calm = False
         self._storage.increment_counter()
+        returning = kind is FailureKind.STARTING and self._kind is not FailureKind.STARTING
+        self._kind = kind
         if self._storage.state is _HALF_OPEN:
-            self._period = min(self._period * 2, self._longest_period)
-        elif self._storage.counter < self._fail_max:
+            self._period = self._first_period if returning else min(self._period * 2, self._longest_period)
+        elif self._storage.counter < self._fail_max and not (alone and kind is FailureKind.SILENT):
             return
-        self._trip(now)
+        self._trip(now, self._period * 2 if kind in _COSTLY else self._period)
 
     def released(self, permit: int) -> None:
-        """The caller learned nothing. A trial that says so frees its place at once."""
+        """Report that the caller learned nothing about the database. The next caller may then be the trial."""
         if permit == self.generation:
             self._trial_since = None
 
-    def _trip(self, now: Instant) -> None:
+    def _trip(self, now: Instant, period: float) -> None:
         self._trial_since = None
         self._opened_at = now
-        # full jitter on the upper half: a fleet that tripped together must not try together
-        self._open_for = self._draw(self._period / 2, self._period)
+        # a fleet that tripped together must not try together
+        self._open_for = self._draw(period / 2, period)
         self.generation += 1
         self._enter(_OPEN)
 
     def _enter(self, state: CircuitBreakerState) -> None:
         self._storage.state = state
-        # aiobreaker/circuitbreaker.py: reading `state` adopts what the storage says and tells the listeners
+        # aiobreaker/circuitbreaker.py: reading `state` adopts the storage's state and notifies the listeners
         _ = self._circuit.state
 
     def _refuse(self, retry_after: float) -> None:
         self._emit(CircuitRejected())
         raise CircuitOpenError(
-            f"The circuit is open after repeated database failures; try again in {retry_after:.1f} s.",
+            f"The circuit is open after repeated database failures. Try again in {retry_after:.1f} s.",
             retry_after=retry_after,
         )
 
     def announce(self, state: CircuitBreakerState) -> None:
-        """Tell the listeners of the pool what aiobreaker tells its own."""
+        """Emit the pool's event for a change of state."""
         if state is _OPEN:
             self._emit(CircuitOpened(self._open_for))
         elif state is _HALF_OPEN:
@@ -155,7 +174,7 @@ class CircuitBreaker:
 
 
 class _Announcer(CircuitBreakerListener):  # type: ignore[misc]  # aiobreaker is untyped
-    """Bridges aiobreaker's notifications to the pool's events."""
+    """Turns aiobreaker's notifications into the pool's events."""
 
     def __init__(self, breaker: CircuitBreaker) -> None:
         self._breaker = breaker

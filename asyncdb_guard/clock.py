@@ -1,4 +1,4 @@
-"""Time that survives a freeze. A decision never reads a clock: it is given an instant."""
+"""Time that stays right across a freeze. Decisions never read a clock: they take an instant as an argument."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import TypeAlias
 
 Instant: TypeAlias = tuple[float, float]
-"""Seconds of the monotonic clock, and seconds of the wall clock, read together."""
+"""Seconds on the monotonic clock and seconds on the wall clock, read together."""
 
 
 def now() -> Instant:
@@ -14,9 +14,9 @@ def now() -> Instant:
 
 
 def elapsed(since: Instant, until: Instant) -> float:
-    """Seconds between two instants, never below zero.
+    """Return the seconds between two instants, never below zero.
 
-    The larger of both clocks: the monotonic one stands still while a micro-VM is frozen
-    (CLOCK_MONOTONIC excludes suspension), the wall clock may be set back.
+    The larger of the two clocks' answers: the monotonic clock stops while a micro-VM is frozen (CLOCK_MONOTONIC
+    excludes suspension), and the wall clock can be set back.
     """
     return max(until[0] - since[0], until[1] - since[1], 0.0)

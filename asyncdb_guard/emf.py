@@ -1,4 +1,4 @@
-"""CloudWatch metrics from Lambda: one line a claims load, in the embedded metric format."""
+"""CloudWatch metrics from Lambda: one line per `load_claims`, in the embedded metric format (EMF)."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import time
 from typing import Any
 
 _UNITS = {"CacheMiss": "Count", "AcquireTime": "Milliseconds", "Rejected": "Count", "Failed": "Count"}
-_YES = frozenset({"1", "true", "t", "yes", "y", "on"})
+_TRUE_VALUES = frozenset({"1", "true", "t", "yes", "y", "on"})
 
 
-class LoadMetrics:
-    """What one `load_claims` has to tell; lives for that call."""
+class TriggerMetrics:
+    """The metrics of one call of a trigger; lives for that call."""
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {"Rejected": 0, "Failed": 0}
 
-    def looked_up(self, *, miss: bool) -> None:
-        """Claims were asked for: 1 if that took a load, so that the average is the miss rate."""
+    def record_lookup(self, *, miss: bool) -> None:
+        """Record that claims were needed. A miss is 1, a hit 0, so that the average is the miss rate."""
         self._values["CacheMiss"] = int(miss)
 
-    def acquired(self, seconds: float) -> None:
-        """A connection was borrowed; a second one for the same load adds up."""
+    def add_acquire_time(self, seconds: float) -> None:
+        """Add the time that borrowing a connection took."""
         self._values["AcquireTime"] = round(self._values.get("AcquireTime", 0) + seconds * 1000, 3)
 
-    def rejected(self) -> None:
-        """The circuit breaker refused."""
+    def record_rejection(self) -> None:
+        """Record that the circuit breaker rejected the call."""
         self._values["Rejected"] = 1
 
-    def failed(self) -> None:
-        """The sign-in was denied."""
+    def record_failure(self) -> None:
+        """Record that the trigger failed."""
         self._values["Failed"] = 1
 
     def publish(self) -> None:
-        """In Lambda, print one line in CloudWatch's embedded metric format; elsewhere do nothing.
+        """In Lambda, print the metrics as one line on stdout; elsewhere, do nothing.
 
-        Conventional variables: POWERTOOLS_METRICS_NAMESPACE (default `asyncdb_guard`), POWERTOOLS_SERVICE_NAME
-        (default `service_undefined`), and POWERTOOLS_METRICS_DISABLED to switch it off.
+        Environment variables: POWERTOOLS_METRICS_NAMESPACE (default `asyncdb_guard`), POWERTOOLS_SERVICE_NAME (default
+        `service_undefined`), and POWERTOOLS_METRICS_DISABLED=true to turn it off.
         """
         environment = os.environ
-        # not the runtime's address: a copy of the function that is run elsewhere for a test has this name, too
+        # Not the address of the runtime API: a test that runs the function elsewhere also sets this variable.
         if "AWS_LAMBDA_FUNCTION_NAME" not in environment:
             return
-        if environment.get("POWERTOOLS_METRICS_DISABLED", "").strip().lower() in _YES:
+        if environment.get("POWERTOOLS_METRICS_DISABLED", "").strip().lower() in _TRUE_VALUES:
             return
         line = emf_line(
             self._values,
@@ -53,17 +53,17 @@ class LoadMetrics:
             namespace=environment.get("POWERTOOLS_METRICS_NAMESPACE", "").strip() or "asyncdb_guard",
             service=environment.get("POWERTOOLS_SERVICE_NAME", "").strip() or "service_undefined",
         )
-        # A sign-in does not fail because nobody reads its metrics.
+        # A broken stdout must not fail a sign-in.
         with contextlib.suppress(OSError, ValueError):
-            # One write, past `logging`: a prefix would make it a line like any other.
+            # One write, without `logging`: CloudWatch ignores a line with a prefix.
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
 
 def emf_line(values: dict[str, float], *, at: float, namespace: str, service: str) -> str:
-    """One document of the embedded metric format, on one line; `at` in seconds since the epoch.
+    """One EMF document on one line; `at` in seconds since the epoch.
 
-    Amazon CloudWatch user guide, "Specification: Embedded metric format".
+    Source: Amazon CloudWatch user guide, "Specification: Embedded metric format".
     """
     document: dict[str, Any] = {
         "_aws": {

@@ -1,18 +1,18 @@
-"""Everything this library raises. One root, and texts that are safe to show to anybody."""
+"""Every error that this library raises. They share one base class, and their texts are safe to show to anybody."""
 
 from __future__ import annotations
 
 
 class GuardError(Exception):
-    """The root of all errors of this library."""
+    """The base class of all errors of this library."""
 
 
 class ConfigurationError(GuardError):
-    """A setting is wrong, unknown or contradictory. Names every such setting, never a secret."""
+    """A setting is wrong, unknown or contradictory. The text names every such setting and never a secret."""
 
     def __init__(self, *faults: str) -> None:
         self.faults = faults
-        """One sentence a fault, each with its remedy."""
+        """One text per fault, each with its remedy."""
         super().__init__(*faults)
 
     def __str__(self) -> str:
@@ -33,31 +33,31 @@ class PoolClosedError(GuardError):
 
 
 class PoolInUseError(GuardError):
-    """The pool was used from a second event loop while the first one was running."""
+    """The pool was used from a second event loop while the first was still running."""
 
     def __init__(
         self,
-        message: str = "The pool is in use on another event loop, which is still running. Create one GuardedPool for"
-        " each thread that runs an event loop.",
+        message: str = "The pool is in use on another event loop that is still running. Create one GuardedPool for each"
+        " thread that runs an event loop.",
     ) -> None:
         super().__init__(message)
 
 
 class DatabaseUnavailableError(GuardError):
-    """The database is unavailable. Trying again later may help."""
+    """The database is unavailable. A later attempt may succeed."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds after which another try makes sense, or None where nobody knows."""
+        """Seconds until another attempt makes sense, or None if that is unknown."""
 
 
 class CircuitOpenError(DatabaseUnavailableError):
-    """Refused by the circuit breaker, without touching the network."""
+    """The circuit breaker refused the call, without touching the network. `retry_after` is always set."""
 
 
 class ConnectFailedError(DatabaseUnavailableError):
-    """No session could be opened. `__cause__` is the driver's own error."""
+    """A connection could not be opened. `__cause__` is the driver's error."""
 
 
 class AcquireTimeoutError(DatabaseUnavailableError):
@@ -65,19 +65,19 @@ class AcquireTimeoutError(DatabaseUnavailableError):
 
 
 class ConnectTimeoutError(ConnectFailedError, AcquireTimeoutError):
-    """The timeout ended while the server was still being dialled: a failed connect and an acquire timeout in one."""
+    """The timeout expired during a connect: both a failed connect and an acquire timeout."""
 
 
 class DeadlineExceededError(DatabaseUnavailableError):
-    """The caller's own deadline ended while a statement of its block was still running."""
+    """The caller's own deadline expired while a statement of its block was still running."""
 
 
 class TriggerFailedError(GuardError):
-    """All that a Cognito trigger ever raises.
+    """The only error that a Cognito trigger raises.
 
-    Cognito shows this text to the person who signs in, so it is fixed; the cause goes to the log only.
+    Cognito shows its text to the person who signs in, so the text is fixed; the cause goes to the log only.
     """
 
 
 class TriggerEventError(TriggerFailedError):
-    """The event is none that this trigger handles. Names the field, never its value."""
+    """The trigger does not handle this event. The text names the field, never its value."""

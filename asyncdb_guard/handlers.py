@@ -1,8 +1,8 @@
-"""Lambda entry points without code of the user's: the statements are LAMBDA_DATABASE_CLAIMS_SQL and _PROVISION_SQL.
+"""Ready Lambda handlers that need no code, only the statements in LAMBDA_DATABASE_CLAIMS_SQL and _PROVISION_SQL.
 
-Handlers: `asyncdb_guard.handlers.load_claims` for pre token generation, and `asyncdb_guard.handlers.provision_user`
-for post confirmation. In Lambda, importing them opens the connection, as `lambda_handler(prewarm=)` does; elsewhere
-nothing is read before the first event.
+Use `asyncdb_guard.handlers.load_claims` for pre token generation and `asyncdb_guard.handlers.provision_user` for post
+confirmation. In Lambda, importing this module opens the connection, as `lambda_handler(prewarm=)` does. Elsewhere,
+nothing is read or opened before the first event.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.runtime import lambda_handler
 
 pool = GuardedPool()
-"""The pool of both; one Lambda function uses one of them."""
+"""The pool of both handlers; one Lambda function uses one of them."""
 
 triggers = CognitoTriggers(pool)
 
-# Whichever of the two is used, this opens its connection in the init phase: both are made here.
+# A function uses one handler but imports both, so one `prewarm=` opens its connection in the init phase.
 load_claims = lambda_handler(triggers.load_claims, prewarm=pool)
 provision_user = lambda_handler(triggers.provision_user)

@@ -1,40 +1,59 @@
-"""An error, told for the log. Pure: no I/O, and no value of anybody's."""
+"""Describes an error for the log without its values. Pure: no I/O."""
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from types import FrameType
 
 from asyncdb_guard.errors import GuardError
 from asyncdb_guard.verdict import chain_of, sqlstate_of
 
+_CAUSES_MAX = 12
+"""Errors of one chain that are told: a group may hold thousands."""
+
+_WORD_MAX = 200
+"""Characters of a name or a path that are told."""
+
 
 def describe(error: BaseException) -> str:
-    """Tell the type of `error`, its SQLSTATE and the code it came through, and the same of its causes.
+    """Tell the type of `error`, its SQLSTATE and the code it came through, and the same of its causes: in one line.
 
-    Its text is left out, as it may carry a person's values, an SQL statement or a host; only of an error that this
-    library itself raised is the text known to carry none. Of its frames, this library's are left out where there are
-    others.
+    The text of an error may contain personal data, SQL or a host, so it is left out, unless this library raised the
+    error itself. Frames of this library are left out if there are others.
     """
-    return "; because of ".join(map(_describe_alone, chain_of(error)))
+    chain = list(itertools.islice(chain_of(error), _CAUSES_MAX + 1))
+    told = "; because of ".join(map(_describe_alone, chain[:_CAUSES_MAX]))
+    return told + ("; because of more" if len(chain) > _CAUSES_MAX else "")
+
+
+def type_name(error: BaseException) -> str:
+    """The name of the type of `error`, with its module if it is not a built-in one."""
+    kind = type(error)
+    module = str(kind.__module__)
+    return _word(kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}")
 
 
 def _describe_alone(error: BaseException) -> str:
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     sqlstate = sqlstate_of(error)
     trace = list(traceback.walk_tb(error.__traceback__))
     others = [step for step in trace if not _is_ours(step[0])]
     ours = isinstance(error, GuardError) and bool(trace) and _is_ours(trace[-1][0])
-    places = [f"{frame.f_code.co_filename}:{line} ({frame.f_code.co_name})" for frame, line in others or trace[-1:]]
+    places = [
+        _word(f"{frame.f_code.co_filename}:{line} ({frame.f_code.co_name})") for frame, line in others or trace[-1:]
+    ]
     return "".join(
         (
-            name,
+            type_name(error),
             f" [{sqlstate}]" if sqlstate else "",
             f": {error}" if ours else "",
             f" at {' > '.join(places)}" if places else "",
         )
     )
+
+
+def _word(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_WORD_MAX])
 
 
 def _is_ours(frame: FrameType) -> bool:

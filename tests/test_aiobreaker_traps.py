@@ -109,9 +109,11 @@ async def test_aiobreaker_lets_all_of_fifty_through_a_half_open_circuit():
 async def test_one_of_fifty_is_let_through_our_half_open_circuit(proxy, url_via_tcp_proxy, eventually, later):
     knobs = {"breaker_fail_max": 1, "breaker_reset_timeout_ms": 500, "breaker_reset_timeout_max_ms": 500}
     async with GuardedPool(settings(url_via_tcp_proxy, pool_max=5, connect_timeout_ms=5000, **knobs)) as pool:
-        with pytest.raises(TimeoutError):
-            await pool.execute("SELECT pg_sleep(5)", timeout=0.01)
-        later(0.5)
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            async with pool.acquire():
+                raise asyncpg.ConnectionDoesNotExistError("This opens the circuit.")
+        await eventually(lambda: pool.stats()["idle"] == 1)
+        later(1.0)
         proxy.deaf = True
         callers = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(50)]
         await eventually(lambda: sum(caller.done() for caller in callers) == 49)
@@ -139,16 +141,16 @@ async def test_aiobreaker_counts_an_excluded_error_as_a_success():
 
 
 async def test_a_neutral_error_is_no_success(url):
-    async with GuardedPool(settings(url)) as pool:
+    async with GuardedPool(settings(url, command_timeout_ms=50)) as pool:
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await pool.execute("SELECT pg_sleep(5)", timeout=0.01)
+                await pool.execute("SELECT pg_sleep(5)")
             with pytest.raises(KeyError):
                 async with pool.acquire():
                     raise KeyError("not the database's")
         assert pool._core.breaker.failures == 2
         with pytest.raises(TimeoutError):
-            await pool.execute("SELECT pg_sleep(5)", timeout=0.01)
+            await pool.execute("SELECT pg_sleep(5)")
         assert pool.stats()["circuit"] == "open"
 
 
@@ -171,9 +173,9 @@ async def test_the_call_that_trips_our_circuit_raises_its_own_error(url, dead_ur
             assert isinstance(caught.value.__cause__, OSError)
         with pytest.raises(CircuitOpenError):
             await pool.ping()
-    async with GuardedPool(settings(url, breaker_fail_max=1)) as pool:
+    async with GuardedPool(settings(url, breaker_fail_max=1, command_timeout_ms=50)) as pool:
         with pytest.raises(TimeoutError) as late:
-            await pool.execute("SELECT pg_sleep(5)", timeout=0.01)
+            await pool.execute("SELECT pg_sleep(5)")
         assert type(late.value) is TimeoutError
         assert pool.stats()["circuit"] == "open"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from tests.benchmarks.figures import Figure, Ratio, Spread, compare
-from tests.benchmarks.report import markdown
+from tests.benchmarks.report import markdown, table
 
 if TYPE_CHECKING:
     from typing import Any
@@ -29,10 +30,14 @@ MEASURES = {
     "Cold start: connect and first row, CPU",
     "Cold start: imports, CPU",
     "Cold start: settings, CPU",
+    "Lone borrow, 1 ms away",
     "Modules at the first row",
     "Peak memory at the first row",
     "Refusal while the circuit is open",
     "Round trips of a warm borrow",
+    "Round trips until a lone borrow returns",
+    "Service load, p99 of a request",
+    "Service load, throughput",
     "Warm borrow, 1 ms away",
     "Warm borrow, on loopback",
 }
@@ -71,6 +76,16 @@ def test_a_warm_borrow_takes_the_round_trips_that_it_must(told: dict[str, Any]) 
     assert trips["GuardedPool, reset always"] == trips["GuardedPool, proxy profile"] == 2
 
 
+def test_a_lone_borrow_waits_for_no_reset(told: dict[str, Any]) -> None:
+    trips = {
+        figure["name"]: figure["value"]["middle"]
+        for figure in told["figures"]
+        if figure["measure"] == "Round trips until a lone borrow returns"
+    }
+    assert trips["asyncpg connection"] == trips["GuardedPool, reset never"] == trips["GuardedPool, reset always"] == 1
+    assert trips["asyncpg.Pool"] == 2
+
+
 def test_it_names_the_versions_and_the_command(told: dict[str, Any]) -> None:
     assert {"asyncdb_guard", "asyncpg", "Python", "PostgreSQL"} <= told["versions"].keys()
     assert told["command"] == "nox -s bench -- --quick"
@@ -88,3 +103,12 @@ def test_a_ratio_compares_samples_of_the_same_round() -> None:
     twice = Ratio("them", Spread(2.0, 2.0, 2.0), 1.5)
     assert figures[1] == Figure("time", "us", Spread(4.0, 3.0, 12.0), "ms", (twice,))
     assert "| us | 4 ms (3 to 12.0) | 2.00 × them | ≤ 1.5 × them |" in markdown(figures)
+
+
+def test_a_bar_may_be_the_least() -> None:
+    figures = compare("pace", {"them": [10.0], "us": [5.0]}, "/s", bars={"us": {"them": 1.0}}, at_least=True)
+    assert "| us | 5 /s | 0.50 × them | ≥ 1 × them |" in markdown(figures)
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(table(figures))
+    assert "≥ 1 missed" in printed.get()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
 from asyncdb_guard.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRejected
+from asyncdb_guard.failure_kind import FailureKind
 
 FAIL_MAX, FIRST, LONGEST, LEASE = 3, 10.0, 60.0, 5.0
 START = (1000.0, 1_700_000_000.0)
@@ -40,15 +41,15 @@ class Bench:
     def admit(self):
         return self.breaker.admit(self.now)
 
-    def fail(self, permit=None):
-        self.breaker.failed(self.admit() if permit is None else permit, self.now)
+    def fail(self, permit=None, kind=FailureKind.ANSWERED, *, alone=False):
+        self.breaker.failed(self.admit() if permit is None else permit, self.now, kind, alone=alone)
 
     def succeed(self, permit=None):
         self.breaker.succeeded(self.admit() if permit is None else permit)
 
-    def trip(self):
+    def trip(self, kind=FailureKind.ANSWERED):
         for _ in range(FAIL_MAX):
-            self.fail()
+            self.fail(kind=kind)
         assert self.breaker.state == "open"
 
     def refused(self):
@@ -113,7 +114,7 @@ def test_an_open_circuit_refuses_and_says_when_to_come_back(bench):
     bench.trip()
     assert bench.refused() == 10.0
     bench.passes(4.0)
-    with pytest.raises(CircuitOpenError, match=r"^The circuit is open .*; try again in 6\.0 s\.$") as told:
+    with pytest.raises(CircuitOpenError, match=r"^The circuit is open .*\. Try again in 6\.0 s\.$") as told:
         bench.admit()
     assert told.value.retry_after == 6.0
 
@@ -137,7 +138,7 @@ def test_without_a_hand_on_it_the_jitter_covers_the_upper_half():
         breaker = CircuitBreaker(
             fail_max=1, reset_timeout=8.0, reset_timeout_max=8.0, trial_lease=1.0, emit=periods.append
         )
-        breaker.failed(breaker.admit(START), START)
+        breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=True)
     seconds = [event.seconds for event in periods]
     assert 4.0 <= min(seconds) < 4.5  # (7/8) ** 200 is 2.5e-12
     assert 7.5 < max(seconds) <= 8.0
@@ -169,6 +170,72 @@ def test_a_period_of_nothing_lets_the_trial_in_at_once():
     bench.trip()
     bench.admit()
     assert bench.breaker.state == "half_open"
+
+
+@pytest.mark.parametrize("kind", [FailureKind.SILENT, FailureKind.FULL])
+def test_after_silence_and_for_a_full_server_every_period_is_twice_as_long(bench, kind):
+    bench.trip(kind)
+    for period in (20.0, 40.0, 80.0, 120.0, 120.0):
+        assert bench.refused() == period
+        assert bench.drawn[-1] == (period / 2, period)
+        bench.passes(period)
+        bench.fail(kind=kind)
+
+
+def test_a_period_is_long_for_the_failure_that_began_it_only(bench):
+    bench.trip()
+    bench.passes(10.0)
+    bench.fail(kind=FailureKind.SILENT)
+    assert bench.refused() == 40.0
+    bench.passes(40.0)
+    bench.fail()
+    assert bench.refused() == 40.0
+
+
+@pytest.mark.parametrize("before", [FailureKind.ANSWERED, FailureKind.SILENT, FailureKind.FULL])
+def test_the_first_trial_that_meets_a_starting_server_starts_the_periods_afresh(bench, before):
+    bench.trip(before)
+    for _ in range(3):
+        bench.passes(200.0)
+        bench.fail(kind=before)
+    periods = []
+    for _ in range(4):
+        bench.passes(200.0)
+        bench.fail(kind=FailureKind.STARTING)
+        periods.append(bench.refused())
+    assert periods == [10.0, 20.0, 40.0, 60.0]
+
+
+def test_a_server_that_was_starting_all_the_time_is_no_news(bench):
+    bench.trip(FailureKind.STARTING)
+    bench.passes(10.0)
+    bench.fail(kind=FailureKind.STARTING)
+    assert bench.refused() == 20.0
+
+
+def test_a_connect_that_meets_silence_opens_the_circuit_at_once_where_the_pool_has_no_session_besides(bench):
+    bench.fail(kind=FailureKind.SILENT, alone=True)
+    assert (bench.breaker.state, bench.breaker.failures) == ("open", 1)
+    assert bench.refused() == 20.0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.SILENT])
+def test_a_connect_that_got_an_answer_counts_as_one_failure(bench, kind):
+    bench.fail(kind=kind, alone=True)
+    assert (bench.breaker.state, bench.breaker.failures) == ("closed", 1)
+
+
+def test_silence_counts_as_one_failure_where_the_pool_has_a_session(bench):
+    bench.fail(kind=FailureKind.SILENT)
+    assert (bench.breaker.state, bench.breaker.failures) == ("closed", 1)
+
+
+def test_periods_stop_growing_however_many_trials_fail(bench):
+    bench.trip()
+    for _ in range(5000):  # a float doubled 1,024 times is no float any more
+        bench.passes(200.0)
+        bench.fail()
+    assert bench.refused() == LONGEST
 
 
 def test_one_trial_of_fifty(bench):
@@ -352,6 +419,6 @@ def test_a_listener_sees_the_breaker_as_it_is_after_the_change():
         fail_max=1, reset_timeout=FIRST, reset_timeout_max=LONGEST, trial_lease=LEASE,
         emit=lambda event: seen.append((event.name, breaker.state)),
     )  # fmt: skip
-    breaker.failed(breaker.admit(START), START)
+    breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=True)
     breaker.succeeded(breaker.admit((START[0] + FIRST, START[1])))
     assert seen == [("circuit_opened", "open"), ("circuit_half_opened", "half_open"), ("circuit_closed", "closed")]

@@ -9,8 +9,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
+from asyncdb_guard.failure_kind import FailureKind
 
 FAIL_MAX, FIRST, LONGEST, LEASE = 3, 8.0, 20.0, 4.0
+KINDS = st.sampled_from(FailureKind)
 TICKS = st.integers(0, 100).map(lambda ticks: ticks / 4)  # exact as floats, so that sums of them compare equal
 
 
@@ -51,7 +53,8 @@ class BreakerMachine(RuleBasedStateMachine):
         )  # fmt: skip
         self.state = "closed"
         self.failures = 0
-        self.period = FIRST
+        self.failed_trials = 0
+        self.last_kind: FailureKind | None = None
         self.open_for = 0.0
         self.since_trip = Stopwatch()
         self.since_trial = Stopwatch()
@@ -132,33 +135,40 @@ class BreakerMachine(RuleBasedStateMachine):
         self.failures = 0
         if self.state == "half_open":
             self.state = "closed"
-            self.period = FIRST
             self.trial = None
             self.forget_everybody()
             self.told.append("circuit_closed")
 
-    @rule(caller=callers)
-    def a_caller_fails(self, caller: Caller) -> None:
-        self.breaker.failed(caller.permit, self.now)
+    @rule(caller=callers, kind=KINDS, alone=st.booleans())
+    def a_caller_fails(self, caller: Caller, kind: FailureKind, alone: bool) -> None:
+        self.breaker.failed(caller.permit, self.now, kind, alone=alone)
         if caller.stale:
             return
         self.failures += 1
+        last_kind, self.last_kind = self.last_kind, kind
         if self.state == "half_open":
-            self.period = min(2 * self.period, LONGEST)
-        elif self.failures < FAIL_MAX:
+            self.failed_trials += 1
+            if kind is FailureKind.STARTING and last_kind is not FailureKind.STARTING:
+                self.failed_trials = 0
+        elif self.failures >= FAIL_MAX or (kind is FailureKind.SILENT and alone):
+            self.failed_trials = 0
+        else:
             return
+        period = min(FIRST * 2**self.failed_trials, LONGEST)
+        if kind in (FailureKind.SILENT, FailureKind.FULL):
+            period *= 2
         self.state = "open"
-        self.open_for = self.period / 2 + self.jitter * self.period / 2
+        self.open_for = period / 2 + self.jitter * period / 2
         self.since_trip = Stopwatch()
         self.trial = None
         self.forget_everybody()
         self.told.append("circuit_opened")
 
     @precondition(lambda self: self.state == "closed")
-    @rule()
-    def the_database_goes_down(self) -> None:
+    @rule(kind=KINDS, alone=st.booleans())
+    def the_database_goes_down(self, kind: FailureKind, alone: bool) -> None:
         while self.state == "closed":
-            self.a_caller_fails(self.somebody_goes())
+            self.a_caller_fails(self.somebody_goes(), kind, alone)
 
     @precondition(lambda self: self.expected_refusal() is None)
     @rule()
@@ -166,9 +176,9 @@ class BreakerMachine(RuleBasedStateMachine):
         self.a_caller_succeeds(self.somebody_goes())
 
     @precondition(lambda self: self.expected_refusal() is None)
-    @rule()
-    def the_next_caller_fails(self) -> None:
-        self.a_caller_fails(self.somebody_goes())
+    @rule(kind=KINDS)
+    def the_next_caller_fails(self, kind: FailureKind) -> None:
+        self.a_caller_fails(self.somebody_goes(), kind, alone=False)
 
     @rule(caller=callers)
     def a_caller_learns_nothing(self, caller: Caller) -> None:

@@ -7,9 +7,10 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+import asyncpg
 import pytest
 
-from asyncdb_guard import CircuitOpenError, DatabaseSettings, DeadlineExceededError, GuardedPool
+from asyncdb_guard import CircuitOpenError, DatabaseSettings, GuardedPool
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
@@ -48,9 +49,9 @@ async def aged(pool: GuardedPool) -> None:
 async def on_trial(pool: GuardedPool) -> None:
     """The next caller is the one that a half-open circuit lets through."""
     while pool.stats()["circuit"] != "open":
-        with suppress(CircuitOpenError, DeadlineExceededError):
+        with suppress(CircuitOpenError, asyncpg.ConnectionDoesNotExistError):
             async with pool.acquire():
-                raise DeadlineExceededError("This opens the circuit.")
+                raise asyncpg.ConnectionDoesNotExistError("This opens the circuit.")
     await asyncio.sleep(0.002)
 
 

@@ -73,8 +73,9 @@ class Places(RuleBasedStateMachine):
             self.working.append(connection)
             assert self.connections.growth_paused_for(self.now) == 0.0
         else:
-            self.connections.connecting.discard(attempt)
-            if self.connections.in_use:
+            self.connections.give_up(attempt)
+            self.connections.let_go(attempt)
+            if self.connections.promising:
                 pause = self.connections.pause_growth(self.now)
                 assert 0.0 < pause <= GROWTH_PAUSE_MAX
                 assert not self.connections.may_connect(self.now)
@@ -139,7 +140,7 @@ class Places(RuleBasedStateMachine):
     @invariant()
     def a_pool_without_connections_may_always_connect(self) -> None:
         connections = self.connections
-        if connections.vacant and not (connections.lent or connections.at_work):
+        if connections.vacant and not (connections.lent or connections.at_work or connections.connecting):
             assert connections.may_connect(self.now)
 
 

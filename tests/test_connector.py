@@ -15,7 +15,7 @@ import pytest
 
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
-from asyncdb_guard.connect.connector import Connector
+from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.eventually import Eventually
@@ -35,6 +35,8 @@ RELIED_UPON = {
     "_transport": "test_a_connection_has_a_transport_with_a_socket",
     "_pool_holder": "test_an_orphaned_connection_wakes_no_pool",
     "_aborted": "test_an_orphaned_connection_wakes_no_pool",
+    "_listeners": "test_a_connection_keeps_its_listeners_by_channel",
+    "_uid": "test_a_number_goes_up_with_each_new_statement",
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
@@ -180,6 +182,29 @@ async def test_an_orphaned_connection_wakes_no_pool(pool: asyncpg.Pool) -> None:
     pool.terminate()
 
 
+async def test_a_connection_keeps_its_listeners_by_channel(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        await connection.add_listener("channel", print)
+        assert list(connection._con._listeners) == ["channel"], f"{ASYNCPG}: Connection._listeners"
+        connection._con._listeners.clear()
+
+
+async def test_a_number_goes_up_with_each_new_statement(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        await connection.fetchval("SELECT 1")
+        before = asyncpg.connection._uid
+        await connection.fetchval("SELECT 1")
+        assert asyncpg.connection._uid == before, f"{ASYNCPG}: connection._uid counts statements that it knows already"
+        await connection.fetchval("SELECT 2")
+        assert asyncpg.connection._uid > before, f"{ASYNCPG}: connection._uid"
+
+
+async def test_a_script_is_answered_with_its_last_tag(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        tag = await connection._con._protocol.query("RESET ALL;SELECT FROM generate_series(1, 3)", 1.0)
+        assert tag == "SELECT 3", f"{ASYNCPG}: _protocol.query(sql, timeout)"
+
+
 async def test_statements_go_through_two_methods(url: str) -> None:
     called = []
 
@@ -290,19 +315,20 @@ async def test_a_server_that_does_not_know_the_timeouts_gets_none(
     url_via_tcp_proxy: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """As PostgreSQL before 14: the first connect is refused with SQLSTATE 42704, and nobody asks again."""
-    known = Connector._session_settings
-    monkeypatch.setattr(
-        Connector,
-        "_session_settings",
-        lambda self, target: {f"{name}_of_tomorrow": value for name, value in known(self, target).items()},
-    )
+    known = ServerTraits.__init__
+
+    def of_tomorrow(traits: ServerTraits, *timeouts: float) -> None:
+        known(traits, *timeouts)
+        traits.timeouts = {f"{name}_of_tomorrow": value for name, value in traits.timeouts.items()}
+
+    monkeypatch.setattr(ServerTraits, "__init__", of_tomorrow)
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, idle_timeout_ms=100)) as guarded:
         assert await guarded.fetchval("SHOW idle_session_timeout") == "0"
-        assert proxy.accepted == 2
+        assert proxy.accepted == 5  # each of the four is refused by name
         assert guarded.stats()["connect_failures"] == 0
         await eventually(lambda: guarded.stats()["closed"] == 1)
         await guarded.ping()
-        assert proxy.accepted == 3
+        assert proxy.accepted == 6
 
 
 async def test_the_schema_of_the_url_is_the_search_path(server: Cluster, role: str) -> None:

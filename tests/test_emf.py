@@ -13,7 +13,7 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers
-from asyncdb_guard.emf import LoadMetrics, emf_line
+from asyncdb_guard.emf import TriggerMetrics, emf_line
 from asyncdb_guard.events import CacheMiss, CircuitOpened, log_events
 from tests.cognito.conftest import returning
 from tests.cognito.events import confirmation_event, machine_event, token_event
@@ -141,7 +141,7 @@ def test_names_come_from_the_conventional_variables(
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "sign-in")
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Shop/Identity")
     monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", "false")
-    LoadMetrics().publish()
+    TriggerMetrics().publish()
     (line,) = printed(capsys)
     assert line["service"] == "sign-in"
     assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Shop/Identity"
@@ -152,7 +152,7 @@ def test_blank_names_count_as_none(
 ) -> None:
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", " ")
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "")
-    LoadMetrics().publish()
+    TriggerMetrics().publish()
     (line,) = printed(capsys)
     assert line["service"] == "service_undefined"
     assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "asyncdb_guard"
@@ -170,7 +170,7 @@ def test_a_line_is_one_write(in_lambda: None, monkeypatch: pytest.MonkeyPatch) -
 
     stdout = Writes()
     monkeypatch.setattr(sys, "stdout", stdout)
-    LoadMetrics().publish()
+    TriggerMetrics().publish()
     (text,) = stdout.writes
     validated(text.removesuffix("\n"))
 
@@ -184,13 +184,13 @@ def test_a_broken_stdout_fails_no_sign_in(
             raise fault
 
     monkeypatch.setattr(sys, "stdout", Broken())
-    LoadMetrics().publish()
+    TriggerMetrics().publish()
 
 
 def test_acquisitions_add_up() -> None:
-    metrics = LoadMetrics()
-    metrics.acquired(0.0010004)
-    metrics.acquired(0.5)
+    metrics = TriggerMetrics()
+    metrics.add_acquire_time(0.0010004)
+    metrics.add_acquire_time(0.5)
     line = validated(emf_line(metrics._values, at=1.8e9, namespace="n", service="s"))
     assert line["AcquireTime"] == 501.0
     assert line["_aws"]["Timestamp"] == 1_800_000_000_000

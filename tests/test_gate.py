@@ -16,11 +16,11 @@ from asyncdb_guard import (
     ConnectTimeoutError,
     DatabaseSettings,
     DatabaseUnavailableError,
-    DeadlineExceededError,
     GuardedPool,
 )
 from asyncdb_guard.events import Event
 from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import assert_accounts_balance, at_rest
 from tests.support.eventually import Eventually
@@ -51,22 +51,84 @@ async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusa
             with pytest.raises(CircuitOpenError) as refused:
                 await pool.ping()
             assert refused.value.retry_after is not None
-            assert 0 < refused.value.retry_after <= 10
+            assert 0 < refused.value.retry_after <= 2
         assert proxy.accepted == 3
         assert pool.stats()["circuit"] == "open"
         assert [event.name for event in heard] == ["circuit_opened", *["circuit_rejected"] * 5]
         assert_accounts_balance(pool)
 
 
+async def test_one_connect_that_meets_silence_opens_the_circuit_of_a_pool_without_sessions(
+    proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
+    proxy.hang = True
+    settings = DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=200)
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConnectTimeoutError):
+            await pool.ping()
+        with pytest.raises(CircuitOpenError) as refused:
+            await pool.ping()
+        assert refused.value.retry_after is not None
+        assert 1.5 < refused.value.retry_after <= 4  # twice the first period, its upper half
+        assert proxy.accepted == 1
+
+
+async def test_silence_is_one_failure_of_three_while_the_pool_has_a_session(
+    proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, connect_timeout_ms=200)
+    async with GuardedPool(settings) as pool, pool.acquire():
+        proxy.hang = True
+        for _ in range(2):
+            with pytest.raises(AcquireTimeoutError):
+                await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
+
+
+async def test_a_connect_that_succeeds_beside_one_that_hangs_keeps_the_circuit_closed(
+    proxy: TcpProxy, url_via_tcp_proxy: str, eventually: Eventually
+) -> None:
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, connect_timeout_ms=1000)
+    async with GuardedPool(settings) as pool:
+        proxy.hang = True
+        first = asyncio.create_task(pool.ping())
+        await eventually(lambda: proxy.open_connections == 1)
+        proxy.hang = False
+        async with pool.acquire():  # by a second connect
+            await first
+            with pytest.raises(ConnectTimeoutError):
+                await pool.ping(timeout=0.6)
+            assert pool.stats()["circuit"] == "closed"
+
+
+async def test_a_full_server_keeps_the_circuit_open_for_twice_as_long(server: Cluster, role: str, url: str) -> None:
+    server.psql(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+    async with GuardedPool(DatabaseSettings(url=url, breaker_fail_max=1)) as pool:
+        with pytest.raises(ConnectFailedError):
+            await pool.ping()
+        with pytest.raises(CircuitOpenError) as refused:
+            await pool.ping()
+        assert refused.value.retry_after is not None
+        assert 1.5 < refused.value.retry_after <= 4
+
+
 @pytest.mark.parametrize("pool_max", [1, 5])
 async def test_nobody_connects_behind_an_open_circuit(
-    proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str, pool_max: int
+    proxy: TcpProxy,
+    url_via_tcp_proxy: str,
+    observer: Observer,
+    role: str,
+    pool_max: int,
+    eventually: Eventually,
 ) -> None:
-    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=pool_max, breaker_fail_max=1)
+    settings = DatabaseSettings(
+        url=url_via_tcp_proxy, pool_max=pool_max, breaker_fail_max=1, breaker_reset_timeout_ms=5000
+    )
     async with GuardedPool(settings) as pool:
         await pool.ping()
         proxy.refuse = True
         await observer.terminate(user=role)  # asyncpg alone would now connect in the background, again and again
+        await eventually(lambda: proxy.open_connections == 0)
         with pytest.raises(DatabaseUnavailableError):
             await pool.ping()
         assert pool.stats()["circuit"] == "open"
@@ -128,8 +190,8 @@ async def test_a_caller_who_gets_a_session_after_the_circuit_opened_is_refused(u
         await acquisition.__aenter__()
         waiting = asyncio.create_task(pool.ping(timeout=5.0))
         await asyncio.sleep(0)
-        deadline = DeadlineExceededError("The deadline ended.")
-        await acquisition.__aexit__(type(deadline), deadline, None)
+        lost = asyncpg.ConnectionDoesNotExistError("The session is lost.")
+        await acquisition.__aexit__(type(lost), lost, None)
         with pytest.raises(CircuitOpenError):
             await waiting
         await at_rest(pool)
@@ -146,8 +208,8 @@ async def test_a_session_that_comes_with_the_news_of_an_open_circuit_goes_back(u
         waiting = asyncio.create_task(pool.ping())
         await asyncio.sleep(0)
         await first.__aexit__(None, None, None)  # the session is the waiting caller's, who has not run since
-        deadline = DeadlineExceededError("The deadline ended.")
-        await second.__aexit__(type(deadline), deadline, None)
+        lost = asyncpg.ConnectionDoesNotExistError("The session is lost.")
+        await second.__aexit__(type(lost), lost, None)
         with pytest.raises(CircuitOpenError):
             await waiting
         await at_rest(pool)
@@ -274,12 +336,12 @@ async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(
     url_via_tcp_proxy: str, later: Callable[[float], None]
 ) -> None:
     settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, breaker_fail_max=1, session_reset="never")
-    deadline = DeadlineExceededError("The deadline ended.")
+    lost = asyncpg.ConnectionDoesNotExistError("The session is lost.")
     async with GuardedPool(settings) as pool:
         early, tripping = pool.acquire(), pool.acquire()
         await early.__aenter__()
         await tripping.__aenter__()
-        await tripping.__aexit__(type(deadline), deadline, None)
+        await tripping.__aexit__(type(lost), lost, None)
         assert pool.stats()["circuit"] == "open"
         later(10)
         await pool.ping()
@@ -288,6 +350,6 @@ async def test_a_late_failure_from_before_a_recovery_harms_nobody_who_waits(
             waiting = asyncio.create_task(pool.ping(timeout=1.0))
             await asyncio.sleep(0)
             assert pool.stats()["waiting"] == 1
-            await early.__aexit__(type(deadline), deadline, None)
+            await early.__aexit__(type(lost), lost, None)
             await waiting
         assert pool.stats()["circuit"] == "closed"

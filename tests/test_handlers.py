@@ -89,9 +89,7 @@ def test_users_are_provisioned_by_a_statement(
 
 
 @pytest.mark.parametrize("handler", ["load_claims", "provision_user"])
-def test_a_missing_statement_is_told_in_the_log(
-    runtime_api: RuntimeApi, statements: dict[str, str], handler: str
-) -> None:
+def test_a_missing_statement_is_logged(runtime_api: RuntimeApi, statements: dict[str, str], handler: str) -> None:
     url = {"LAMBDA_DATABASE_URL": statements["LAMBDA_DATABASE_URL"]}
     with runtime_api.environment(f"asyncdb_guard.handlers.{handler}", env=url, cwd=ROOT) as environment:
         answer = environment.invoke(token_event("2", sub=SUB) if handler == "load_claims" else confirmation_event(SUB))
@@ -114,14 +112,14 @@ def test_hostile_callbacks_give_safe_text_in_time_and_the_process_lives(
             answer = environment.invoke(token_event("2", sub=SUB, clientMetadata={"do": deed}))
             assert time.monotonic() - began < 4.6
             assert answer.error is not None, deed
-            said = json.dumps(answer.error)
+            shown = json.dumps(answer.error)
             assert answer.error["errorType"] == "TriggerFailedError"
             assert answer.error["errorMessage"] in {
                 "The sign-in could not be completed, please try again later",
                 "The request could not be completed",
             }
             for private in (SUB, "ada@", "app_user", "pg_sleep", "postgresql", "somebody"):
-                assert private not in said
+                assert private not in shown
             fine = environment.invoke(token_event("2", sub=SUB, clientMetadata={"do": "nothing", "after": deed}))
             assert id_claims(fine.payload) == {"role": "x"}
         assert environment.pid == pid

@@ -16,12 +16,15 @@ PACKAGE = ROOT / "asyncdb_guard"
 # From the roof down. A module imports from lower floors or from its own, and never in a circle.
 FLOORS = (
     {"testing"},
+    {"__main__"},
+    {"cli"},
+    {"fleet"},
     {"handlers"},
     {"cognito", "runtime"},
-    {"emf", "redaction"},
+    {"emf"},
     {"pool"},
     {"connect"},
-    {"breaker", "verdict"},
+    {"breaker", "failure_kind", "redaction", "verdict"},
     {"settings"},
     {"clock", "errors", "events"},
 )
@@ -32,13 +35,15 @@ SEPARATE = ({"cognito", "runtime"},)
 DOORS = {
     "aiobreaker": {"breaker"},
     "botocore": {"connect.aws"},
-    "redis": {"cognito"},
+    "redis": {"cognito.caching.redis"},
     "asyncpg.connect": {"connect.connector", "testing.postgres"},
     "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process", "testing.lambda_runtime", "testing.postgres"},
     "snapshot_restore_py": {"runtime.process"},
     "AWS_LAMBDA_": {"emf", "runtime", "testing.lambda_runtime"},
     "pydantic_settings": {"settings"},
+    "rich": {"cli"},
+    "matplotlib": {"cli.picture"},
 }
 
 MODULES = {

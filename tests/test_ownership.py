@@ -76,7 +76,7 @@ def cause_that_raises() -> Exception:
 
 def deep_groups() -> Exception:
     error = ExceptionGroup("group", [KeyError()])
-    for _ in range(500):
+    for _ in range(300):
         error = ExceptionGroup("group", [error])
     return error
 

@@ -315,6 +315,16 @@ async def test_a_transaction_that_asyncpg_only_believes_in_is_not_handed_on(
 
 
 @pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_a_connection_with_a_changed_type_codec_is_not_lent_again(url: str, session_reset: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, session_reset=session_reset)) as pool:
+        async with pool.acquire() as connection:
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=repr, decoder=lambda text: None)
+            assert await connection.fetchval("SELECT json '1'") is None
+        assert await pool.fetchval("SELECT json '1'") == "1"
+        assert pool.stats()["connects"] == 2
+
+
+@pytest.mark.parametrize("session_reset", ["always", "never"])
 async def test_a_query_logger_left_behind_hears_nothing_of_the_next_borrower(url: str, session_reset: str) -> None:
     heard: list[object] = []
     async with GuardedPool(DatabaseSettings(url=url, session_reset=session_reset)) as pool:

@@ -134,6 +134,7 @@ def test_a_session_that_died_during_its_reset_is_replaced_unseen(
 
     first = invoke(None, None)
     server.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
+    assert _soon(lambda: server.psql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'").strip() == "0")
     assert invoke(None, None) != first
     assert pool.stats()["circuit"] == "closed"
 

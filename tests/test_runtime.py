@@ -108,12 +108,12 @@ async def narrow(event: object) -> None: ...
 @pytest.mark.parametrize(
     ("wrong", "remedy"),
     [
-        (sync, "sync is none. Write it with `async def`"),
-        (echo, "echo is none. Write it with `async def`, and put sync decorators around"),
-        (generator, "generator is none"),
-        (None, "NoneType is none"),
-        ("module.handler", "str is none"),
-        (narrow, "narrow must take these two"),
+        (sync, "which sync is not. Define it with `async def`"),
+        (echo, "which echo is not. Define it with `async def`, and apply sync decorators around"),
+        (generator, "which generator is not"),
+        (None, "which NoneType is not"),
+        ("module.handler", "which str is not"),
+        (narrow, "Give narrow these two parameters"),
     ],
 )
 def test_refuses_what_is_no_handler(wrong: Any, remedy: str) -> None:
@@ -172,7 +172,7 @@ def test_refuses_a_second_call_at_the_same_time() -> None:
     refused: list[RuntimeError] = []
 
     def intrude() -> None:
-        with pytest.raises(RuntimeError, match="needs the event loop for itself") as error:
+        with pytest.raises(RuntimeError, match="runs its own event loop") as error:
             echo({})
         refused.append(error.value)
 
@@ -324,11 +324,11 @@ def raiser(kind: type[BaseException]) -> Callable[[], None]:
     ("fail", "told"),
     [
         (raiser(Rejected), ["tests.test_runtime.Rejected at", "(raise_it)"]),
-        (raiser(asyncio.CancelledError), ["failed with asyncio.exceptions.CancelledError at"]),
-        (raiser(SystemExit), ["failed with SystemExit at"]),
-        (raiser(KeyboardInterrupt), ["failed with KeyboardInterrupt at"]),
-        (raiser(BaseException), ["failed with BaseException at"]),
-        (raise_group, ["failed with ExceptionGroup at", "; because of KeyError; because of OSError"]),
+        (raiser(asyncio.CancelledError), ["failed: asyncio.exceptions.CancelledError at"]),
+        (raiser(SystemExit), ["failed: SystemExit at"]),
+        (raiser(KeyboardInterrupt), ["failed: KeyboardInterrupt at"]),
+        (raiser(BaseException), ["failed: BaseException at"]),
+        (raise_group, ["failed: ExceptionGroup at", "; because of KeyError; because of OSError"]),
         (raise_chain, ["Rejected at", "; because of asyncpg.exceptions.UniqueViolationError [23505] at"]),
         (raise_circle, ["Rejected at", "; because of KeyError"]),
         (raise_configuration_error, ["ConfigurationError: pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number"]),
@@ -451,7 +451,7 @@ def test_composes_with_powertools(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_powertools_inside_are_refused() -> None:
     """Their decorator makes a sync function of the handler, and Lambda would be given a coroutine."""
-    with pytest.raises(TypeError, match="put sync decorators around"):
+    with pytest.raises(TypeError, match="apply sync decorators around"):
 
         @lambda_handler
         @Logger(service="sign-in").inject_lambda_context
@@ -504,7 +504,7 @@ def test_lives_on_under_awslambdaric(deploy: Deploy) -> None:
         assert "jane" not in str(answer.error)
         for _ in range(5):
             assert environment.invoke({"raise": ""}).payload == [environment.pid, True]
-    assert "failed with SystemExit at" in environment.stdout
+    assert "failed: SystemExit at" in environment.stdout
     assert "jane" not in environment.stdout + environment.stderr
 
 
@@ -519,7 +519,7 @@ def test_an_answer_that_nothing_can_encode_does_not_end_the_process(deploy: Depl
         assert answer.error is not None
         assert (answer.error["errorType"], answer.error["errorMessage"]) == ("TriggerFailedError", SAFE)
         assert environment.invoke({"name": "Zo\u00eb"}).payload == {"name": "Zo\u00eb"}
-    assert "a text that UTF-8 can't carry" in environment.stdout
+    assert "is not valid UTF-8" in environment.stdout
 
 
 def test_a_wrong_handler_fails_the_deployment(deploy: Deploy) -> None:
@@ -528,7 +528,7 @@ def test_a_wrong_handler_fails_the_deployment(deploy: Deploy) -> None:
         @lambda_handler
         def handler(event, context): ...
     """)
-    with pytest.raises(Exception, match="Write it with `async def`"):
+    with pytest.raises(Exception, match="Define it with `async def`"):
         environment.wait_ready()
 
 
@@ -595,7 +595,7 @@ async def test_sigterm_ends_busy_sessions(
     assert environment.wait(2.0) == 0
     assert set(goodbye) <= set(proxy.client_messages)
     assert environment.stdout.count("former handler 15") == 1
-    assert "former handler of SIGTERM failed" not in environment.stdout
+    assert "previous handler of SIGTERM failed" not in environment.stdout
 
 
 def test_sigterm_in_the_last_moment_of_a_call(deploy: Deploy, url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
@@ -797,7 +797,7 @@ def test_a_pool_that_cannot_be_ended_is_only_logged(
     for hook, arguments, options in snapshot_restore_py.get_before_snapshot():
         hook(*arguments, **options)
     assert [pool.stats()["idle"] for pool in pools] == [0, 0]
-    assert caplog.messages[0].startswith("A pool's sessions could not be ended: OSError at ")
+    assert caplog.messages[0].startswith("A pool's sessions could not be closed: OSError at ")
     assert SECRET not in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Every knob reaches the settings, nothing is ignored, and no secret is shown."""
+"""Every setting reaches the settings, nothing is ignored, and no secret is shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -20,7 +21,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.settings.target import is_loopback
+from asyncdb_guard.settings.fields import SECRETS, choices, number_range
+from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
+from asyncdb_guard.settings.problems import conflicts
+from asyncdb_guard.settings.target import connect_target, is_loopback
+from asyncdb_guard.settings.url import parse_database_url
+from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, UrlParameter
 from tests.support.settings_doc import page
 
 URL = "postgresql://someone:s3cr3t-word@db.example/app"
@@ -35,8 +41,8 @@ NUMBERS = {
     "command_timeout_ms": (3000, 1, 900_000),
     "handler_budget_ms": (4000, 1, 5000),
     "breaker_fail_max": (3, 1, 1000),
-    "breaker_reset_timeout_ms": (10_000, 1, 3_600_000),
-    "breaker_reset_timeout_max_ms": (60_000, 1, 3_600_000),
+    "breaker_reset_timeout_ms": (2000, 1, 3_600_000),
+    "breaker_reset_timeout_max_ms": (5000, 1, 3_600_000),
     "claims_cache_ttl_ms": (60_000, 0, 86_400_000),
 }
 """Default, least and most."""
@@ -47,27 +53,27 @@ SECONDS = [
     ("max_lifetime", 1800.0),
     ("command_timeout", 3.0),
     ("handler_budget", 4.0),
-    ("breaker_reset_timeout", 10.0),
-    ("breaker_reset_timeout_max", 60.0),
+    ("breaker_reset_timeout", 2.0),
+    ("breaker_reset_timeout_max", 5.0),
     ("claims_cache_ttl", 60.0),
 ]
 
 
-def make(**knobs: Any) -> DatabaseSettings:
+def make(**values: Any) -> DatabaseSettings:
     """Settings with a URL, unless another is given."""
-    given: dict[str, Any] = {"url": URL, **knobs}
+    given: dict[str, Any] = {"url": URL, **values}
     return DatabaseSettings(**given)
 
 
-def refusal(**knobs: Any) -> ConfigurationError:
+def refusal(**values: Any) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
-        make(**knobs)
+        make(**values)
     return caught.value
 
 
-def fault(**knobs: Any) -> str:
-    """The one fault of these knobs."""
-    faults = refusal(**knobs).faults
+def fault(**values: Any) -> str:
+    """The one fault of these values."""
+    faults = refusal(**values).faults
     assert len(faults) == 1, faults
     return faults[0]
 
@@ -87,16 +93,16 @@ def everything_about(error: BaseException) -> str:
 # Where values come from
 
 
-@pytest.mark.parametrize(("knob", "default"), [(knob, limits[0]) for knob, limits in NUMBERS.items()])
-def test_a_number_that_nobody_sets_has_its_default(knob: str, default: int) -> None:
-    assert getattr(make(), knob) == default
+@pytest.mark.parametrize(("setting", "default"), [(setting, limits[0]) for setting, limits in NUMBERS.items()])
+def test_a_number_that_nobody_sets_has_its_default(setting: str, default: int) -> None:
+    assert getattr(make(), setting) == default
 
 
-@pytest.mark.parametrize("knob", NUMBERS)
-def test_a_number_comes_from_its_variable(knob: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", NUMBERS)
+def test_a_number_comes_from_its_variable(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}BREAKER_RESET_TIMEOUT_MS", "1")
-    monkeypatch.setenv(PREFIX + knob.upper(), "123" if knob != "pool_max" else "12")
-    assert getattr(make(), knob) == (123 if knob != "pool_max" else 12)
+    monkeypatch.setenv(PREFIX + setting.upper(), "123" if setting != "pool_max" else "12")
+    assert getattr(make(), setting) == (123 if setting != "pool_max" else 12)
 
 
 def test_words_and_texts_come_from_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +118,8 @@ def test_words_and_texts_come_from_their_variables(monkeypatch: pytest.MonkeyPat
         "claims_sql": "SELECT 1",
         "provision_sql": "SELECT 2",
     }
-    for knob, value in values.items():
-        monkeypatch.setenv(PREFIX + knob.upper(), value)
+    for setting, value in values.items():
+        monkeypatch.setenv(PREFIX + setting.upper(), value)
     built = DatabaseSettings()
     assert built.proxy_host == "proxy.example"
     assert (built.proxy_profile, built.session_reset, built.iam_auth) == (False, "never", True)
@@ -147,8 +153,8 @@ def test_a_lower_case_database_url_is_another_programs(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("blank", ["", " ", " \t\n"])
 def test_an_empty_or_blank_variable_counts_as_not_set(blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for knob in DatabaseSettings.model_fields:
-        monkeypatch.setenv(PREFIX + knob.upper(), blank)
+    for setting in DatabaseSettings.model_fields:
+        monkeypatch.setenv(PREFIX + setting.upper(), blank)
     monkeypatch.setenv("DATABASE_URL", URL)
     assert DatabaseSettings() == make()
 
@@ -178,21 +184,32 @@ def test_milliseconds_are_read_as_seconds(name: str, seconds: float) -> None:
     assert getattr(make(), name) == seconds
 
 
-@pytest.mark.parametrize("knob", list(DatabaseSettings.model_fields))
-def test_every_knob_is_documented_with_where_it_shows(knob: str) -> None:
-    description = DatabaseSettings.model_fields[knob].description
+@pytest.mark.parametrize("setting", list(DatabaseSettings.model_fields))
+def test_every_setting_says_how_to_verify_it(setting: str) -> None:
+    description = DatabaseSettings.model_fields[setting].description
     assert description is not None
-    assert "Seen in" in description or "Seen on" in description
+    assert description.count(" Verify: ") == 1
 
 
-def test_the_page_tells_what_an_unsaid_knob_comes_to() -> None:
-    first_lines = {section.split("\n")[0]: section.split("\n")[2] for section in page().split(f"\n### {PREFIX}")[1:]}
-    assert first_lines["URL"].startswith("required")
-    assert first_lines["PROXY_PROFILE"].startswith("default off, but on with PROXY_HOST")
-    assert first_lines["SESSION_RESET"].endswith("default `always`, but `never` under the proxy profile")
-    assert "; default `verify-full`, but `disable` on loopback" in first_lines["SSLMODE"]
-    simply_nothing = {name for name, line in first_lines.items() if line == "default none"}
-    assert simply_nothing == {"PROXY_HOST", "SECRET_ARN", "CLAIMS_SQL", "PROVISION_SQL"}
+def test_the_page_lists_the_default_the_values_the_range_and_the_url_parameters() -> None:
+    facts = {
+        section.split("\n")[0]: dict(line[2:].split(": ", 1) for line in section.split("\n") if line.startswith("- "))
+        for section in page().split(f"\n### {PREFIX}")[1:]
+    }
+    assert facts["URL"]["Default"] == "none; required unless SECRET_ARN is set"
+    assert facts["PROXY_PROFILE"]["Default"] == "`true` with PROXY_HOST, otherwise `false`"
+    assert facts["SESSION_RESET"]["Default"] == "`always`; `never` under the proxy profile"
+    assert facts["SESSION_RESET"]["Values"] == "`always`, `never`"
+    assert facts["SSLMODE"]["Default"].startswith("`verify-full`; `disable` on loopback")
+    assert facts["CONNECT_TIMEOUT_MS"]["Default"] == "2,000"
+    assert facts["CONNECT_TIMEOUT_MS"]["Range"] == "1 to 300,000"
+    assert facts["CONNECT_TIMEOUT_MS"]["In the URL"] == "`connect_timeout` + `pool_timeout`"
+    without_default = {name for name, fact in facts.items() if fact["Default"] == "none"}
+    assert without_default == {"PROXY_HOST", "SECRET_ARN", "CLAIMS_SQL", "PROVISION_SQL"}
+
+
+def test_the_secret_settings_are_those_that_are_covered_in_the_environment() -> None:
+    assert {"url", "claims_cache_url"} == SECRETS
 
 
 # What is refused
@@ -203,23 +220,24 @@ def test_no_url_is_one_fault_that_names_both_variables() -> None:
     assert f"{PREFIX}URL or DATABASE_URL" in sentence
 
 
-@pytest.mark.parametrize("knob", NUMBERS)
-def test_a_number_below_its_least_is_refused(knob: str) -> None:
-    least, most = NUMBERS[knob][1:]
-    sentence = fault(**{knob: least - 1})
-    assert sentence == f"{knob} ({PREFIX}{knob.upper()}) must be a whole number from {least} to {most}."
+@pytest.mark.parametrize("setting", NUMBERS)
+def test_a_number_below_its_least_is_refused(setting: str) -> None:
+    least, most = NUMBERS[setting][1:]
+    sentence = fault(**{setting: least - 1})
+    unit = " of milliseconds" if setting.endswith("_ms") else ""
+    assert sentence == f"{setting} ({PREFIX}{setting.upper()}) must be a whole number{unit} from {least} to {most}."
 
 
-@pytest.mark.parametrize("knob", NUMBERS)
-def test_a_number_above_its_most_is_refused(knob: str) -> None:
-    assert f"to {NUMBERS[knob][2]}." in fault(**{knob: NUMBERS[knob][2] + 1})
+@pytest.mark.parametrize("setting", NUMBERS)
+def test_a_number_above_its_most_is_refused(setting: str) -> None:
+    assert f"to {NUMBERS[setting][2]}." in fault(**{setting: NUMBERS[setting][2] + 1})
 
 
-@pytest.mark.parametrize("knob", NUMBERS)
-def test_the_least_and_the_most_are_allowed(knob: str) -> None:
-    knobs = {"breaker_reset_timeout_ms": 1, "breaker_reset_timeout_max_ms": 3_600_000}
-    for value in NUMBERS[knob][1:]:
-        assert getattr(make(**{**knobs, knob: value}), knob) == value
+@pytest.mark.parametrize("setting", NUMBERS)
+def test_the_least_and_the_most_are_allowed(setting: str) -> None:
+    values = {"breaker_reset_timeout_ms": 1, "breaker_reset_timeout_max_ms": 3_600_000}
+    for value in NUMBERS[setting][1:]:
+        assert getattr(make(**{**values, setting: value}), setting) == value
 
 
 def test_a_variable_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,14 +245,14 @@ def test_a_variable_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch
     assert fault() == "pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number from 1 to 100."
 
 
-@pytest.mark.parametrize("knob", TEXTS)
-def test_an_empty_text_is_one_fault(knob: str) -> None:
-    assert fault(**{knob: " "}).endswith("must be a text, and not an empty one.")
+@pytest.mark.parametrize("setting", TEXTS)
+def test_an_empty_text_is_one_fault(setting: str) -> None:
+    assert fault(**{setting: " "}).endswith("must be a non-empty string.")
 
 
-@pytest.mark.parametrize("knob", ["iam_auth", "proxy_profile"])
-def test_a_switch_that_is_neither_on_nor_off_is_refused(knob: str) -> None:
-    assert fault(**{knob: "perhaps"}).endswith("must be true or false.")
+@pytest.mark.parametrize("setting", ["iam_auth", "proxy_profile"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(setting: str) -> None:
+    assert fault(**{setting: "perhaps"}).endswith("must be true or false.")
 
 
 def test_another_word_for_session_reset_is_refused() -> None:
@@ -244,12 +262,12 @@ def test_another_word_for_session_reset_is_refused() -> None:
 @pytest.mark.parametrize("word", ["allow", "prefer", "VERIFY-FULL"])
 def test_an_sslmode_that_may_fall_to_plain_text_is_refused_with_its_remedy(word: str) -> None:
     sentence = fault(sslmode=word)
-    assert "fall to plain text unseen and dial twice" in sentence
-    assert "say require or verify-full for TLS, disable for none" in sentence
+    assert "must be disable, require, verify-ca or verify-full. allow and prefer are refused" in sentence
+    assert "Use require or verify-full for TLS, disable for none." in sentence
 
 
 def test_a_lifetime_too_short_to_be_meant_is_refused() -> None:
-    assert "0 (never), or at least 100" in fault(max_lifetime_ms=99)
+    assert "0 (never), or at least 100 milliseconds" in fault(max_lifetime_ms=99)
 
 
 def test_an_open_period_beyond_its_cap_is_refused() -> None:
@@ -261,7 +279,7 @@ def test_an_open_period_beyond_its_cap_is_refused() -> None:
 
 def test_an_unknown_variable_is_told_with_the_nearest_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}POOL_MX", "5")
-    assert "LAMBDA_DATABASE_POOL_MX is no setting; the nearest is LAMBDA_DATABASE_POOL_MAX." in fault()
+    assert "LAMBDA_DATABASE_POOL_MX is not a setting; the nearest is LAMBDA_DATABASE_POOL_MAX." in fault()
 
 
 @pytest.mark.parametrize(
@@ -277,34 +295,34 @@ def test_an_unknown_variable_is_told_with_the_nearest_known(monkeypatch: pytest.
 def test_a_name_unlike_any_other_is_told_with_the_nearest_too(
     name: str, nearest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fault(**{name: 5}) == f"{name} is no setting; the nearest is {nearest}. Correct it, or take it out."
+    assert fault(**{name: 5}) == f"{name} is not a setting; the nearest is {nearest}. Correct it, or remove it."
     monkeypatch.setenv(PREFIX + name.upper(), "5")
-    assert f"{PREFIX}{name.upper()} is no setting; the nearest is {PREFIX}{nearest.upper()}." in fault()
+    assert f"{PREFIX}{name.upper()} is not a setting; the nearest is {PREFIX}{nearest.upper()}." in fault()
 
 
 @pytest.mark.parametrize("name", ["lambda_database_pool_max", "Lambda_Database_Pool_Max", "LAMBDA_DATABASE_pool_max"])
 def test_a_variable_that_is_not_in_capitals_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}POOL_MAX", "3")
     monkeypatch.setenv(name, "7")
-    assert fault().startswith(f"{name} is no setting; the nearest is LAMBDA_DATABASE_POOL_MAX.")
+    assert fault().startswith(f"{name} is not a setting; the nearest is LAMBDA_DATABASE_POOL_MAX.")
 
 
 @pytest.mark.parametrize("value", ["", " "])
 def test_an_unknown_variable_is_refused_empty_as_well(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}POOL_MX", value)
-    assert "LAMBDA_DATABASE_POOL_MX is no setting" in fault()
+    assert "LAMBDA_DATABASE_POOL_MX is not a setting" in fault()
 
 
 @pytest.mark.parametrize("name", ["LAMBDA_DATABASE_POOL_MAX", "lambda_database_pool_max"])
 def test_a_variables_name_as_a_keyword_is_told_with_the_keyword(name: str) -> None:
-    assert fault(**{name: 3}) == f"{name} names a variable: the keyword is pool_max."
+    assert fault(**{name: 3}) == f"{name} is the name of an environment variable: use the keyword pool_max."
 
 
 @pytest.mark.parametrize(
     "keyword", ["_env_file", "_env_prefix", "_case_sensitive", "_secrets_dir", "_cli_parse_args", "_nonsense"]
 )
 def test_a_keyword_that_pydantic_takes_for_its_own_is_refused(keyword: str) -> None:
-    assert fault(**{keyword: None}).startswith(f"{keyword} is no setting: take it out.")
+    assert fault(**{keyword: None}).startswith(f"{keyword} is not a setting: remove it.")
 
 
 def test_all_keywords_that_pydantic_takes_for_its_own_are_told_at_once() -> None:
@@ -319,7 +337,7 @@ def test_settings_take_keywords_only() -> None:
 
 
 def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
-    assert "poolmax is no setting; the nearest is pool_max." in fault(poolmax=5)
+    assert "poolmax is not a setting; the nearest is pool_max." in fault(poolmax=5)
 
 
 @pytest.mark.parametrize("url", ["memcached://cache.example", "cache.example:6379", "REDIS://cache.example", "redis:"])
@@ -334,17 +352,19 @@ def test_a_claims_cache_that_is_no_redis_is_refused(url: str) -> None:
 )
 def test_a_claims_cache_url_without_a_host_that_can_be_read_is_refused(authority: str) -> None:
     for path in ("", "/1"):
-        assert "must name its host as in redis://host:port" in fault(claims_cache_url=f"redis://{authority}{path}")
+        assert "must name a host, as in redis://host:port" in fault(claims_cache_url=f"redis://{authority}{path}")
 
 
 @pytest.mark.parametrize("path", ["/claims", "/0x1", "/1/2", "/1/", "//1", "/-1", "/\N{ARABIC-INDIC DIGIT ONE}"])
 def test_a_claims_cache_url_whose_path_is_no_number_is_refused(path: str) -> None:
-    assert "must end with the database's number" in fault(claims_cache_url=f"redis://cache.example{path}")
+    assert "must end with the host, the port or a database number" in fault(
+        claims_cache_url=f"redis://cache.example{path}"
+    )
 
 
 @pytest.mark.parametrize("rest", ["?", "?db=1", "?socket_timeout=30", "/1?ssl_cert_reqs=none", "/1#a", ":6379#a"])
 def test_a_claims_cache_url_with_parameters_is_refused(rest: str) -> None:
-    assert "takes no parameters: take out" in fault(claims_cache_url=f"rediss://cache.example{rest}")
+    assert "takes no parameters: remove the" in fault(claims_cache_url=f"rediss://cache.example{rest}")
 
 
 def test_each_part_of_a_claims_cache_url_is_a_fault_of_its_own_that_shows_nothing() -> None:
@@ -386,16 +406,16 @@ def test_all_faults_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(error).startswith("6 settings are wrong:\n- ")
 
 
-def test_a_wrong_knob_is_not_judged_against_another() -> None:
+def test_an_invalid_setting_is_not_checked_against_another() -> None:
     assert "whole number" in fault(breaker_reset_timeout_max_ms=0, breaker_reset_timeout_ms=90_000)
 
 
-# What the URL says of the knobs
+# What the URL sets
 
 
-def test_prisma_parameters_reach_the_knobs() -> None:
+def test_prisma_parameters_reach_the_settings() -> None:
     built = make(url=f"{URL}?connection_limit=4&connect_timeout=2&pool_timeout=3&pgbouncer=true&sslmode=require")
-    assert (built.pool_max, built.connect_timeout, built.proxied) == (4, 5.0, True)
+    assert (built.pool_max, built.connect_timeout, built.profile) == (4, 5.0, TRANSACTION_POOLER)
     assert built.target.sslmode == "require"
 
 
@@ -404,35 +424,53 @@ def test_a_url_value_out_of_range_is_told_by_its_parameter() -> None:
     assert sentence == "connection_limit in the database URL must be a whole number from 1 to 100."
 
 
-def test_a_url_value_equal_to_the_knob_is_fine() -> None:
+def test_url_timeouts_out_of_range_are_told_in_seconds() -> None:
+    sentence = fault(url=f"{URL}?connect_timeout=200&pool_timeout=101")
+    assert sentence.startswith(
+        "connect_timeout + pool_timeout (seconds) in the database URL must be a whole number of seconds from 1 to 300, "
+    )
+
+
+def test_a_url_value_equal_to_the_setting_is_fine() -> None:
     assert make(url=f"{URL}?connection_limit=5&sslmode=require", pool_max="5", sslmode="require").pool_max == 5
 
 
+def other_value(parameter: UrlParameter) -> object:
+    """A valid value of the setting that a parameter feeds, other than that of the parameter's example."""
+    value = parameter.parse(parameter.example)
+    candidates = choices(parameter.feeds) or number_range(parameter.feeds) or (f"{value}-other",)
+    return next(candidate for candidate in candidates if str(candidate) != str(value).lower())
+
+
+FED = [parameter for parameter in URL_PARAMETERS if parameter.feeds_setting]
+
+
+@pytest.mark.parametrize("parameter", FED, ids=[parameter.name for parameter in FED])
+def test_a_parameter_that_contradicts_its_setting_is_told_with_both(parameter: UrlParameter) -> None:
+    url = f"{URL}?{parameter.name}={quote(parameter.example, safe='')}"
+    sentence = fault(url=url, **{parameter.feeds: other_value(parameter)})
+    where, setting = sentence.split(" in the database URL contradicts ")
+    assert parameter.name in where
+    assert setting == (
+        f"{parameter.feeds} ({PREFIX}{parameter.feeds.upper()}): remove one of them, or make them equal."
+    )
+
+
 @pytest.mark.parametrize(
-    ("query", "knobs", "named"),
+    ("values", "named"),
     [
-        ("connection_limit=5", {"pool_max": 4}, ("connection_limit", "LAMBDA_DATABASE_POOL_MAX")),
-        ("pool_timeout=5", {"connect_timeout_ms": 4}, ("pool_timeout", "LAMBDA_DATABASE_CONNECT_TIMEOUT_MS")),
-        ("sslmode=require", {"sslmode": "verify-full"}, ("sslmode in", "LAMBDA_DATABASE_SSLMODE")),
-        ("sslrootcert=/a", {"ssl_root_cert": "/b"}, ("sslrootcert", "LAMBDA_DATABASE_SSL_ROOT_CERT")),
-        ("pgbouncer=true", {"proxy_profile": False}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE")),
-        ("pgbouncer=false", {"proxy_host": "proxy.example"}, ("pgbouncer", "LAMBDA_DATABASE_PROXY_HOST")),
-        (
-            "pgbouncer=false",
-            {"proxy_host": "proxy.example", "proxy_profile": True},
-            ("pgbouncer", "LAMBDA_DATABASE_PROXY_PROFILE"),
-        ),
+        ({"proxy_host": "proxy.example"}, "LAMBDA_DATABASE_PROXY_HOST"),
+        ({"proxy_host": "proxy.example", "proxy_profile": True}, "LAMBDA_DATABASE_PROXY_PROFILE"),
     ],
 )
-def test_a_url_value_that_contradicts_a_knob_is_told_with_both(
-    query: str, knobs: dict[str, Any], named: tuple[str, str]
-) -> None:
-    sentence = fault(url=f"{URL}?{query}", **knobs)
+def test_pgbouncer_false_beside_a_proxy_host_is_one_fault(values: dict[str, Any], named: str) -> None:
+    sentence = fault(url=f"{URL}?pgbouncer=false", **values)
+    assert "pgbouncer" in sentence
     assert "contradicts" in sentence
-    assert all(name in sentence for name in named)
+    assert named in sentence
 
 
-def test_a_wrong_knob_is_not_compared_with_the_url() -> None:
+def test_a_wrong_setting_is_not_compared_with_the_url() -> None:
     assert "whole number" in fault(url=f"{URL}?connection_limit=5", pool_max=0)
 
 
@@ -450,7 +488,7 @@ def test_a_url_that_names_no_user_is_refused() -> None:
 
 @pytest.mark.parametrize("url", [5432, URL.encode(), bytearray(URL, "ascii"), SecretStr(cast("Any", URL.encode()))])
 def test_a_url_that_is_no_text_is_one_fault(url: object) -> None:
-    assert "url (LAMBDA_DATABASE_URL, else DATABASE_URL) must be a text" in fault(url=url)
+    assert "url (LAMBDA_DATABASE_URL, else DATABASE_URL) must be a non-empty string" in fault(url=url)
 
 
 @pytest.mark.parametrize("url", ["postgresql://someone:pass/word@h/d", "postgresql://someone:12/word@h/d"])
@@ -493,23 +531,24 @@ def test_a_proxy_host_that_is_none_is_one_fault(proxy_host: str, url: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("knobs", "proxied"),
+    ("values", "profile"),
     [
-        ({}, False),
-        ({"proxy_host": "proxy.example"}, True),
-        ({"proxy_host": "proxy.example", "proxy_profile": False}, False),
-        ({"proxy_profile": True}, True),
-        ({"url": f"{URL}?pgbouncer=true"}, True),
-        ({"url": f"{URL}?pgbouncer=false"}, False),
-        ({"url": f"{URL}?pgbouncer=false", "proxy_host": "proxy.example", "proxy_profile": False}, False),
+        ({}, DIRECT),
+        ({"proxy_host": "proxy.example"}, TRANSACTION_POOLER),
+        ({"proxy_host": "proxy.example", "proxy_profile": False}, DIRECT),
+        ({"proxy_profile": True}, TRANSACTION_POOLER),
+        ({"url": f"{URL}?pgbouncer=true"}, TRANSACTION_POOLER),
+        ({"url": f"{URL}?pgbouncer=false"}, DIRECT),
+        ({"url": f"{URL}?pgbouncer=false", "proxy_host": "proxy.example", "proxy_profile": False}, DIRECT),
     ],
 )
-def test_the_proxy_profile_is_on_where_something_says_so(knobs: dict[str, Any], proxied: bool) -> None:
-    assert make(**knobs).proxied is proxied
+def test_proxy_profile_and_proxy_host_choose_the_profile(values: dict[str, Any], profile: PoolerProfile) -> None:
+    built = make(**values)
+    assert built.profile is profile
 
 
 @pytest.mark.parametrize(
-    ("knobs", "reset"),
+    ("values", "reset"),
     [
         ({}, True),
         ({"session_reset": "never"}, False),
@@ -517,8 +556,8 @@ def test_the_proxy_profile_is_on_where_something_says_so(knobs: dict[str, Any], 
         ({"proxy_profile": True, "session_reset": "always"}, True),
     ],
 )
-def test_sessions_are_reset_except_under_the_proxy_profile(knobs: dict[str, Any], reset: bool) -> None:
-    assert make(**knobs).reset_sessions is reset
+def test_sessions_are_reset_except_under_the_proxy_profile(values: dict[str, Any], reset: bool) -> None:
+    assert make(**values).reset_sessions is reset
 
 
 def test_resetting_under_the_proxy_profile_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -540,6 +579,14 @@ def test_the_public_schema_is_left_to_the_server_under_the_proxy_profile() -> No
     assert make(url=f"{URL}?schema=public&pgbouncer=true").target.schema is None
 
 
+def test_what_a_profile_permits_follows_from_its_fields() -> None:
+    session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
+    url = parse_database_url(f"{URL}?schema=tenant")[0]
+    target = connect_target(make(), url, session_pooler)
+    assert target.schema == "tenant"
+    assert list(conflicts(make(), url, target, session_pooler, from_url=())) == []
+
+
 # TLS
 
 
@@ -557,9 +604,9 @@ def test_it_is_the_proxy_host_whose_place_decides_on_tls() -> None:
     assert make(url=LOCAL, proxy_host="proxy.example").target.sslmode == "verify-full"
 
 
-@pytest.mark.parametrize("knobs", [{"ssl_root_cert": "/opt/ca.pem"}, {"iam_auth": True}])
-def test_loopback_is_verified_where_something_asks_for_tls(knobs: dict[str, Any]) -> None:
-    assert make(url=LOCAL, **knobs).target.sslmode == "verify-full"
+@pytest.mark.parametrize("values", [{"ssl_root_cert": "/opt/ca.pem"}, {"iam_auth": True}])
+def test_loopback_is_verified_where_something_asks_for_tls(values: dict[str, Any]) -> None:
+    assert make(url=LOCAL, **values).target.sslmode == "verify-full"
 
 
 @pytest.mark.parametrize("word", ["disable", "require", "verify-ca", "verify-full"])
@@ -606,7 +653,7 @@ def test_the_url_beats_the_secret_where_it_says_something() -> None:
 
 @pytest.mark.parametrize("url", [URL, "postgresql://someone@db.example"])
 def test_a_login_from_both_the_secret_and_the_url_is_refused(url: str) -> None:
-    assert "take them out of the URL" in fault(url=url, secret_arn=ARN)
+    assert "remove them from the URL" in fault(url=url, secret_arn=ARN)
 
 
 def test_a_secret_and_a_token_exclude_each_other() -> None:
@@ -614,14 +661,14 @@ def test_a_secret_and_a_token_exclude_each_other() -> None:
 
 
 def test_a_password_beside_a_token_is_refused() -> None:
-    assert "take the password out" in fault(iam_auth=True)
+    assert "remove the password from the database URL" in fault(iam_auth=True)
 
 
 def test_a_token_needs_tls() -> None:
     assert "iam_auth (LAMBDA_DATABASE_IAM_AUTH) needs TLS" in fault(url=LOCAL, iam_auth=True, sslmode="disable")
 
 
-# Sealed, and silent about secrets
+# Frozen, and silent about secrets
 
 PRIVATE = ("someone", "s3cr3t-word", "db.example", "proxy.example", "cache.example", "SELECT", "signup-AbCdEf")
 
@@ -661,22 +708,22 @@ def test_a_copy_is_whole(duplicate: Callable[[DatabaseSettings], DatabaseSetting
     assert again.target == full().target
 
 
-@pytest.mark.parametrize("knob", ["pool_max", "url", "nonsense"])
-def test_made_settings_are_sealed(knob: str) -> None:
+@pytest.mark.parametrize("setting", ["pool_max", "url", "nonsense"])
+def test_built_settings_are_frozen(setting: str) -> None:
     built = make()
-    with pytest.raises(ConfigurationError, match="sealed once made"):
-        setattr(built, knob, "postgresql://other:s3cr3t-word@h")
+    with pytest.raises(ConfigurationError, match="frozen once built"):
+        setattr(built, setting, "postgresql://other:s3cr3t-word@h")
 
 
-def test_nothing_can_be_deleted_from_made_settings() -> None:
+def test_nothing_can_be_deleted_from_built_settings() -> None:
     built = make()
-    with pytest.raises(ConfigurationError, match="sealed once made"):
+    with pytest.raises(ConfigurationError, match="frozen once built"):
         del built.pool_max
     assert built.pool_max == 1
 
 
 def test_a_copy_with_changes_is_refused_as_nothing_would_check_them() -> None:
-    with pytest.raises(ConfigurationError, match="sealed once made"):
+    with pytest.raises(ConfigurationError, match="frozen once built"):
         make().model_copy(update={"pool_max": 5000})
 
 
@@ -684,7 +731,7 @@ def test_a_copy_with_changes_is_refused_as_nothing_would_check_them() -> None:
     "changes", [{"update": {"pool_max": 5000}}, {"include": {"pool_max"}}, {"exclude": {"url"}}, {"include": set()}]
 )
 def test_a_copy_with_changes_is_refused_under_its_old_name_as_well(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="sealed once made"):
+    with pytest.raises(ConfigurationError, match="frozen once built"):
         make().copy(**changes)
 
 
@@ -699,7 +746,9 @@ def test_a_plain_copy_can_be_made_under_its_old_name(deep: bool) -> None:
 
 def test_nobody_can_subclass_the_settings() -> None:
     untyped: Any = DatabaseSettings
-    with pytest.raises(TypeError, match=r"^DatabaseSettings can't be subclassed: hold it as a field of a model"):
+    with pytest.raises(
+        TypeError, match=r"^DatabaseSettings cannot be subclassed: make it a field of your own model\.$"
+    ):
 
         class Loose(untyped, env_prefix="REPORTS_"):
             pool_max: int = 5000
@@ -727,7 +776,7 @@ def test_settings_can_be_a_field_of_settings_of_your_own(monkeypatch: pytest.Mon
     assert (service.greeting, service.database.pool_max, service.database.breaker_fail_max) == ("good day", 5, 7)
     assert service.database.target.host == "db.example"
     monkeypatch.setenv("SERVICE_DATABASE__POOL_MX", "5")
-    with pytest.raises(ConfigurationError, match=r"pool_mx is no setting; the nearest is pool_max\."):
+    with pytest.raises(ConfigurationError, match=r"pool_mx is not a setting; the nearest is pool_max\."):
         Service()  # type: ignore[call-arg]
 
 

@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncdb_guard.settings.url import PARAMETERS, DatabaseUrl, parse_database_url, parse_endpoint
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url, parse_endpoint
+from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, UrlParameter
+
+NAMES = [parameter.name for parameter in URL_PARAMETERS]
 
 # NUL can't be in any PostgreSQL text, and a lone surrogate is no Unicode text.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
@@ -67,7 +71,7 @@ def test_both_schemes_are_read_in_any_case(scheme: str) -> None:
 def test_what_the_url_leaves_out_is_none() -> None:
     url = read("postgresql://")
     assert (url.host, url.port, url.user, url.password, url.database) == (None,) * 5
-    assert (url.application_name, url.schema, dict(url.knobs)) == (None, None, {})
+    assert (url.application_name, url.schema, dict(url.settings)) == (None, None, {})
 
 
 def test_white_space_around_the_url_is_no_part_of_it() -> None:
@@ -104,7 +108,7 @@ def test_another_scheme_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["postgresql://us er@h/d", "postgresql://user@h/d\n?x", "postgresql://user@h/\x7f"])
 def test_white_space_in_the_url_is_refused(text: str) -> None:
-    assert "white space" in fault(text)
+    assert "contains white space" in fault(text)
 
 
 def test_a_bare_hash_is_refused_rather_than_taken_for_a_fragment() -> None:
@@ -176,16 +180,35 @@ def test_a_broken_percent_encoding_in_the_host_is_told() -> None:
     assert any("The host in" in sentence for sentence in parse_database_url("postgresql://user@h%/d")[1])
 
 
+@pytest.mark.parametrize("parameter", URL_PARAMETERS, ids=NAMES)
+def test_the_example_of_a_parameter_reaches_what_it_feeds(parameter: UrlParameter) -> None:
+    url = read(f"postgresql://u@h/d?{parameter.name}={encoded(parameter.example)}")
+    fed = url.settings.get(parameter.feeds) if parameter.feeds_setting else getattr(url, parameter.feeds)
+    assert fed is not None
+    assert fed == parameter.parse(parameter.example)
+
+
+def test_all_examples_together_are_valid_settings() -> None:
+    query = "&".join(f"{parameter.name}={encoded(parameter.example)}" for parameter in URL_PARAMETERS)
+    built = DatabaseSettings(url=f"postgresql://u@h/d?{query}")
+    fed = {parameter.feeds for parameter in URL_PARAMETERS if parameter.feeds_setting}
+    assert built.model_fields_set >= fed
+
+
+def test_each_parameter_stands_once_in_the_table() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+
+
 def test_text_parameters_are_decoded() -> None:
     url = read(
         "postgresql://u@h/d?application_name=sign%20up&schema=tenant&sslrootcert=%2Fopt%2Fca.pem&sslmode=require"
     )
     assert (url.application_name, url.schema) == ("sign up", "tenant")
-    assert url.knobs == {"sslmode": "require", "ssl_root_cert": "/opt/ca.pem"}
+    assert url.settings == {"sslmode": "require", "ssl_root_cert": "/opt/ca.pem"}
 
 
 def test_connection_limit_is_pool_max() -> None:
-    assert read("postgresql://u@h/d?connection_limit=3").knobs == {"pool_max": 3}
+    assert read("postgresql://u@h/d?connection_limit=3").settings == {"pool_max": 3}
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "many", "9999999999"])
@@ -198,23 +221,23 @@ def test_a_connection_limit_that_is_no_whole_number_is_refused(value: str) -> No
     [("connect_timeout=2&pool_timeout=3", 5000), ("connect_timeout=2", 2000), ("pool_timeout=3", 3000)],
 )
 def test_connect_timeout_and_pool_timeout_add_up_and_either_alone_is_the_bound(query: str, milliseconds: int) -> None:
-    assert read(f"postgresql://u@h/d?{query}").knobs == {"connect_timeout_ms": milliseconds}
+    assert read(f"postgresql://u@h/d?{query}").settings == {"connect_timeout_ms": milliseconds}
 
 
 @pytest.mark.parametrize("name", ["connect_timeout", "pool_timeout"])
 @pytest.mark.parametrize("value", ["0", "00", "-1", "0.5", "soon"])
 def test_a_timeout_without_a_bound_is_refused(name: str, value: str) -> None:
     sentence = fault(f"postgresql://u@h/d?{name}={value}")
-    assert sentence.startswith(f"{name} in the database URL must be a whole number of seconds from 1 up")
+    assert sentence.startswith(f"{name} in the database URL must be a whole number of seconds from 1 to 300, ")
 
 
 def test_one_wrong_timeout_leaves_no_bound_made_of_the_other() -> None:
-    assert parse_database_url("postgresql://u@h/d?connect_timeout=2&pool_timeout=0")[0].knobs == {}
+    assert parse_database_url("postgresql://u@h/d?connect_timeout=2&pool_timeout=0")[0].settings == {}
 
 
 @pytest.mark.parametrize(("word", "profile"), [("true", True), ("false", False)])
 def test_pgbouncer_is_the_proxy_profile(word: str, profile: bool) -> None:
-    assert read(f"postgresql://u@h/d?pgbouncer={word}").knobs == {"proxy_profile": profile}
+    assert read(f"postgresql://u@h/d?pgbouncer={word}").settings == {"proxy_profile": profile}
 
 
 def test_another_word_for_pgbouncer_is_refused() -> None:
@@ -226,16 +249,16 @@ def test_an_application_name_that_the_server_would_change_is_refused(name: str) 
     assert "63 printable ASCII" in fault(f"postgresql://u@h/d?application_name={name}")
 
 
-@pytest.mark.parametrize("known", PARAMETERS)
-def test_a_misspelt_parameter_is_told_by_its_place_and_the_nearest_known_one(known: str) -> None:
+@pytest.mark.parametrize("known", NAMES)
+def test_a_misspelt_parameter_is_named_by_its_position_and_the_nearest_known_one(known: str) -> None:
     sentence = fault(f"postgresql://u@h/d?&{known[:-1]}{known[-1] * 2}=1")
-    assert f"Parameter 2 of the database URL is unknown here; the nearest known one is {known}." in sentence
+    assert f"Parameter 2 of the database URL is unknown; the nearest known one is {known}." in sentence
 
 
-def test_an_unknown_parameter_is_told_with_all_known_ones() -> None:
+def test_the_fault_for_an_unknown_parameter_lists_all_known_ones() -> None:
     sentence = fault("postgresql://u@h/d?hunter2=1")
     assert "; the nearest known one is pgbouncer." in sentence
-    assert all(name in sentence for name in PARAMETERS)
+    assert all(name in sentence for name in NAMES)
     assert "hunter2" not in sentence
 
 
@@ -245,7 +268,7 @@ def test_a_parameter_without_a_value_is_refused(query: str) -> None:
 
 
 def test_a_bare_plus_in_a_value_is_refused_as_ambiguous() -> None:
-    assert "%20 or %2B" in fault("postgresql://u@h/d?application_name=sign+up")
+    assert "%20 for a space, or %2B for a plus" in fault("postgresql://u@h/d?application_name=sign+up")
 
 
 def test_a_parameter_given_twice_with_one_value_is_fine() -> None:
@@ -253,7 +276,7 @@ def test_a_parameter_given_twice_with_one_value_is_fine() -> None:
 
 
 def test_a_parameter_given_twice_with_two_values_is_refused() -> None:
-    assert "schema stands twice" in fault("postgresql://u@h/d?schema=a&schema=b")
+    assert "schema appears twice" in fault("postgresql://u@h/d?schema=a&schema=b")
 
 
 def test_all_faults_of_a_url_are_told_at_once() -> None:

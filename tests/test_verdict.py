@@ -29,10 +29,20 @@ from asyncdb_guard.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
 )
+from asyncdb_guard.failure_kind import FailureKind
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
-from asyncdb_guard.verdict import Verdict, is_lost, judge, judge_connect, raised_by_driver, server_spoke
+from asyncdb_guard.verdict import (
+    Verdict,
+    is_lost,
+    judge,
+    judge_connect,
+    raised_by_driver,
+    server_spoke,
+    sqlstate_of,
+)
 from tests.support.eventually import eventually
+from tests.support.speaker import message, refusal, speaker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,7 +84,7 @@ def settings(url: str, **knobs) -> DatabaseSettings:
 async def verdict_on(pool: GuardedPool, use: Callable[[], Awaitable[object]]) -> tuple[Verdict, BaseException | None]:
     """What the pool's breaker has made of one use of the pool, and the error that came out."""
     breaker = pool._core.breaker
-    breaker.failed(breaker.admit(clock.now()), clock.now())
+    breaker.failed(breaker.admit(clock.now()), clock.now(), FailureKind.ANSWERED, alone=False)
     raised = None
     try:
         await use()
@@ -108,8 +118,48 @@ async def session_terminated_by_the_borrower(connection, world):
     connection.terminate()
 
 
-async def statement_timeout_of_the_call(connection, world):
+async def timeout_of_the_callers_own(connection, world):
     await connection.execute("SELECT pg_sleep(9)", timeout=0.01)
+
+
+async def the_same_for_rows(connection, world):
+    await connection.fetch("SELECT pg_sleep($1)", 9, timeout=0.01)
+
+
+async def the_same_of_none_at_all(connection, world):
+    await connection.fetchval("SELECT pg_sleep($1)", 9, timeout=0)
+
+
+async def the_same_for_a_prepared_statement(connection, world):
+    statement = await connection.prepare("SELECT pg_sleep($1)")
+    await statement.fetchrow(9, timeout=0.01)
+
+
+async def the_same_for_many(connection, world):
+    await connection.executemany("SELECT pg_sleep($1)", [(9,)], timeout=0.01)
+
+
+async def the_same_for_a_cursor(connection, world):
+    async with connection.transaction():
+        async for _ in connection.cursor("SELECT pg_sleep($1)", 9, timeout=0.01):
+            pass
+
+
+async def the_same_for_a_copy(connection, world):
+    await connection.copy_from_query("SELECT pg_sleep(9)", output=lambda _: None, timeout=0.01)
+
+
+async def timeout_of_the_callers_own_that_is_longer(connection, world):
+    await connection.fetch("SELECT pg_sleep(9)", timeout=0.05)
+
+
+async def a_lock_that_nobody_lets_go(connection, world):
+    table = await two_rows(connection, world)
+    await world.observer.execute(f"BEGIN; LOCK {table}")
+    try:
+        await connection.fetch(f"SELECT * FROM {table}")
+    finally:
+        await world.observer.execute("ROLLBACK")
 
 
 async def statement_timeout_of_the_settings(connection, world):
@@ -118,7 +168,12 @@ async def statement_timeout_of_the_settings(connection, world):
 
 async def statement_timeout_in_a_task_group(connection, world):
     async with asyncio.TaskGroup() as group:
-        group.create_task(statement_timeout_of_the_call(connection, world))
+        group.create_task(statement_timeout_of_the_settings(connection, world))
+
+
+async def timeout_of_the_callers_own_in_a_task_group(connection, world):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(timeout_of_the_callers_own(connection, world))
 
 
 async def key_error_in_a_task_group(connection, world):
@@ -133,6 +188,16 @@ async def unique_violation_in_a_task_group(connection, world):
 
 async def statement_timeout_of_the_server(connection, world):
     await connection.execute("SET statement_timeout = 10; SELECT pg_sleep(9)")
+
+
+def raises(sqlstate):
+    """A statement that ends with this SQLSTATE, whatever its cause: the server answered, and the session lives."""
+
+    async def block(connection, world):
+        await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$")
+
+    block.__name__ = f"answer_{sqlstate}"
+    return block
 
 
 async def statement_meanwhile(connection, meanwhile):
@@ -308,10 +373,55 @@ async def error_of_the_callers_from_one_of_the_servers(connection, world):
 
 
 async def own_deadline_spent_in_a_statement(connection, world):
+    await connection.execute("SELECT pg_sleep(0.06)")
     raise DeadlineExceededError("The trigger's time ended while a statement was running.")
 
 
+async def own_deadline_that_left_little(connection, world):
+    raise DeadlineExceededError("The trigger's time ended while a statement was running.")
+
+
+class WithANumber(asyncpg.PostgresError):
+    sqlstate = 12345
+
+
+class WithoutASqlstate(asyncpg.PostgresError):
+    @property
+    def sqlstate(self):
+        raise ValueError("none")
+
+
+class WithoutACause(Exception):
+    @property
+    def __cause__(self):
+        raise ValueError("none")
+
+
+class WithoutAClass(Exception):
+    @property
+    def __class__(self):
+        raise ValueError("none")
+
+
+def nested(depth):
+    error = ExceptionGroup("group", [KeyError()])
+    for _ in range(depth):
+        error = ExceptionGroup("group", [error])
+    return error
+
+
+def odd(name, error):
+    """A block that ends with an error which raises when it is looked at."""
+
+    async def block(connection, world):
+        raise error
+
+    block.__name__ = name
+    return block
+
+
 BRIEF = {"idle_timeout_ms": 100}
+SHORT = {"command_timeout_ms": 20}
 LOST, TIMED_OUT, COMPLAINT = asyncpg.ConnectionDoesNotExistError, TimeoutError, asyncpg.InterfaceError
 
 ROWS = [
@@ -320,7 +430,11 @@ ROWS = [
     (session_lost_and_the_error_swallowed, FAILURE, None, {}),
     (session_closed_by_the_borrower, SUCCESS, None, {}),
     (session_terminated_by_the_borrower, SUCCESS, None, {}),
-    (insufficient_resources, FAILURE, asyncpg.ConfigurationLimitExceededError, {}),
+    (insufficient_resources, SUCCESS, asyncpg.ConfigurationLimitExceededError, {}),
+    *(
+        (raises(sqlstate), SUCCESS, asyncpg.PostgresError, {})
+        for sqlstate in ("08006", "25006", "53100", "53200", "53300", "54001", "57P01", "57P03", "58030", "XX000")
+    ),
     (administrator_ends_the_session_in_a_statement, FAILURE, LOST, {}),
     (the_same_after_a_long_block, FAILURE, LOST, BRIEF),
     (pause_seen, NEUTRAL, COMPLAINT, BRIEF),
@@ -333,12 +447,26 @@ ROWS = [
     (serialization_failure, SUCCESS, asyncpg.SerializationError, {}),
     (deadlock, SUCCESS, asyncpg.DeadlockDetectedError, {}),
     (error_of_the_callers_from_one_of_the_servers, SUCCESS, asyncpg.RaiseError, {}),
-    (statement_timeout_of_the_call, FAILURE, TIMED_OUT, {}),
-    (statement_timeout_of_the_settings, FAILURE, TIMED_OUT, {"command_timeout_ms": 20}),
-    (statement_timeout_in_a_task_group, FAILURE, ExceptionGroup, {}),
+    (statement_timeout_of_the_settings, FAILURE, TIMED_OUT, SHORT),
+    (statement_timeout_in_a_task_group, FAILURE, ExceptionGroup, SHORT),
+    (a_lock_that_nobody_lets_go, FAILURE, TIMED_OUT, {"command_timeout_ms": 100}),
+    (timeout_of_the_callers_own_that_is_longer, FAILURE, TIMED_OUT, SHORT),
+    (timeout_of_the_callers_own, NEUTRAL, TIMED_OUT, {}),
+    (timeout_of_the_callers_own_in_a_task_group, NEUTRAL, ExceptionGroup, {}),
+    (the_same_for_rows, NEUTRAL, TIMED_OUT, {}),
+    (the_same_of_none_at_all, NEUTRAL, TIMED_OUT, {}),
+    (the_same_for_a_prepared_statement, NEUTRAL, TIMED_OUT, {}),
+    (the_same_for_many, NEUTRAL, TIMED_OUT, {}),
+    (the_same_for_a_cursor, NEUTRAL, TIMED_OUT, {}),
+    (the_same_for_a_copy, NEUTRAL, TIMED_OUT, {}),
+    (odd("a_number_for_a_sqlstate", WithANumber("odd")), SUCCESS, WithANumber, {}),
+    (odd("a_sqlstate_that_raises", WithoutASqlstate("odd")), SUCCESS, WithoutASqlstate, {}),
+    (odd("a_cause_that_raises", WithoutACause()), NEUTRAL, WithoutACause, {}),
+    (odd("groups_nested_deeply", nested(500)), NEUTRAL, ExceptionGroup, {}),
     (key_error_in_a_task_group, NEUTRAL, ExceptionGroup, {}),
     (unique_violation_in_a_task_group, SUCCESS, ExceptionGroup, {}),
-    (own_deadline_spent_in_a_statement, FAILURE, DeadlineExceededError, {}),
+    (own_deadline_spent_in_a_statement, FAILURE, DeadlineExceededError, {"handler_budget_ms": 100}),
+    (own_deadline_that_left_little, NEUTRAL, DeadlineExceededError, {}),
     (session_lost_between_statements, FAILURE, COMPLAINT, {}),
     (session_lost_unseen, FAILURE, LOST, {}),
     (session_lost_half_seen, FAILURE, asyncpg.InternalClientError, {}),
@@ -384,6 +512,74 @@ async def connect_verdict(
     assert (raised.__cause__.sqlstate, seen) == (sqlstate, verdict)
     assert text in str(raised.__cause__)
     return raised
+
+
+async def test_the_roles_own_statement_timeout_is_the_servers_answer(url, role, server):
+    server.psql(f"ALTER ROLE {role} SET statement_timeout = '200ms'")
+    async with GuardedPool(settings(url)) as pool:
+        await pool.ping()
+        seen, raised = await verdict_on(pool, lambda: pool.execute("SELECT pg_sleep(9)"))
+    assert isinstance(raised, asyncpg.QueryCanceledError)
+    assert seen is SUCCESS
+
+
+@pytest.mark.parametrize("sqlstate", ["XX000", "58000", "55000", "53400", "57P04", "08004", "0A000", "99999"])
+async def test_any_refusal_of_a_connect_is_a_failure(sqlstate):
+    async with speaker(refusal(sqlstate)) as url:
+        await connect_verdict(url, FAILURE, sqlstate, "no")
+
+
+@pytest.mark.parametrize("sqlstate", ["22023", "42704"])
+async def test_a_startup_parameter_that_is_refused_is_our_own_wrong_setting(sqlstate):
+    async with speaker(refusal(sqlstate)) as url:
+        await connect_verdict(url, SUCCESS, sqlstate, "no")
+
+
+async def test_a_database_that_the_role_may_not_connect_to_is_the_servers_answer(server, role):
+    server.psql(f"CREATE DATABASE {role}")
+    try:
+        server.psql(f"REVOKE CONNECT ON DATABASE {role} FROM public")
+        await connect_verdict(server.url(database=role, user=role), SUCCESS, "42501", "permission denied")
+    finally:
+        server.psql(f"DROP DATABASE {role}")
+
+
+async def test_a_refused_trial_does_not_close_the_circuit(later):
+    async with (
+        speaker(refusal("XX000", "EMAXCONNSESSION")) as url,
+        GuardedPool(settings(url, breaker_fail_max=1)) as pool,
+    ):
+        for _ in range(2):
+            with pytest.raises(ConnectFailedError):
+                await pool.ping()
+            assert pool.stats()["circuit"] == "open"
+            later(1000)
+
+
+LOGGED_IN, READY = message(b"R", bytes(4)), message(b"Z", b"I")
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        pytest.param([message(b"R", b"")], Exception, id="a-login-request-without-a-number"),
+        pytest.param([message(b"R", b"\0\0\0\x63")], asyncpg.InterfaceError, id="a-login-that-the-driver-lacks"),
+        pytest.param([message(b"Z")], Exception, id="an-empty-ready"),
+        pytest.param([LOGGED_IN, READY], AttributeError, id="no-parameters"),
+        pytest.param([message(b"S", b"server_version\0garbage\0"), LOGGED_IN, READY], ValueError, id="no-version"),
+        pytest.param([message(b"S", b"client_encoding\0\xff\xfe\0")], Exception, id="no-text"),
+        pytest.param([b"HTTP/1.1 400 Bad Request\r\n\r\n"], Exception, id="http"),
+        pytest.param([refusal(b"99999 \n" + b"A" * 5000)], asyncpg.PostgresError, id="a-refusal-with-no-sqlstate"),
+        pytest.param([], Exception, id="nothing"),
+    ],
+)
+async def test_what_is_no_answer_of_a_postgresql_is_a_failure(said, error):
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # the driver's protocol breaks in a callback
+    async with speaker(*said) as url, GuardedPool(settings(url)) as pool:
+        seen, raised = await verdict_on(pool, pool.ping)
+    assert isinstance(raised, ConnectFailedError)
+    assert isinstance(raised.__cause__, error), repr(raised.__cause__)
+    assert seen is FAILURE
 
 
 async def test_a_role_that_has_reached_its_limit_is_a_failure(url, role, server):
@@ -561,29 +757,49 @@ async def test_a_server_that_shuts_down_under_a_statement_is_a_failure(island):
 # The decision itself, beyond what a server can be made to say.
 
 
-def by_sqlstate(sqlstate: str) -> Verdict:
+def of_an_answer(sqlstate: str, severity: str | None, lost: bool, paused: bool) -> Verdict:
     """The contract's own words."""
     if sqlstate in {"57P05", "25P03"}:
         return NEUTRAL
-    return FAILURE if sqlstate[:2] in {"08", "53"} or sqlstate in {"57P01", "57P02", "57P03"} else SUCCESS
+    if severity in {"FATAL", "PANIC"}:
+        return FAILURE
+    if severity is None and (sqlstate[:2] == "08" or sqlstate in {"57P01", "57P02", "57P03"}):
+        return FAILURE
+    if lost:
+        return NEUTRAL if paused else FAILURE
+    return SUCCESS
+
+
+def of_a_refusal(sqlstate: str) -> Verdict:
+    return SUCCESS if sqlstate[:2] == "28" or sqlstate in {"3D000", "42501", "22023", "42704"} else FAILURE
+
+
+SQLSTATES = st.one_of(
+    st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5),
+    st.tuples(st.sampled_from(["08", "25P", "28", "53", "57P"]), st.text("0123456789P", min_size=3, max_size=3)).map(
+        lambda parts: "".join(parts)[:5]
+    ),
+    st.sampled_from(["3D000", "42501", "22023", "42704"]),
+)
 
 
 @given(
-    sqlstate=st.one_of(
-        st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5),
-        st.tuples(st.sampled_from(["08", "25P", "53", "57P"]), st.text("0123456789P", min_size=3, max_size=3)).map(
-            lambda parts: "".join(parts)[:5]
-        ),
-    ),
+    sqlstate=SQLSTATES,
+    severity=st.sampled_from([None, "ERROR", "FATAL", "PANIC"]),
     lost=st.booleans(),
     paused=st.booleans(),
 )
-def test_every_sqlstate_is_judged_by_its_class(sqlstate, lost, paused):
+def test_an_answer_is_judged_by_its_severity_and_by_the_session(sqlstate, severity, lost, paused):
+    fields = {"C": sqlstate, "M": "whatever the language"} | ({"S": "whatever", "V": severity} if severity else {})
+    error = asyncpg.PostgresError.new(fields)
+    assert judge(error, lost=lost, paused=paused) is of_an_answer(sqlstate, severity, lost, paused)
+
+
+@given(sqlstate=SQLSTATES)
+def test_any_refusal_of_a_connect_is_a_failure_but_for_a_wrong_setting_of_ours(sqlstate):
     error = asyncpg.PostgresError.new({"C": sqlstate, "M": "whatever the language"})
-    assert judge(error, lost=lost, paused=paused) is by_sqlstate(sqlstate)
-    refused_login = sqlstate.startswith("28")
-    assert judge_connect(error, renewed=True) is (FAILURE if refused_login else by_sqlstate(sqlstate))
-    assert judge_connect(error) is by_sqlstate(sqlstate)
+    assert judge_connect(error) is of_a_refusal(sqlstate)
+    assert judge_connect(error, renewed=True) is (FAILURE if sqlstate[:2] == "28" else of_a_refusal(sqlstate))
 
 
 @pytest.mark.parametrize(
@@ -603,7 +819,10 @@ def test_the_last_words_of_a_lost_session_decide(last_words, verdict):
     [
         pytest.param(OSError(), FAILURE, id="network"),
         pytest.param(TimeoutError(), FAILURE, id="timeout"),
-        pytest.param(asyncpg.InternalClientError("out of step"), NEUTRAL, id="not-of-the-network"),
+        pytest.param(asyncpg.InternalClientError("out of step"), FAILURE, id="out-of-step"),
+        pytest.param(asyncpg.InterfaceError("unsupported authentication method"), FAILURE, id="login-method"),
+        pytest.param(asyncpg.ClientConfigurationError("a wrong argument"), NEUTRAL, id="argument"),
+        pytest.param(ExceptionGroup("of a provider", [KeyError(), OSError()]), FAILURE, id="group"),
         pytest.param(ConfigurationError("The secret has no password."), NEUTRAL, id="configuration"),
         pytest.param(ConnectFailedError("The provider of credentials has none."), FAILURE, id="no-credentials"),
     ],
@@ -618,6 +837,25 @@ def test_a_complaint_that_another_library_makes_in_asyncpgs_name_is_not_the_driv
             raise kind("not asyncpg's own")
         assert not is_lost(caught.value)
         assert judge(caught.value, lost=True, paused=True) is NEUTRAL
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_error_that_cannot_be_looked_at_is_judged(lost):
+    """Its module has a name that raises, as an error does whose module somebody wrote."""
+
+    class Name:
+        def __str__(self):
+            raise ValueError("none")
+
+    with pytest.raises(BlockingIOError) as caught:
+        exec("raise BlockingIOError", {"__name__": Name()})
+    assert judge(caught.value, lost=lost) is (FAILURE if lost else NEUTRAL)
+    assert judge(WithoutAClass(), lost=lost) is (FAILURE if lost else NEUTRAL)
+
+    kind = type("Odd", (Exception,), {})
+    with pytest.raises(kind) as caught:
+        exec("raise kind", {"__name__": Name(), "kind": kind})
+    assert judge_connect(caught.value) is NEUTRAL
 
 
 def test_an_error_that_was_never_raised_is_nobodys():
@@ -636,6 +874,20 @@ def test_an_error_that_was_never_raised_is_nobodys():
 )
 def test_a_group_is_as_bad_as_its_worst_member(errors, verdict):
     assert judge(ExceptionGroup("group", errors)) is verdict
+
+
+def test_the_servers_word_is_understood_in_any_language():
+    assert server_spoke(asyncpg.PostgresError.new({"S": "FATAL", "C": "57P01", "M": "terminating connection"}))
+    assert server_spoke(asyncpg.PostgresError.new({"S": "SCHWERWIEGEND", "V": "FATAL", "C": "57P01", "M": "Ende"}))
+    assert not server_spoke(asyncpg.PostgresError.new({"S": "FEHLER", "V": "ERROR", "C": "23505", "M": "doppelt"}))
+    assert not server_spoke(WithoutACause())
+
+
+@pytest.mark.parametrize("odd", [WithANumber("odd"), WithoutASqlstate("odd"), KeyError(), None])
+def test_an_sqlstate_has_the_form_of_one(odd):
+    assert sqlstate_of(odd) is None
+    assert sqlstate_of(asyncpg.PostgresError.new({"C": "23505\n", "M": ""})) is None
+    assert sqlstate_of(asyncpg.PostgresError.new({"C": "23505", "M": ""})) == "23505"
 
 
 def test_the_servers_word_is_found_wherever_it_stands():

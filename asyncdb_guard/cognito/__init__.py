@@ -1,6 +1,8 @@
 """Amazon Cognito's pre token generation and post confirmation triggers, answered from the database."""
 
-from asyncdb_guard.cognito.cache import CacheKey, ClaimsCache, MemoryCache
+from asyncdb_guard.cognito.caching.key import CacheKey
+from asyncdb_guard.cognito.caching.memory import MemoryCache
+from asyncdb_guard.cognito.caching.protocol import ClaimsCache
 from asyncdb_guard.cognito.claims import TokenClaims
 from asyncdb_guard.cognito.event import CognitoUser
 from asyncdb_guard.cognito.triggers import CognitoTriggers

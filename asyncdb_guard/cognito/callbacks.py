@@ -1,4 +1,4 @@
-"""The two callbacks: coroutine functions of the user's own, or SQL statements."""
+"""The callbacks: coroutine functions of the user's own, or SQL statements."""
 
 from __future__ import annotations
 
@@ -17,45 +17,51 @@ Callback: TypeAlias = Callable[[Any, CognitoUser], Awaitable[Any]]
 
 
 class CallbackError(GuardError):
-    """The callback raised what only this library raises. Its text is the callback's own, so nobody may have it."""
+    """The callback raised one of this library's own errors, whose text the log would otherwise take to be safe."""
 
 
 def claims_callback(given: Callback | str | None, setting: str | None) -> Callback:
-    """What loads claims: what `CognitoTriggers` was given, else the setting. Raises ConfigurationError."""
-    return _callback("claims", ClaimsStatement, given, setting, label("claims_sql"))
+    """The callback that loads claims: from `CognitoTriggers`, else from the setting. Raises ConfigurationError."""
+    return _create("claims", ClaimsStatement, given, setting, label("claims_sql"))
 
 
 def provision_callback(given: Callback | str | None, setting: str | None) -> Callback:
-    """What writes a user: what `CognitoTriggers` was given, else the setting. Raises ConfigurationError."""
-    return _callback("provision", ProvisionStatement, given, setting, label("provision_sql"))
+    """The callback that writes a user: from `CognitoTriggers`, else from the setting. Raises ConfigurationError."""
+    return _create("provision", ProvisionStatement, given, setting, label("provision_sql"))
 
 
-def source_of(callback: object) -> str:
-    """What tells a callback from another, so that a changed one does not get the old one's cached answers.
+def callback_id(callback: object) -> str:
+    """Identify a callback in cache keys, so that a changed callback does not get cached answers of the old one.
 
-    Not what an object of the user's own or a closure holds: nothing tells that in the same words tomorrow.
+    The state of an object or a closure is not part of it: it has no representation that is stable across processes.
     """
     if isinstance(callback, Statement):
         return callback.text
-    given: Any = inspect.unwrap(cast("Callable[..., Any]", callback))
+    function: Any = inspect.unwrap(cast("Callable[..., Any]", callback))
     bound = ""
-    while isinstance(given, functools.partial):
-        bound += ascii((given.args, sorted(given.keywords.items())))
-        given = given.func
-    return f"{given.__module__}.{getattr(given, '__qualname__', type(given).__qualname__)}{bound}"
+    while isinstance(function, functools.partial):
+        bound += ascii((function.args, sorted(function.keywords.items())))
+        function = function.func
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}{bound}"
 
 
-def _callback(
-    name: str, statement: type[ClaimsStatement | ProvisionStatement], given: object, setting: str | None, knob: str
+def _create(
+    name: str,
+    statement: type[ClaimsStatement | ProvisionStatement],
+    given: object,
+    setting: str | None,
+    setting_label: str,
 ) -> Callback:
     if given is None:
         if setting is None:
-            raise ConfigurationError(f"There is no {name} callback: pass {name}= to CognitoTriggers, or set {knob}.")
-        return statement(setting, knob)
+            raise ConfigurationError(
+                f"There is no {name} callback. Pass {name}= to CognitoTriggers, or set {setting_label}."
+            )
+        return statement(setting, setting_label)
     if isinstance(given, str):
         return statement(given, f"{name}= of CognitoTriggers")
     if not callable(given):
-        raise _unfit(name)
+        raise _not_async(name)
 
     async def call(conn: Any, user: CognitoUser) -> Any:
         try:
@@ -63,13 +69,15 @@ def _callback(
             if inspect.isawaitable(answer):
                 return await answer
         except DatabaseUnavailableError:
-            raise  # it uses a pool of ours
+            raise  # from another GuardedPool that the callback uses
         except GuardError as error:
             raise CallbackError(f"The callback raised a {type(error).__name__}.") from error
-        raise _unfit(name)
+        raise _not_async(name)
 
     return functools.update_wrapper(call, given)
 
 
-def _unfit(name: str) -> ConfigurationError:
-    return ConfigurationError(f"{name}= of CognitoTriggers must be an `async def {name}(conn, user)`, or an SQL text.")
+def _not_async(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}= of CognitoTriggers must be an `async def {name}(conn, user)` or an SQL statement as a str."
+    )

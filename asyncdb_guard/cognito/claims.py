@@ -1,7 +1,7 @@
-"""What may go into a token, and the answer that says so in the event's own shape. Pure.
+"""Checks the claims that a callback returned, and builds the response in the event's own version. Pure.
 
-The rules are those of the Amazon Cognito developer guide, "Pre token generation Lambda trigger": what it says cannot
-be added, changed or suppressed is refused here, as it does not say what Cognito would do with it.
+Source: Amazon Cognito developer guide, "Pre token generation Lambda trigger". Claims that cannot be added, changed or
+suppressed are refused here, because what Cognito does with them is not documented.
 """
 
 from __future__ import annotations
@@ -14,48 +14,60 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, cast
 
 from asyncdb_guard.cognito.event import CognitoUser, TokenRequest
-from asyncdb_guard.cognito.values import MAX_SIZE, ClaimError, Json, Values, as_text, is_mapping, is_utf8, pairs, shown
+from asyncdb_guard.cognito.values import (
+    MAX_SIZE,
+    ClaimConverter,
+    ClaimError,
+    Json,
+    as_text,
+    is_mapping,
+    is_utf8,
+    items_of,
+    quoted,
+)
 
 _RESERVED = frozenset(
     "acr amr at_hash aud auth_time azp client_id device_key event_id exp iat identities iss jti nbf nonce origin_jti"
     " sub token_use username version".split()
 )
-_COGNITOS = ("cognito:",)
-_SIMPLE_IN_ID = frozenset({"address", "email_verified", "phone_number_verified", "updated_at"})
+_NOT_SUPPRESSIBLE = ("cognito:",)
+_NOT_SETTABLE = ("cognito:", "dev:")
+_SCALAR_IN_ID_TOKEN = frozenset({"address", "email_verified", "phone_number_verified", "updated_at"})
 _GROUP_KEYS = ("groupsToOverride", "iamRolesToOverride", "preferredRole")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenClaims:
-    """What a claims callback returns that has more to say than a mapping can. Checked once it is returned."""
+    """What a claims callback returns if a mapping is not enough. Validated after it is returned."""
 
     claims: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
-    """For both tokens; in version 1, which has no say in the access token, for the ID token."""
+    """Claims for both tokens; in version 1, which cannot change the access token, for the ID token."""
     _: KW_ONLY
     id: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
-    """For the ID token alone; stronger than `claims`."""
+    """Claims for the ID token only. They override `claims`."""
     access: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
-    """For the access token alone; stronger than `claims`. Not in version 1."""
+    """Claims for the access token only. They override `claims`. Not in version 1."""
     suppress: Collection[str] = ()
-    """Claims to leave out of both tokens (version 1: the ID token). Suppressing is stronger than adding."""
+    """Claims to remove from both tokens (version 1: from the ID token). Suppressing overrides adding."""
     suppress_id: Collection[str] = ()
+    """Claims to remove from the ID token only."""
     suppress_access: Collection[str] = ()
-    """Not in version 1."""
+    """Claims to remove from the access token only. Not in version 1."""
     add_scopes: Collection[str] = ()
-    """Scopes for the access token. Not in version 1."""
+    """Scopes to add to the access token. Not in version 1."""
     suppress_scopes: Collection[str] = ()
-    """Not in version 1."""
+    """Scopes to remove from the access token. Not in version 1."""
     groups: Collection[str] | None = field(default=None, repr=False)
-    """The groups in the tokens, in place of the user's own. None keeps those; an empty list removes them."""
+    """The groups in the tokens, instead of the user's own. None keeps those; an empty list removes them."""
     iam_roles: Collection[str] | None = field(default=None, repr=False)
-    """The IAM roles that go with the groups; None keeps them."""
+    """The IAM roles of the groups. None keeps the user's own."""
     preferred_role: str | None = field(default=None, repr=False)
-    """The IAM role preferred among them; None keeps it."""
+    """The preferred IAM role. None keeps the user's own."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Overrides:
-    """Checked claims, in plain JSON values that nobody changes any more."""
+    """Checked claims as JSON values. Shared between callers, so never modified."""
 
     id: Mapping[str, Json]
     access: Mapping[str, Json]
@@ -69,12 +81,12 @@ class Overrides:
 
     @property
     def empty(self) -> bool:
-        """Whether they change nothing."""
+        """Whether there is nothing to override."""
         return self == _NOTHING
 
     def dump(self) -> str:
         """As JSON text, for a cache."""
-        # not asdict(), which copies every value first
+        # not asdict(), which deep-copies every value
         return json.dumps({part.name: getattr(self, part.name) for part in fields(self)}, separators=(",", ":"))
 
 
@@ -82,44 +94,44 @@ _NOTHING = Overrides({}, {}, [], [], [], [], None, None, None)
 
 
 def restore(text: str, user: CognitoUser) -> Overrides | None:
-    """Read what `Overrides.dump` wrote, or return None. Checked again: a shared cache is not ours alone."""
+    """Parse what `Overrides.dump` wrote, or return None if it is invalid: others may write to a shared cache."""
     try:
-        return check(TokenClaims(**json.loads(text)), user)
+        return check_claims(TokenClaims(**json.loads(text)), user)
     except (ClaimError, TypeError, ValueError, RecursionError):
         return None
 
 
-def check(returned: object, user: CognitoUser) -> Overrides:
-    """Check what a callback returned for `user`. Raises ClaimError, which names the claim and never its value.
+def check_claims(returned: object, user: CognitoUser) -> Overrides:
+    """Check what a callback returned for `user`. Raises ClaimError, which names the claim, never its value.
 
-    None is no claims. A claim of None is left out. In version 1 all values become texts (see `as_text`).
+    None means no claims. A claim whose value is None is left out. In version 1 all values become strings (`as_text`).
     """
-    said = _as_claims(returned)
-    values = Values()
-    both, suppressed = _mapping("claims", said.claims), _suppressed("suppress", said.suppress)
+    claims = _as_token_claims(returned)
+    converter = ClaimConverter()
+    both, suppressed = _mapping("claims", claims.claims), _suppressed("suppress", claims.suppress)
     for_access, not_for_access = both, suppressed
     if user.version == 1:
-        _refuse_access(said)
+        _refuse_access(claims)
         for_access, not_for_access = {}, []
     overrides = Overrides(
-        id=_token(values, both | _mapping("id", said.id), user),
-        access=_token(values, for_access | _mapping("access", said.access), user, access=True),
-        suppress_id=_merged(suppressed, _suppressed("suppress_id", said.suppress_id)),
-        suppress_access=_merged(not_for_access, _suppressed("suppress_access", said.suppress_access)),
-        add_scopes=_scopes("add_scopes", said.add_scopes),
-        suppress_scopes=_scopes("suppress_scopes", said.suppress_scopes),
-        groups=None if said.groups is None else _names("groups", said.groups),
-        iam_roles=None if said.iam_roles is None else _names("iam_roles", said.iam_roles),
-        preferred_role=None if said.preferred_role is None else _name("preferred_role", said.preferred_role),
+        id=_token(converter, both | _mapping("id", claims.id), user),
+        access=_token(converter, for_access | _mapping("access", claims.access), user, access=True),
+        suppress_id=_merged(suppressed, _suppressed("suppress_id", claims.suppress_id)),
+        suppress_access=_merged(not_for_access, _suppressed("suppress_access", claims.suppress_access)),
+        add_scopes=_scopes("add_scopes", claims.add_scopes),
+        suppress_scopes=_scopes("suppress_scopes", claims.suppress_scopes),
+        groups=None if claims.groups is None else _names("groups", claims.groups),
+        iam_roles=None if claims.iam_roles is None else _names("iam_roles", claims.iam_roles),
+        preferred_role=None if claims.preferred_role is None else _name("preferred_role", claims.preferred_role),
     )
     size = len(overrides.dump())
     if size > MAX_SIZE:
-        raise ClaimError(f"The claims come to {size} bytes of JSON; {MAX_SIZE} is the most.")
+        raise ClaimError(f"The claims take {size} bytes of JSON; the maximum is {MAX_SIZE}.")
     return overrides
 
 
-def answer(overrides: Overrides, request: TokenRequest) -> dict[str, Any]:
-    """Build the event's `response`, in the shape of its version."""
+def build_response(overrides: Overrides, request: TokenRequest) -> dict[str, Any]:
+    """Build the `response` of the event, in the format of its version."""
     id_part = _part(overrides.id, claimsToSuppress=overrides.suppress_id)
     if request.user.version == 1:
         name, details = "claimsOverrideDetails", id_part
@@ -135,7 +147,7 @@ def answer(overrides: Overrides, request: TokenRequest) -> dict[str, Any]:
     groups = _group_details(overrides, request.group_configuration)
     if groups is not None:
         details["groupOverrideDetails"] = groups
-    return copy.deepcopy({name: details})  # one load may serve many callers, and each may change its own
+    return copy.deepcopy({name: details})  # several callers may share one load, and each may modify its answer
 
 
 def _part(claims: Mapping[str, Json], **lists: list[str]) -> dict[str, Any]:
@@ -143,62 +155,66 @@ def _part(claims: Mapping[str, Json], **lists: list[str]) -> dict[str, Any]:
 
 
 def _group_details(overrides: Overrides, configuration: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """None, or the user's whole configuration with the changes: what Cognito is told replaces it all."""
-    said = (overrides.groups, overrides.iam_roles, overrides.preferred_role)
-    changes = {key: value for key, value in zip(_GROUP_KEYS, said, strict=True) if value is not None}
+    """None, or the user's complete configuration with the changes: Cognito replaces all of it."""
+    values = (overrides.groups, overrides.iam_roles, overrides.preferred_role)
+    changes = {key: value for key, value in zip(_GROUP_KEYS, values, strict=True) if value is not None}
     if not changes:
         return None
     if configuration is None:
-        raise ClaimError("The groups can't be changed: request.groupConfiguration of this event is no object.")
-    kept = {key: configuration[key] for key in _GROUP_KEYS if configuration.get(key) is not None}
-    return kept | changes
+        raise ClaimError("The groups cannot be changed: request.groupConfiguration of this event is not an object.")
+    unchanged = {key: configuration[key] for key in _GROUP_KEYS if configuration.get(key) is not None}
+    return unchanged | changes
 
 
-def _as_claims(returned: object) -> TokenClaims:
+def _as_token_claims(returned: object) -> TokenClaims:
     if isinstance(returned, TokenClaims):
         return returned
     if returned is None:
         return TokenClaims()
     if is_mapping(returned):
-        return TokenClaims(dict(pairs(returned)))  # type: ignore[arg-type]  # checked below
+        return TokenClaims(dict(items_of(returned)))  # type: ignore[arg-type]  # checked below
     kind = type(returned).__name__
     raise ClaimError(f"The claims callback returned a {kind}; it must return a mapping, TokenClaims or None.")
 
 
-def _refuse_access(said: TokenClaims) -> None:
+def _refuse_access(claims: TokenClaims) -> None:
     for name in ("access", "suppress_access", "add_scopes", "suppress_scopes"):
-        if getattr(said, name):
+        if getattr(claims, name):
             raise ClaimError(
-                f"{name} needs a version 2 event, and this is version 1: set the trigger's LambdaVersion to V2_0."
+                f"{name} needs a version 2 event, but this is version 1. Set the trigger's LambdaVersion to V2_0."
             )
 
 
-def _token(values: Values, claims: dict[object, object], user: CognitoUser, *, access: bool = False) -> dict[str, Json]:
+def _token(
+    converter: ClaimConverter, claims: dict[object, object], user: CognitoUser, *, access: bool = False
+) -> dict[str, Json]:
     token: dict[str, Json] = {}
     for key, value in claims.items():
         name = _name("claims", key)
-        plain = values.plain(name, value)
+        converted = converter.convert(name, value)
         if user.version == 1:
-            plain = as_text(plain)
-        if plain is None:
+            converted = as_text(converted)
+        if converted is None:
             continue
-        if not (access and name == "aud" and plain == user.client_id):
-            _refuse_reserved(name, "set", (*_COGNITOS, "dev:"))
-        if not access and name in _SIMPLE_IN_ID and isinstance(plain, (list, dict)):
-            raise ClaimError(f"The claim {shown(name)} can't be a list or an object in the ID token.")
-        token[name] = plain
+        if not (access and name == "aud" and converted == user.client_id):
+            _refuse_reserved(name, "set", _NOT_SETTABLE)
+        if not access and name in _SCALAR_IN_ID_TOKEN and isinstance(converted, (list, dict)):
+            raise ClaimError(f"The claim {quoted(name)} cannot be a list or an object in the ID token.")
+        token[name] = converted
     return token
 
 
 def _refuse_reserved(name: str, change: str, prefixes: tuple[str, ...]) -> None:
     if name in _RESERVED or name.startswith(prefixes):
-        raise ClaimError(f"The claim {shown(name)} is reserved and can't be {change}; for groups, see TokenClaims.")
+        raise ClaimError(
+            f"The claim {quoted(name)} is reserved and cannot be {change}. For groups and roles, use TokenClaims."
+        )
 
 
 def _suppressed(part: str, claims: Collection[str]) -> list[str]:
     names = _names(part, claims)
     for name in names:
-        _refuse_reserved(name, "suppressed", _COGNITOS)
+        _refuse_reserved(name, "suppressed", _NOT_SUPPRESSIBLE)
     return names
 
 
@@ -210,25 +226,25 @@ def _scopes(part: str, scopes: Collection[str]) -> list[str]:
     names = _names(part, scopes)
     for name in names:
         if any(character.isspace() for character in name):
-            raise ClaimError(f"{part} holds a scope with white space in it.")
+            raise ClaimError(f"{part} contains a scope with white space. A scope must be a single word.")
     return names
 
 
 def _mapping(part: str, value: object) -> dict[object, object]:
     if not is_mapping(value):
         raise ClaimError(f"{part} of TokenClaims must be a mapping, not a {type(value).__name__}.")
-    return dict(pairs(value))
+    return dict(items_of(value))
 
 
 def _names(part: str, value: object) -> list[str]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
-        raise ClaimError(f"{part} of TokenClaims must be a list of names, not a {type(value).__name__}.")
+        raise ClaimError(f"{part} of TokenClaims must be a list of str, not a {type(value).__name__}.")
     return [_name(part, name) for name in cast("Collection[object]", value)]
 
 
 def _name(part: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ClaimError(f"{part} holds a {type(value).__name__} where a name, a str, belongs.")
+        raise ClaimError(f"{part} contains a name of type {type(value).__name__}; names must be str.")
     if not value or not is_utf8(value):
-        raise ClaimError(f"{part} holds a name that is empty or that UTF-8 can't carry.")
+        raise ClaimError(f"{part} contains a name that is empty or that UTF-8 cannot encode.")
     return str.__str__(value)

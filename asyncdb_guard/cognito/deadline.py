@@ -1,4 +1,4 @@
-"""One deadline for all that a trigger does, and who had the turn when it ended."""
+"""One deadline for everything that a trigger does, and what it was waiting for when the deadline passed."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from asyncdb_guard.errors import DatabaseUnavailableError, DeadlineExceededError
 
 T = TypeVar("T")
 
-MARGIN = 0.2
-"""Seconds of the function's remaining time that are left for the answer's way back."""
+RESPONSE_MARGIN = 0.2
+"""Seconds of the function's remaining time that are reserved for returning the answer."""
 
-GRACE = 0.05
-"""Seconds after the deadline for what it broke off to end in order: a part of MARGIN, as the cache's last word is."""
+CLEANUP_TIMEOUT = 0.05
+"""Seconds after the deadline for the cancelled work to end in order. Part of `RESPONSE_MARGIN`."""
 
 
 class BudgetSpentError(DatabaseUnavailableError):
-    """The trigger's time is over, and whether that is the database's fault is not known, or not known yet."""
+    """The trigger's time is over, and whether the database is to blame is unknown."""
 
 
 class Deadline:
-    """When one call of a trigger must be over; lives for that call. Times are the event loop's own, in seconds."""
+    """When one call of a trigger must end; lives for that call. Times are the event loop's own, in seconds."""
 
     __slots__ = ("_at", "_loop")
 
     def __init__(self, budget: float, context: Any = None) -> None:
-        """`budget` in seconds, or what Lambda's `context` leaves of the function's time, if that is less."""
+        """`budget` in seconds, or the time that Lambda's `context` says is left, if that is less."""
         self._loop = asyncio.get_running_loop()
         self._at = self._loop.time() + min(budget, _remaining(context, budget))
 
@@ -39,13 +39,13 @@ class Deadline:
     def check(self) -> None:
         """Raise BudgetSpentError if no time is left."""
         if not self.remaining:
-            raise BudgetSpentError("No time was left.")
+            raise BudgetSpentError("The trigger had no time left.")
 
     async def bound(self, work: Awaitable[T], in_statement: Callable[[], bool] = lambda: False) -> T:
-        """Await `work`, until the deadline at most.
+        """Await `work` until the deadline.
 
-        Raises DeadlineExceededError if it ended `in_statement`: that is the database's share. Raises BudgetSpentError
-        if `work` was waiting for something else, such as an HTTP call of its own.
+        Raises DeadlineExceededError if the deadline passes while `in_statement()`: the database was too slow. Raises
+        BudgetSpentError if `work` was waiting for something else, such as an HTTP call of its own.
         """
         timer = asyncio.timeout_at(self._at)
         try:
@@ -55,17 +55,17 @@ class Deadline:
             if not timer.expired():
                 raise
         if in_statement():
-            raise DeadlineExceededError("The trigger's time ended while a statement was running.")
-        raise BudgetSpentError("The trigger's time ended while its callback waited for something else.")
+            raise DeadlineExceededError("The trigger's deadline passed while a statement was running.")
+        raise BudgetSpentError("The trigger's deadline passed while its callback was waiting for something else.")
 
 
-def _remaining(context: Any, otherwise: float) -> float:
+def _remaining(context: Any, default: float) -> float:
     """Seconds that the Lambda context leaves. A test's context may be anything, so only a number counts."""
-    tell = getattr(context, "get_remaining_time_in_millis", None)
+    get_remaining = getattr(context, "get_remaining_time_in_millis", None)
     try:
-        told = tell() if callable(tell) else None
+        milliseconds = get_remaining() if callable(get_remaining) else None
     except Exception:
-        return otherwise
-    if isinstance(told, bool) or not isinstance(told, (int, float)):
-        return otherwise
-    return told / 1000 - MARGIN
+        return default
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)):
+        return default
+    return milliseconds / 1000 - RESPONSE_MARGIN

@@ -1,7 +1,7 @@
-"""Reading Cognito's events. Pure: lenient in what it reads, and silent about every value.
+"""Reads Cognito's events. Pure: lenient with unexpected shapes, and no error shows a value.
 
-The shapes are those of the Amazon Cognito developer guide, "Pre token generation Lambda trigger" and "Post
-confirmation Lambda trigger"; published samples have null, a list or a text where the guide promises an object.
+Sources: Amazon Cognito developer guide, "Pre token generation Lambda trigger" and "Post confirmation Lambda trigger".
+Published sample events have null, a list or a string where the guide documents an object.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from asyncdb_guard.cognito.values import as_text
 from asyncdb_guard.errors import TriggerEventError
 
 TriggerEvent: TypeAlias = dict[str, Any]
-"""What Cognito sends, and wants back."""
+"""The JSON object that Cognito sends and expects back."""
 
 CONFIRM_SIGN_UP = "PostConfirmation_ConfirmSignUp"
 MACHINE = "TokenGeneration_ClientCredentials"
-"""The source of a machine's token. It has no user, so there is nobody whose claims could be loaded."""
+"""The trigger source of a machine's token, which has no user and therefore no user's claims."""
 
 _PRE_TOKEN = "TokenGeneration_"  # noqa: S105 -- a trigger, not a secret
 _VERSIONS = {"2": 2, "3": 3}
@@ -27,32 +27,32 @@ _VERSIONS = {"2": 2, "3": 3}
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CognitoUser:
-    """Who an event is about. Its repr shows nothing personal."""
+    """The user that an event is about. Its repr shows no personal data."""
 
     sub: str
-    """The user's identity. The one thing to look a user up by."""
+    """The user's identity. Look users up by this only."""
     username: str
-    """The name in the user pool, or an empty text. Not the identity: it may be given to another user later."""
+    """The user name in the user pool, or an empty string. Not an identity: it can be reassigned to another user."""
     email: str | None
-    """The e-mail attribute. Not the identity: users change it, and it may not be verified."""
+    """The e-mail attribute. Not an identity: it can change, and may be unverified."""
     email_verified: bool | None
-    """Whether Cognito knows the e-mail to be the user's; None if the event does not say."""
+    """Whether Cognito verified the e-mail; None if the event does not say."""
     attributes: Mapping[str, str]
-    """All user attributes as texts: true and false in lower case, null left out."""
+    """All user attributes as strings: booleans as `true` or `false`, null left out."""
     groups: tuple[str, ...]
     """The user's groups, in Cognito's order of precedence. Empty at post confirmation."""
     scopes: tuple[str, ...]
-    """The scopes that the access token will have. Empty in version 1 and at post confirmation."""
+    """The scopes of the access token. Empty in version 1 and at post confirmation."""
     user_pool_id: str
     client_id: str
-    """The app client that the user signs in with, or an empty text."""
+    """The app client that the user signs in with, or an empty string."""
     trigger_source: str
-    """Why the trigger was called, such as `TokenGeneration_RefreshTokens`."""
+    """The reason for the call, such as `TokenGeneration_RefreshTokens`."""
     client_metadata: Mapping[str, str]
-    """What the caller of the sign-in API chose to say. Never authorise from it."""
+    """Metadata that the caller of the sign-in API chose freely. Never authorise from it."""
     region: str
     version: int
-    """The shape of the event, 1, 2 or 3: what its answer can say."""
+    """The version of the event's format, 1, 2 or 3, which determines what the answer can contain."""
 
     def __repr__(self) -> str:
         return f"<CognitoUser, version {self.version}>"
@@ -60,28 +60,35 @@ class CognitoUser:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TokenRequest:
-    """What a pre token event asks: for whom, and with which groups and roles so far."""
+    """The contents of a pre token generation event."""
 
     user: CognitoUser
     group_configuration: Mapping[str, Any] | None
-    """`request.groupConfiguration`; empty if the event has none, None if it is no object."""
+    """`request.groupConfiguration`; empty if the event has none, None if it is not an object."""
 
 
 def trigger_source(event: object) -> str:
-    """Return why Cognito called. Raises TriggerEventError if this is no event at all."""
+    """Return the reason for the call. Raises TriggerEventError if `event` is not a Cognito event."""
     envelope = _object(event)
     if envelope is None:
-        raise TriggerEventError("This is not a Cognito event: it is no object")
+        raise TriggerEventError("This is not a Cognito event: it is not an object")
     source = envelope.get("triggerSource")
     if not isinstance(source, str) or not source:
-        raise _unfit("triggerSource")
+        raise _invalid("triggerSource")
+    return source
+
+
+def token_source(event: object) -> str:
+    """Return the trigger source of a pre token generation event. Raises TriggerEventError if it is another event."""
+    source = trigger_source(event)
+    if not source.startswith(_PRE_TOKEN):
+        raise _invalid("triggerSource")
     return source
 
 
 def read_token_event(event: TriggerEvent) -> TokenRequest:
-    """Read a pre token generation event. Raises TriggerEventError, which names the field that does not fit."""
-    if not trigger_source(event).startswith(_PRE_TOKEN):
-        raise _unfit("triggerSource")
+    """Read a pre token generation event. Raises TriggerEventError, which names the invalid field."""
+    token_source(event)
     request = _request(event)
     configuration = request.get("groupConfiguration")
     return TokenRequest(
@@ -91,17 +98,17 @@ def read_token_event(event: TriggerEvent) -> TokenRequest:
 
 
 def read_confirmation_event(event: TriggerEvent) -> CognitoUser:
-    """Read a post confirmation event. Raises TriggerEventError, which names the field that does not fit."""
+    """Read a post confirmation event. Raises TriggerEventError, which names the invalid field."""
     return _read_user(event, _request(event), 1)
 
 
 def _read_user(event: TriggerEvent, request: Mapping[str, Any], version: int) -> CognitoUser:
     attributes = _object(request.get("userAttributes"))
     if attributes is None:
-        raise _unfit("request.userAttributes")
+        raise _invalid("request.userAttributes")
     sub = attributes.get("sub")
     if not isinstance(sub, str) or not sub:
-        raise _unfit("request.userAttributes.sub")
+        raise _invalid("request.userAttributes.sub")
     caller = _object(event.get("callerContext")) or {}
     configuration = _object(request.get("groupConfiguration")) or {}
     texts = _texts(attributes)
@@ -125,21 +132,21 @@ def _read_user(event: TriggerEvent, request: Mapping[str, Any], version: int) ->
 def _request(event: TriggerEvent) -> dict[str, Any]:
     request = _object(event.get("request"))
     if request is None:
-        raise _unfit("request")
+        raise _invalid("request")
     return request
 
 
 def _version(event: TriggerEvent, request: Mapping[str, Any]) -> int:
-    """The shape of the event. Published samples of version 2 say "1" or "string", so other marks count, too."""
-    said = event.get("version")
-    if isinstance(said, int) and not isinstance(said, bool):
-        said = as_text(said)
-    if not isinstance(said, str) or not said:
-        raise _unfit("version")
-    if said in _VERSIONS:
-        return _VERSIONS[said]
-    if said.isdecimal() and said != "1":
-        raise _unfit("version")
+    """The format of the event. Published version 2 samples have "1" or "string" here, so other fields count, too."""
+    version = event.get("version")
+    if isinstance(version, int) and not isinstance(version, bool):
+        version = as_text(version)
+    if not isinstance(version, str) or not version:
+        raise _invalid("version")
+    if version in _VERSIONS:
+        return _VERSIONS[version]
+    if version.isdecimal() and version != "1":
+        raise _invalid("version")
     response = _object(event.get("response")) or {}
     return 2 if "claimsAndScopeOverrideDetails" in response or request.get("scopes") is not None else 1
 
@@ -148,13 +155,13 @@ def _object(value: object) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _text(holder: dict[str, Any], name: str) -> str:
-    value = holder.get(name)
+def _text(parent: dict[str, Any], name: str) -> str:
+    value = parent.get(name)
     return value if isinstance(value, str) else ""
 
 
-def _texts(holder: dict[str, Any]) -> Mapping[str, str]:
-    texts = ((name, as_text(value)) for name, value in holder.items())
+def _texts(parent: dict[str, Any]) -> Mapping[str, str]:
+    texts = ((name, as_text(value)) for name, value in parent.items())
     return MappingProxyType({name: text for name, text in texts if text is not None})
 
 
@@ -163,5 +170,5 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def _unfit(field: str) -> TriggerEventError:
-    return TriggerEventError(f"This trigger can't handle the event: {field} is missing or does not fit")
+def _invalid(field: str) -> TriggerEventError:
+    return TriggerEventError(f"This trigger cannot handle the event: {field} is missing or invalid")

@@ -1,122 +1,116 @@
-"""A callback's turn with the database: one connection, one deadline, and one word for "not available"."""
+"""Runs a callback: one connection, one deadline, and one kind of error for an unavailable database."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from asyncdb_guard.cognito.deadline import GRACE, BudgetSpentError, Deadline
-from asyncdb_guard.emf import LoadMetrics
+from asyncdb_guard.cognito.deadline import CLEANUP_TIMEOUT, BudgetSpentError, Deadline
+from asyncdb_guard.cognito.outcome import Outcome
+from asyncdb_guard.emf import TriggerMetrics
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, DatabaseUnavailableError
 from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
     from asyncdb_guard.pool import GuardedPool
 
+S = TypeVar("S")
 T = TypeVar("T")
 
-_STOPPED = "57014"
-"""query_canceled: the server's own statement_timeout, or an administrator."""
+_QUERY_CANCELED = "57014"
+"""The server's own statement_timeout, or an administrator, ended the statement."""
+
+_INSUFFICIENT_RESOURCES = "53"
+"""The class of SQLSTATEs for a full disk, too little memory or too many connections."""
 
 
 class SessionLostError(DatabaseUnavailableError):
-    """The session died under the callback. A read may be tried once more."""
+    """The session ended while the callback was using it. A read may be retried."""
 
 
 class StatementFailedError(DatabaseUnavailableError):
-    """A statement took too long, or the server had no means to run it."""
+    """A statement took too long, or the server lacked the resources to run it."""
 
 
 class CallbackRunner:
-    """Gives callbacks their turns with a pool's connections; lives as long as its `CognitoTriggers`."""
+    """Runs callbacks on a pool's connections; lives as long as its `CognitoTriggers`."""
 
     def __init__(self, pool: GuardedPool) -> None:
         self._pool = pool
-        self._turns: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Outcome[Any]]] = set()
 
-    async def with_connection(
-        self, deadline: Deadline, work: Callable[[Any], Awaitable[T]], metrics: LoadMetrics | None = None
+    async def run(
+        self,
+        callback: Callable[[Any, S], Awaitable[T]],
+        subject: S,
+        deadline: Deadline,
+        metrics: TriggerMetrics | None = None,
     ) -> T:
-        """Run `work(conn)` on a borrowed connection until the deadline.
+        """Run `callback(conn, subject)` on a borrowed connection until the deadline, and return its result.
 
-        Whatever is not over soon after that, such as a ROLLBACK on a dead path, a reset, or a callback that ignores
-        its cancellation, goes on without the trigger, and the pool has its connection back when it ends.
+        Work that ignores its cancellation, such as a ROLLBACK on a dead path, continues in the background and keeps
+        its connection until it ends.
 
-        Raises DatabaseUnavailableError for everything that the database, or the lack of time, is to blame for;
-        whatever else `work` raises passes through. The breaker judges the original.
+        Raises DatabaseUnavailableError if the database or the lack of time is to blame; any other error of the
+        callback passes through. The breaker judges the original error.
         """
         deadline.check()
-        outcome = _Outcome[T]()
-        turn = asyncio.create_task(self._take_turn(deadline, work, metrics, outcome))
-        self._turns.add(turn)  # a loop alone does not hold its tasks
-        turn.add_done_callback(self._turns.discard)
+        task = asyncio.create_task(self._borrow_and_run(callback, subject, deadline, metrics))
+        self._tasks.add(task)  # the event loop itself holds its tasks only weakly
+        task.add_done_callback(self._tasks.discard)
         try:
-            await asyncio.wait({turn}, timeout=deadline.remaining + GRACE)
+            await asyncio.wait({task}, timeout=deadline.remaining + CLEANUP_TIMEOUT)
         except asyncio.CancelledError:
-            turn.cancel()
+            task.cancel()
             raise
-        try:
-            return outcome.get()
-        except AcquireTimeoutError as error:
-            if deadline.remaining:
-                raise
-            late = error
-        raise BudgetSpentError("The trigger's time was over before a connection came.") from late
+        if not task.done():
+            raise BudgetSpentError("The trigger's deadline passed before its callback ended.")
+        return task.result().get()
 
-    async def _take_turn(
+    async def _borrow_and_run(
         self,
+        callback: Callable[[Any, S], Awaitable[T]],
+        subject: S,
         deadline: Deadline,
-        work: Callable[[Any], Awaitable[T]],
-        metrics: LoadMetrics | None,
-        outcome: _Outcome[T],
-    ) -> None:
-        """Leave in `outcome` how it ends, and raise nothing: a SystemExit would leave the loop past the trigger."""
+        metrics: TriggerMetrics | None,
+    ) -> Outcome[T]:
+        """Raises nothing: a SystemExit, for example, would leave through the event loop and bypass the trigger."""
+        lost = False
         began = time.monotonic()
         timeout = min(self._pool.settings.connect_timeout, deadline.remaining)
         try:
             async with self._pool.acquire(timeout=timeout) as conn:
                 if metrics is not None:
-                    metrics.acquired(time.monotonic() - began)
+                    metrics.add_acquire_time(time.monotonic() - began)
                 try:
-                    outcome.results = (await deadline.bound(work(conn), lambda: conn.in_statement),)
-                except BaseException as error:
-                    outcome.fail(error, lost=conn.is_closed())
-                    raise
+                    return Outcome(await deadline.bound(callback(conn, subject), lambda: conn.in_statement))
+                finally:
+                    lost = conn.is_closed()
         except BaseException as error:
             if metrics is not None and isinstance(error, CircuitOpenError):
-                metrics.rejected()
-            if outcome.error is None:
-                outcome.fail(error)
+                metrics.record_rejection()
+            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining))
 
 
-class _Outcome(Generic[T]):
-    """How a turn ended, as far as it is known; lives until the last of turn and trigger is over."""
+def _classify(error: BaseException, *, lost: bool, out_of_time: bool) -> BaseException:
+    """Return `error`, or the DatabaseUnavailableError that it amounts to."""
+    if isinstance(error, AcquireTimeoutError) and out_of_time:
+        return _caused(BudgetSpentError("The trigger's deadline passed before a connection was available."), error)
+    if isinstance(error, DatabaseUnavailableError) or not isinstance(error, Exception):
+        return error
+    if is_lost(error, lost=lost):
+        return _caused(SessionLostError("The session was lost."), error)
+    if judge(error, lost=lost) is Verdict.FAILURE or _not_run(sqlstate_of(error) or ""):
+        return _caused(StatementFailedError("A statement took too long, or the server could not run it."), error)
+    return error
 
-    __slots__ = ("_lost", "error", "results")
 
-    def __init__(self) -> None:
-        self.results: tuple[T, ...] = ()
-        """What the work gave, once it ended well."""
-        self.error: BaseException | None = None
-        self._lost = False
+def _caused(error: DatabaseUnavailableError, cause: BaseException) -> DatabaseUnavailableError:
+    error.__cause__ = cause
+    return error
 
-    def fail(self, error: BaseException, *, lost: bool = False) -> None:
-        """The turn ended with `error`; `lost`: its session was gone by then."""
-        self.error = error
-        self._lost = lost
 
-    def get(self) -> T:
-        """Return what the work gave, or raise what became of it."""
-        error = self.error
-        if error is None:
-            if not self.results:
-                raise BudgetSpentError("The trigger's time was over before its callback, or what that had begun.")
-            return self.results[0]
-        if isinstance(error, Exception) and not isinstance(error, DatabaseUnavailableError):
-            if is_lost(error, lost=self._lost):
-                raise SessionLostError("The session was lost.") from error
-            if judge(error, lost=self._lost) is Verdict.FAILURE or sqlstate_of(error) == _STOPPED:
-                raise StatementFailedError("A statement did not end well.") from error
-        raise error
+def _not_run(sqlstate: str) -> bool:
+    return sqlstate == _QUERY_CANCELED or sqlstate[:2] == _INSUFFICIENT_RESOURCES

@@ -1,6 +1,6 @@
-"""Where an SQL statement has its parameters. Pure: no server is asked, so no statement needs a name there.
+"""Finds the parameters of an SQL statement. Pure: it needs no server, and thus no named prepared statement.
 
-The rules are those of PostgreSQL's manual, "SQL Syntax: Lexical Structure".
+Source: PostgreSQL manual, "SQL Syntax: Lexical Structure".
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
 class StatementError(Exception):
-    """Why a text is not one statement, as the end of a sentence about it."""
+    """Why a text is not a single statement, worded as the predicate of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One `$n` in a statement's text."""
+    """One `$n` in the text of a statement."""
 
     number: int
     start: int
@@ -42,16 +42,16 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One statement without its semicolon, and its parameters in the order of its text."""
+    """One statement without its semicolon, and its parameters in order of appearance."""
 
     text: str
     parameters: tuple[Parameter, ...]
 
 
 def scan(sql: str) -> Scan:
-    """Find the parameters of one statement. Raises StatementError if the text is none, or more than one."""
+    """Find the parameters of one statement. Raises StatementError if the text is not exactly one statement."""
     parameters: list[Parameter] = []
-    said_anything = False
+    has_content = False
     end: int | None = None
     position = 0
     while token := _TOKEN.match(sql, position):
@@ -61,25 +61,25 @@ def scan(sql: str) -> Scan:
         elif kind == "end":
             end = start if end is None else end
         elif kind == "open":
-            raise StatementError("has a quote that does not end")
+            raise StatementError("has an unterminated quote")
         elif token["blank"] is None:
             if end is not None:
-                raise StatementError("is more than one statement")
-            said_anything = True
+                raise StatementError("contains more than one statement")
+            has_content = True
             if token["parameter"] is not None:
                 parameters.append(Parameter(int(token[0][1:]), start, position))
-    if not said_anything:
+    if not has_content:
         raise StatementError("is empty")
     return Scan(sql[:end], tuple(parameters))
 
 
 def _after_comment(sql: str, position: int) -> int:
-    """The end of a block comment whose inside begins at `position`; they nest."""
+    """The end of the block comment whose text begins at `position`. Block comments nest."""
     depth = 1
     while depth:
         edge = _COMMENT_EDGE.search(sql, position)
         if edge is None:
-            raise StatementError("has a comment that does not end")
+            raise StatementError("has an unterminated comment")
         depth += 1 if edge[0] == "/*" else -1
         position = edge.end()
     return position

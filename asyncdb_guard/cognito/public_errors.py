@@ -1,4 +1,4 @@
-"""What a trigger raises is shown to the person who signs in; what it was is told to the log."""
+"""Replaces what a trigger raises: the end user sees a fixed text, and the cause goes to the log."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from asyncdb_guard.verdict import sqlstate_of
 T = TypeVar("T")
 
 _REMEDIES = {
-    "23505": "such a row is there already; INSERT … ON CONFLICT DO NOTHING makes a repeated run the same as one",
-    "25P02": "the callback went on after an error in its transaction, which undid all of it",
-    "42501": "the database user lacks a right",
-    "42601": "this is not SQL, or not a statement that can stand here; parameters are written $1, $2, $3",
-    "42703": "there is no such column",
-    "42725": "an operator or function could not be chosen; cast the parameter, as in $1::text",
-    "42883": "there is no such operator or function for these types; cast the parameter, as in $1::text",
-    "42P01": "there is no such table",
-    "42P18": "the type of a parameter could not be told; cast it, as in $1::text",
+    "23505": "the row exists already; use INSERT … ON CONFLICT DO NOTHING, so that a repeated run changes nothing",
+    "25P02": "the callback went on after an error in its transaction, which rolled back everything; let the error pass",
+    "42501": "the database user lacks a privilege; GRANT it",
+    "42601": "the text is not SQL, or not a kind of statement that is allowed here; write parameters as $1, $2, $3",
+    "42703": "the column does not exist; check its name",
+    "42725": "several operators or functions match these types; cast the parameter, as in $1::text",
+    "42883": "no operator or function matches these types; cast the parameter, as in $1::text",
+    "42P01": "the table does not exist; check its name and the search_path",
+    "42P18": "the type of a parameter is unknown; cast it, as in $1::text",
 }
-"""What to do about an SQLSTATE that a new statement or callback is likely to meet."""
+"""Explanation and remedy of each SQLSTATE that a new statement or callback is likely to cause."""
 
 
-async def safely(trigger: str, public_text: str, work: Awaitable[T]) -> T:
-    """Await `work`; whatever it raises goes to the log, and leaves as a TriggerFailedError with `public_text`.
+async def run_with_public_errors(trigger: str, public_text: str, work: Awaitable[T]) -> T:
+    """Await `work`. Log whatever it raises, and raise a TriggerFailedError with `public_text` instead.
 
-    A cancellation by the caller passes. Raised outside the `except` blocks, the error has no context to leak.
+    The caller's own cancellation passes through. The error is raised outside the `except` blocks, so that it has no
+    `__context__` that could leak.
     """
     failure = TriggerFailedError(public_text)
     try:

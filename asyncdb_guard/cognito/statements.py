@@ -1,4 +1,4 @@
-"""A callback that is one SQL statement: `$1` the sub, `$2` the e-mail or NULL, `$3` the attributes as jsonb."""
+"""Callbacks that are one SQL statement: `$1` is the sub, `$2` the e-mail or NULL, `$3` the attributes as jsonb."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Statement:
     """One statement, ready to run; lives as long as its `CognitoTriggers`."""
 
     def __init__(self, sql: str, name: str) -> None:
-        """`name` says where the statement comes from. Raises ConfigurationError if it is no single statement."""
+        """`name` is the source of the statement, for errors. Raises ConfigurationError if it is invalid."""
         self.name = name
         scanned = _scan(sql, name)
         self._numbers = sorted({parameter.number for parameter in scanned.parameters})
         for number in self._numbers:
             if number not in _PARAMETERS:
                 raise ConfigurationError(
-                    f"{name} uses ${number}; there are $1, the sub, $2, the e-mail, and $3, the attributes as jsonb."
+                    f"{name} uses ${number}. Use only $1 (the sub), $2 (the e-mail) and $3 (the attributes as jsonb)."
                 )
-        # PostgreSQL wants to know the type of every parameter up to the highest, so the unused ones must go.
+        # PostgreSQL must determine a type for every parameter up to the highest, so the used ones are renumbered.
         text, position = "", 0
         for parameter in scanned.parameters:
             place = self._numbers.index(parameter.number) + 1
@@ -38,7 +38,7 @@ class Statement:
         self.text = text + scanned.text[position:]
 
     def arguments(self, user: CognitoUser) -> list[str | None]:
-        """What goes with the text for this user."""
+        """The arguments of the statement for this user."""
         return [_argument(number, user) for number in self._numbers]
 
 
@@ -50,10 +50,10 @@ class ProvisionStatement(Statement):
 
 
 class ClaimsStatement(Statement):
-    """Reads a user's claims: the columns of its one row. No row is no claims, and a NULL is left out.
+    """Reads a user's claims: the columns of a single row. No row means no claims, and a NULL is left out.
 
-    PostgreSQL itself writes the row as JSON: whatever the columns' types, the driver has nothing to look up for them
-    (its look-up of arrays of enums and the like pins an RDS Proxy), and a JSON column becomes an object.
+    PostgreSQL itself converts the row to JSON. So a JSON column becomes an object, and the driver never has to look
+    up a type, which for enums and composite types would pin a connection of RDS Proxy.
     """
 
     async def __call__(self, conn: Any, user: CognitoUser) -> Mapping[str, object] | None:
@@ -61,21 +61,21 @@ class ClaimsStatement(Statement):
         if not rows:
             return None
         if len(rows) > 1:
-            raise ClaimError(f"{self.name} gives more than one row for one user; look the user up by $1, the sub.")
+            raise ClaimError(f"{self.name} returned more than one row for one user. Select the user by $1, the sub.")
         return self._claims(rows[0][0])
 
     def _claims(self, text: str) -> Mapping[str, object]:
         columns: list[tuple[str, object]] = []
 
-        def see(pairs: list[tuple[str, object]]) -> dict[str, object]:
-            columns[:] = pairs  # the outermost object comes last
+        def collect(pairs: list[tuple[str, object]]) -> dict[str, object]:
+            columns[:] = pairs  # the outermost object, the row, comes last
             return dict(pairs)
 
-        claims: dict[str, object] = json.loads(text, object_pairs_hook=see, parse_float=Decimal)
+        claims: dict[str, object] = json.loads(text, object_pairs_hook=collect, parse_float=Decimal)
         if len(claims) < len(columns):
-            raise ClaimError(f"{self.name} gives two columns of one name; give each a name of its own with AS.")
+            raise ClaimError(f"{self.name} returned two columns of the same name. Rename one with AS.")
         if "?column?" in claims:
-            raise ClaimError(f"{self.name} gives a column without a name; name the claim with AS.")
+            raise ClaimError(f"{self.name} returned a column without a name. Name it with AS.")
         return claims
 
 
@@ -84,7 +84,7 @@ def _scan(sql: str, name: str) -> Scan:
         return scan(sql)
     except StatementError as error:
         reason = str(error)
-    raise ConfigurationError(f"{name} {reason}; it must be one SQL statement.")
+    raise ConfigurationError(f"{name} {reason}. It must be exactly one SQL statement.")
 
 
 def _argument(number: int, user: CognitoUser) -> str | None:

@@ -1,4 +1,4 @@
-"""What a claim's value may be, and how it is written. Pure."""
+"""Converts the values of claims to JSON. Pure."""
 
 from __future__ import annotations
 
@@ -16,126 +16,127 @@ from asyncdb_guard.errors import GuardError
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 MAX_SIZE = 16_384
-"""Bytes of JSON for the whole answer. A token travels in a header, and 8 KiB is what many servers take of one."""
+"""Bytes of JSON for the claims of both tokens. Tokens travel in HTTP headers, which many servers limit to 8 KiB."""
 
 MAX_DEPTH = 8
-"""Lists and objects in one another."""
+"""Levels of nested lists and objects."""
 
-_EXACT = 2**53
-"""Most readers of JSON keep numbers as IEEE 754 doubles, which have every whole number up to here (RFC 8259, 6)."""
+_MAX_EXACT_INT = 2**53
+"""Most JSON parsers read numbers as IEEE 754 doubles, which are exact for integers up to this (RFC 8259, section 6)."""
 
 
 class ClaimError(GuardError):
-    """What a callback returned can't go into a token. Names the claim, never its value."""
+    """A value that a callback returned cannot go into a token. Names the claim, never its value."""
 
 
-class Values:
-    """Makes the values of one answer plain JSON values; lives for that answer, and counts its size."""
+class ClaimConverter:
+    """Converts the values of one answer to JSON, within a limit on their total size; lives for that answer."""
 
     def __init__(self) -> None:
-        self._left = MAX_SIZE
+        self._remaining_size = MAX_SIZE
 
-    def plain(self, name: str, value: object) -> Json:
-        """Return claim `name`'s value as JSON has it. Raises ClaimError for what JSON can't carry.
+    def convert(self, name: str, value: object) -> Json:
+        """Return the value of claim `name` as JSON. Raises ClaimError if JSON cannot represent it.
 
-        UUID, datetime and date become texts (ISO 8601), Decimal a number, Enum its value, tuple a list.
+        UUID, datetime and date become strings (ISO 8601), Decimal a number, Enum its value, tuple a list.
         """
         try:
-            return self._plain(value, MAX_DEPTH)
-        except _UnfitError as error:
+            return self._convert(value, MAX_DEPTH)
+        except _RefusedValueError as error:
             reason = str(error)
-        raise ClaimError(f"The claim {shown(name)} {reason}.")
+        raise ClaimError(f"The claim {quoted(name)} {reason}.")
 
-    def _plain(self, value: object, depth: int) -> Json:
-        self._spend(1)
+    def _convert(self, value: object, depth: int) -> Json:
+        self._use(1)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, Enum):
-            return self._plain(value.value, self._deeper(depth))
+            return self._convert(value.value, _descend(depth))
         if isinstance(value, str):
-            return self._text(value)
+            return self._from_str(value)
         if isinstance(value, int):
-            return _whole(value)
+            return _from_int(value)
         if isinstance(value, float):
-            return _finite(value)
+            return _from_float(value)
         if isinstance(value, Decimal):
-            return _number(value)
+            return _from_decimal(value)
         if isinstance(value, UUID):
-            return self._text(str(value))
+            return self._from_str(str(value))
         if isinstance(value, date):
-            return self._text(value.isoformat())
+            return self._from_str(value.isoformat())
         if isinstance(value, (list, tuple)):
-            deeper = self._deeper(depth)
-            return [self._plain(item, deeper) for item in cast("Sequence[object]", value)]
+            depth = _descend(depth)
+            return [self._convert(item, depth) for item in cast("Sequence[object]", value)]
         if is_mapping(value):
-            deeper = self._deeper(depth)
-            return {self._key(key): self._plain(item, deeper) for key, item in pairs(value)}
-        raise _UnfitError(f"is or holds a {type(value).__name__}, which JSON can't carry")
+            depth = _descend(depth)
+            return {self._from_key(key): self._convert(item, depth) for key, item in items_of(value)}
+        raise _RefusedValueError(f"contains a {type(value).__name__}, which JSON cannot represent")
 
-    def _text(self, value: str) -> str:
-        self._spend(len(value))
+    def _from_str(self, value: str) -> str:
+        self._use(len(value))
         if not is_utf8(value):
-            raise _UnfitError("is or holds a text that UTF-8 can't carry")
+            raise _RefusedValueError("contains text that UTF-8 cannot encode")
         return str.__str__(value)  # a subclass may have a __str__ of its own
 
-    def _key(self, key: object) -> str:
+    def _from_key(self, key: object) -> str:
         if not isinstance(key, str):
-            raise _UnfitError(f"holds an object with a key that is a {type(key).__name__}, not a str")
-        return self._text(key)
+            raise _RefusedValueError(f"contains an object with a key of type {type(key).__name__}; keys must be str")
+        return self._from_str(key)
 
-    def _deeper(self, depth: int) -> int:
-        if not depth:
-            raise _UnfitError(f"goes deeper than {MAX_DEPTH} levels")
-        return depth - 1
-
-    def _spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise _UnfitError(f"makes the claims larger than {MAX_SIZE} bytes altogether")
+    def _use(self, size: int) -> None:
+        self._remaining_size -= size
+        if self._remaining_size < 0:
+            raise _RefusedValueError(f"makes the claims larger than {MAX_SIZE} bytes in total")
 
 
-class _UnfitError(Exception):
-    """Why a value is refused, as the end of a sentence about its claim."""
+class _RefusedValueError(Exception):
+    """Why a value is refused, worded as the predicate of a sentence about its claim."""
 
 
-def _whole(value: int) -> int:
-    if not -_EXACT <= value <= _EXACT:
-        raise _UnfitError("holds a whole number beyond ±2^53, which readers of JSON round; return it as a str")
+def _descend(depth: int) -> int:
+    if not depth:
+        raise _RefusedValueError(f"is nested deeper than {MAX_DEPTH} levels")
+    return depth - 1
+
+
+def _from_int(value: int) -> int:
+    if not -_MAX_EXACT_INT <= value <= _MAX_EXACT_INT:
+        raise _RefusedValueError("contains an integer beyond ±2^53, which JSON parsers round; return it as a str")
     return int.__index__(value)
 
 
-def _finite(value: float) -> float:
+def _from_float(value: float) -> float:
     if not math.isfinite(value):
-        raise _UnfitError("is or holds a NaN or an infinity, which JSON can't carry")
+        raise _RefusedValueError("contains a NaN or an infinity, which JSON cannot represent")
     return float.__float__(value)
 
 
-def _number(value: Decimal) -> int | float:
+def _from_decimal(value: Decimal) -> int | float:
     if not value.is_finite():
-        raise _UnfitError("is or holds a NaN or an infinity, which JSON can't carry")
-    if value.adjusted() > 16:  # before int() makes a billion digits of 1E+999999999
-        return _whole(_EXACT + 1)
+        raise _RefusedValueError("contains a NaN or an infinity, which JSON cannot represent")
+    if value.adjusted() > 16:  # before int() creates a billion digits of 1E+999999999
+        return _from_int(_MAX_EXACT_INT + 1)
     if value == value.to_integral_value():
-        return _whole(int(value))
-    near = float(value)
-    if Decimal(repr(near)) != value:
-        raise _UnfitError("holds a Decimal with more digits than a JSON number keeps; return it as a str")
-    return near
+        return _from_int(int(value))
+    nearest = float(value)
+    if Decimal(repr(nearest)) != value:
+        raise _RefusedValueError("contains a Decimal with more digits than a JSON number keeps; return it as a str")
+    return nearest
 
 
 def is_mapping(value: object) -> bool:
-    """Whether `value` is a mapping, or reads like one, as asyncpg's Record does."""
+    """Whether `value` is a mapping, or can be read like one, as asyncpg's Record can."""
     return isinstance(value, Mapping) or (hasattr(type(value), "keys") and hasattr(type(value), "__getitem__"))
 
 
-def pairs(mapping: object) -> Iterator[tuple[object, object]]:
-    """Names and values of what `is_mapping` accepts."""
+def items_of(mapping: object) -> Iterator[tuple[object, object]]:
+    """The keys and values of an object that `is_mapping` accepts."""
     for key in mapping.keys():  # type: ignore[attr-defined]  # noqa: SIM118
         yield key, mapping[key]  # type: ignore[index]
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can carry it: a lone surrogate would break the Lambda runtime's own encoder."""
+    """Whether UTF-8 can encode `text`: a lone surrogate would break the Lambda runtime's own encoder."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -144,16 +145,16 @@ def is_utf8(text: str) -> bool:
 
 
 def as_text(value: object) -> str | None:
-    """Write a JSON value as one text, for where Cognito takes nothing else.
+    """Write a JSON value as a string, where Cognito accepts nothing else.
 
-    A text stays as it is; true, false and numbers are written as JSON has them, lists and objects as JSON text;
-    null is None, which means: leave it out.
+    A string stays as it is; booleans and numbers are written as in JSON, lists and objects as JSON text. None stays
+    None, which means that the value is left out.
     """
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"))
 
 
-def shown(name: str) -> str:
-    """A claim's name for a message: one line of ASCII, not too long."""
+def quoted(name: str) -> str:
+    """The name of a claim for a message: ASCII, on one line, limited in length."""
     return ascii(name[:64])

@@ -1,1 +1,1 @@
-"""One server session: how it is dialled, verified and logged in to, and all that knows asyncpg's insides."""
+"""One server session: how it is opened, verified and logged in to. The only folder that knows asyncpg's internals."""

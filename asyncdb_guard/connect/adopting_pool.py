@@ -1,4 +1,4 @@
-"""The one file that opens asyncpg pools: `min_size=1, max_size=pool_max`, and no connection that nobody asked for."""
+"""The one file that opens asyncpg pools: `min_size=1, max_size=pool_max`, with no connection that nobody asked for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from asyncpg.pool import PoolConnectionProxy
 
 
 class AdoptingPool:
-    """An asyncpg pool that takes over connections which are open already; lives as long as its event loop.
+    """An asyncpg pool that takes over connections that are already open; lives as long as its event loop.
 
-    asyncpg/pool.py: after a failed `await pool` a second one returns silently, and since 0.32 a pool whose size falls
-    below `min_size` connects in the background. Neither can happen here: the pool opens with a connection in hand, and
-    is handed no connection but those.
+    asyncpg/pool.py: after a failed `await pool`, a second one returns silently; and since 0.32, a pool whose size falls
+    below `min_size` connects in the background. Neither can happen here: the pool starts with an open connection, and
+    gets no connections other than those it adopts.
     """
 
     def __init__(self, pool_max: int) -> None:
@@ -23,12 +23,12 @@ class AdoptingPool:
         self._open_connections: list[asyncpg.Connection] = []
 
     async def adopt(self, connection: asyncpg.Connection) -> PoolConnectionProxy:
-        """Make an open connection one of the pool's, and check it out. Does not wait for the network."""
+        """Add an open connection to the pool and check it out. Does not wait for the network."""
         self._open_connections.append(connection)
         try:
             pool = self._pool
             if pool is None:
-                # kept only once it is open; nothing below suspends, so there are never two
+                # stored only once it is open; nothing below suspends, so there are never two
                 pool = self._create()
                 await pool
                 self._pool = pool
@@ -40,19 +40,19 @@ class AdoptingPool:
         return asyncpg.create_pool(
             min_size=1,
             max_size=self._pool_max,
-            max_inactive_connection_lifetime=0,  # it never closes the last one; our own timer does
+            max_inactive_connection_lifetime=0,  # asyncpg would keep the last one; our own timer closes it
             connect=self._hand_over,
         )
 
     async def _hand_over(self, *_dsn: object, **_options: object) -> asyncpg.Connection:
-        """What asyncpg's pool calls for each physical connection."""
+        """Called by asyncpg's pool for each physical connection."""
         if not self._open_connections:
-            # its background maintenance asks; it passes a CancelledError on without a log or a retry
+            # its background maintenance is asking; a CancelledError ends that without a log or a retry
             raise asyncio.CancelledError
         return self._open_connections.pop()
 
     def terminate(self) -> None:
-        """End the pool at once, with all connections that it still holds."""
+        """Close the pool and its connections at once."""
         pool, self._pool = self._pool, None
         if pool is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed

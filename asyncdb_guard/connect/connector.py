@@ -1,61 +1,83 @@
-"""How a connection comes to be: log in, adopt, wrap."""
+"""How a connection is opened: log in, adopt, wrap."""
 
 from __future__ import annotations
 
 import random
 import socket
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 
 from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
-from asyncdb_guard.connect.diagnosis import login_refused
 from asyncdb_guard.connect.login import Login
-from asyncdb_guard.connect.pooled_connection import CLIENT_CHECK_INTERVAL, PooledConnection
+from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
+from asyncdb_guard.connect.probe import POOLER, probe, role_settings
 from asyncdb_guard.connect.sockets import wait_server_closed
+from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
+from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.target import ConnectTarget
-
-_SERVER_TIMEOUT_GRACE = 0.25
-"""Seconds by which the server's idle timeout is later than ours, so that a live process ends its own sessions."""
+from asyncdb_guard.verdict import login_refused
 
 _GOODBYE_TIMEOUT = 0.25
-"""Seconds to wait, at most, until the server has let go of a session that was left behind."""
+"""Seconds to wait, at most, for the server to close a session that was left behind."""
+
+
+_SCHEMA_THROUGH_POOLER = (
+    "The database is behind a transaction pooler, where schema in the database URL can only be public. Remove it, and"
+    " qualify the names in your SQL or use ALTER ROLE … SET search_path."
+)
 
 
 class Connector:
     """Opens connections one by one; lives as long as its event loop.
 
-    `lingering`: what remains of the sessions on an earlier event loop. The first connect waits until they are gone.
+    `lingering`: sockets of sessions on an earlier event loop. The first connect waits until the server has closed them.
     """
 
     def __init__(
-        self, settings: DatabaseSettings, credentials: Credentials, lingering: Sequence[socket.socket] = ()
+        self,
+        settings: DatabaseSettings,
+        credentials: Credentials,
+        traits: ServerTraits,
+        lingering: Sequence[socket.socket] = (),
     ) -> None:
         self._settings = settings
         self._credentials = credentials
+        self._traits = traits
         self._lingering = list(lingering)
         self._tls = TlsContexts()
         self._pool = AdoptingPool(settings.pool_max)
-        self._server_knows_timeouts = True
+
+    @property
+    def _profile(self) -> PoolerProfile:
+        """The pooler in between, as the settings say or a connect has shown."""
+        return TRANSACTION_POOLER if self._traits.pooler else self._settings.profile
+
+    @property
+    def resets(self) -> bool:
+        """Whether the reset query is sent at each release."""
+        return (self._settings.session_reset or self._profile.session_reset) == "always"
 
     @property
     def renews_login(self) -> bool:
-        """Whether a refused login is tried once more with credentials fetched anew."""
+        """Whether a refused login is retried once with newly fetched credentials."""
         return not isinstance(self._credentials, FixedCredentials)
 
     def log_in(self) -> Login:
-        """Begin to log in."""
+        """Start a login."""
         return Login(self._log_in())
 
     async def adopt(self, connection: asyncpg.Connection) -> PooledConnection:
-        """Make a connection that has logged in one of the pool's."""
-        return PooledConnection(await self._pool.adopt(connection), clock.now(), self._draw_lifetime())
+        """Add a connection that has logged in to the pool."""
+        bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
+        proxy = await self._pool.adopt(connection)
+        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, bound)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:
@@ -66,50 +88,71 @@ class Connector:
         except asyncpg.PostgresError as error:
             if not (self.renews_login and login_refused(error)):
                 raise
-        # outside the except block: a second refusal must not carry the first one along
+        # outside the except block, so that a second refusal does not have the first one as its context
         return await self._open(await self._credentials.complete(self._settings.target, refused=target))
 
     async def _open(self, target: ConnectTarget) -> asyncpg.Connection:
-        via_pooler = self._settings.proxied
-        options: dict[str, Any] = {
-            "host": target.host,
-            "port": target.port,
-            "user": target.user,
-            "password": target.password.get_secret_value() if target.password is not None else None,
-            "database": target.database,
-            "ssl": self._tls.context(target),
-            "command_timeout": self._settings.command_timeout,
-            "statement_cache_size": 0 if via_pooler else 100,
-            "connection_class": PoolerConnection if via_pooler else asyncpg.Connection,
-        }
-        if not via_pooler and self._server_knows_timeouts:
+        """Open a connection, and remember what the server refuses and whether it is a pooler."""
+        while True:
             try:
-                return await asyncpg.connect(server_settings=self._session_settings(target), **options)
-            except asyncpg.UndefinedObjectError:
-                # a server before PostgreSQL 14; it has only our own timer
-                self._server_knows_timeouts = False
-        return await asyncpg.connect(server_settings=_plain_settings(target), **options)
+                connection = await self._connect(target)
+            except asyncpg.PostgresError as error:
+                if not (self._profile.sends_startup_timeouts and self._traits.refuse(error)):
+                    raise
+            else:
+                if self._profile is not DIRECT or await self._is_direct(connection, target):
+                    return connection
 
-    def _session_settings(self, target: ConnectTarget) -> dict[str, str]:
-        """What the server does for us while we are frozen, or after we were killed."""
-        idle = str(round((self._settings.idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000))
-        return _plain_settings(target) | {
-            "idle_session_timeout": idle,
-            "idle_in_transaction_session_timeout": idle,
-            "client_connection_check_interval": str(round(CLIENT_CHECK_INTERVAL * 1000)),
-        }
+    async def _connect(self, target: ConnectTarget) -> asyncpg.Connection:
+        profile = self._profile
+        parameters = _plain_settings(target)
+        if profile.sends_startup_timeouts:
+            parameters |= self._traits.parameters()
+        return await asyncpg.connect(
+            host=target.host,
+            port=target.port,
+            user=target.user,
+            password=target.password.get_secret_value() if target.password is not None else None,
+            database=target.database,
+            ssl=self._tls.context(target),
+            command_timeout=self._settings.command_timeout,
+            statement_cache_size=profile.statement_cache_size,
+            connection_class=PoolerConnection if profile.keeps_backend else asyncpg.Connection,
+            server_settings=parameters,
+        )
+
+    async def _is_direct(self, connection: asyncpg.Connection, target: ConnectTarget) -> bool:
+        """Whether a connection can be used as a direct one. If not, close it; the next attempt sends something else."""
+        traits = self._traits
+        sent = traits.parameters()
+        try:
+            found = await probe(connection, sent, dba=not traits.dba_asked)
+            if not found:
+                traits.dba_asked = True
+                return True
+            if found == POOLER:
+                if target.schema not in {None, "public"}:
+                    raise ConfigurationError(_SCHEMA_THROUGH_POOLER)
+                traits.found_pooler()
+            elif not traits.respect(await role_settings(connection, sent)):
+                return True
+        except BaseException:
+            connection.terminate()
+            raise
+        await connection.close(timeout=_GOODBYE_TIMEOUT)
+        return False
 
     def _draw_lifetime(self) -> float:
         # ±10 %, so that sessions opened together are not replaced together
         return self._settings.max_lifetime * random.uniform(0.9, 1.1)
 
     def terminate(self) -> None:
-        """End asyncpg's pool at once."""
+        """Close asyncpg's pool at once."""
         self._pool.terminate()
 
 
 def _plain_settings(target: ConnectTarget) -> dict[str, str]:
-    """Startup parameters that every server takes; a pooler, too, since it is given no search_path."""
+    """Startup parameters that every server accepts. So does a pooler, as no search_path is sent to one."""
     settings: dict[str, str] = {}
     if target.application_name is not None:
         settings["application_name"] = target.application_name

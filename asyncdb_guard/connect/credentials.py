@@ -1,4 +1,4 @@
-"""Who logs in, and with which password: what the URL says, or a provider that can fetch it anew."""
+"""Who logs in, and with which password: as the URL says, or from a provider that can fetch new credentials."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from asyncdb_guard.settings.target import ConnectTarget
 
 
 class Credentials(Protocol):
-    """Where the login for a connect comes from.
+    """Provides the user and the password for each connect.
 
-    A provider is asked once for each connect, on the event loop and within the bound on that connect. When the server
-    refuses the login, it is asked once more. It lives as long as its pool, over all event loops and forks.
+    `complete` is called once per connect, on the event loop and within the connect's timeout, and once more if the
+    server refuses the login. A provider lives as long as its pool, over all event loops and forks.
     """
 
     async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
-        """Return `target` with its user and its password: `dataclasses.replace(target, password=SecretStr(...))`.
+        """Return `target` with a user and a password: `dataclasses.replace(target, password=SecretStr(...))`.
 
-        `refused` is an earlier answer, with which the server has just refused the login: answer with something newer.
-        Raise ConnectFailedError where trying again later may help, and the breaker counts it; ConfigurationError where
-        somebody has to mend something.
+        `refused` is an earlier result that the server has just refused: return newer credentials. Raise
+        ConnectFailedError if a later attempt may succeed (the breaker counts it), and ConfigurationError if somebody
+        has to fix something (it does not).
         """
         ...
 
 
 class FixedCredentials:
-    """The user and the password of the URL; there is nothing newer."""
+    """The user and the password of the URL, which never change."""
 
     async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
         return target
 
 
 def credentials_for(settings: DatabaseSettings, own: Credentials | None = None) -> Credentials:
-    """The user's own provider, else the one that the settings ask for. Raises ConfigurationError where both do."""
+    """Return the caller's own provider, else the one in the settings. Raises ConfigurationError if there are both."""
     asked = next((knob for knob in ("secret_arn", "iam_auth") if getattr(settings, knob)), None)
     if own is not None and asked is not None:
-        raise ConfigurationError(f"{label(asked)} and credentials= of GuardedPool exclude each other: take one out.")
+        raise ConfigurationError(f"{label(asked)} and credentials= of GuardedPool exclude each other: remove one.")
     if own is not None:
         return own
     if settings.secret_arn is not None:

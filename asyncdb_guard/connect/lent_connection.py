@@ -1,4 +1,4 @@
-"""What a borrower holds: asyncpg's connection behind a proxy that stops working when the block ends."""
+"""What a borrower holds: a proxy for asyncpg's connection that stops working when the block ends."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
 
+from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
+
 _STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
-"""Methods that asyncpg runs outside of its exclusive section, so that it cannot tell whether one still runs."""
+"""Methods that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
+
+_BOUNDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany", *_STATEMENTS)
+"""Methods that take a `timeout`, which may be longer than the server's bound."""
 
 _CALLBACKS = ("log_listener", "termination_listener", "query_logger")
-"""Callbacks that asyncpg keeps on the connection, each with a method to add one and a method to remove it."""
+"""Kinds of callbacks that asyncpg keeps on a connection; each has a method to add one and a method to remove it."""
 
 _CODECS = ("set_type_codec", "set_builtin_type_codec", "reset_type_codec")
-"""Methods that change how the connection reads a type. No reset undoes them."""
+"""Methods that change how a connection decodes a type. No reset undoes that."""
 
 
 class LentConnection(PoolConnectionProxy):
-    """A connection for one borrow. It records what the borrower leaves behind, as asyncpg does not."""
+    """A connection for one borrow: asyncpg's, with all its methods. It records what the borrower leaves behind."""
 
     closed_by_borrower = False
-    """Whether the borrower closed it, which is not a lost session."""
+    """Whether the borrower closed it: then the session does not count as lost."""
     running = 0
     """Statements of the kinds in `_STATEMENTS` that run now."""
+    ran_scripts = False
+    """Whether a text of SQL was run that may hold anything, such as a PREPARE."""
     changed_codecs = False
+    server_bound: float | None = None
+    """Seconds after which the server ends a statement; None if we set no bound."""
+    raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
-    """Channels that the borrower listens to, with their callbacks."""
+    """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
-    """The other callbacks, each with its kind."""
+    """The other callbacks that the borrower added, each with its kind."""
 
     @property
     def in_statement(self) -> bool:
-        """Whether a statement has just been interrupted: the server may still run it."""
+        """Whether a statement was interrupted that the server may still be running."""
         bare: Any = self
         return bool(bare._protocol._is_cancelling())
 
@@ -52,9 +62,32 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
+    async def with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
+        """Run one statement that may take longer than the server's bound, for two round trips more."""
+        execute = PoolConnectionProxy.execute
+        milliseconds = round((timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
+        self.raised_server_bound = True
+        await execute(self, f"SET statement_timeout = {milliseconds}")
+        answer = await method(self, *arguments, timeout=timeout, **options)
+        await execute(self, "RESET statement_timeout")
+        self.raised_server_bound = False
+        return answer
+
 
 def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
     return tuple(one for one in items if one != item)
+
+
+def _bounded(name: str) -> Any:
+    method = getattr(LentConnection, name)
+
+    @functools.wraps(method)
+    def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+        if timeout is None or self.server_bound is None or timeout <= self.server_bound:
+            return method(self, *arguments, timeout=timeout, **options)
+        return self.with_longer_bound(method, timeout, arguments, options)
+
+    return call
 
 
 def _counts_as_running(name: str) -> Any:
@@ -62,6 +95,7 @@ def _counts_as_running(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
+        self.ran_scripts = True
         self.running += 1
         try:
             return await method(self, *arguments, **options)
@@ -106,6 +140,8 @@ def _removes_callback(kind: str) -> Any:
 
 for _name in _STATEMENTS:
     setattr(LentConnection, _name, _counts_as_running(_name))
+for _name in _BOUNDED:
+    setattr(LentConnection, _name, _bounded(_name))
 for _name in _CODECS:
     setattr(LentConnection, _name, _changes_codecs(_name))
 for _name in _CALLBACKS:

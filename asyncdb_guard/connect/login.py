@@ -1,6 +1,6 @@
-"""One login on its way. Cutting it short is no end: the server may go on to start the session.
+"""One login in progress. Cancelling it is not enough: the server may still start the session.
 
-So the place of a login that was cut short stays taken until the server has closed its side of the connection.
+So a cancelled login keeps its place until the server has closed its side of the connection.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import asyncpg
 from asyncdb_guard.connect.sockets import half_close, transport_of, wait_server_closed
 
 _GOODBYE_TIMEOUT = 0.25
-"""Seconds for the goodbye of a session that nobody wants."""
+"""Seconds to close, politely, a session that nobody needs any more."""
 
 
 class Login:
     """A task that logs in; lives until it has a connection or an error."""
 
     def __init__(self, log_in: Coroutine[None, None, asyncpg.Connection]) -> None:
-        # a task: a cancellation that comes together with the connection must not lose the connection
+        # a task, so that a cancellation at the moment the connection arrives does not lose it
         self._task = asyncio.create_task(log_in)
 
     async def result(self, timeout: float) -> asyncpg.Connection:
@@ -32,14 +32,14 @@ class Login:
         return self._task.result()
 
     async def end(self, timeout: float) -> None:
-        """End a login that is late or unwanted, and wait until the server has let go, for at most `timeout` seconds."""
+        """End a late or unwanted login, and wait for the server to close it, for at most `timeout` seconds."""
         transport = transport_of(self._task)
         lingering = half_close(transport)
         try:
             self._task.cancel()
             await asyncio.wait({self._task})
             if transport is not None:
-                # asyncpg only closes it, and a TLS transport then waits for its peer for half a minute
+                # asyncpg only closes the transport, and a TLS transport then waits half a minute for its peer
                 transport.abort()
             if not self._task.cancelled() and self._task.exception() is None:
                 with contextlib.suppress(Exception):

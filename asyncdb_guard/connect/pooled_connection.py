@@ -1,9 +1,9 @@
 """One connection of the pool, for as long as its server session lives.
 
-This room, `lent_connection`, `pooler_connection` and `sockets` are the only ones that know private names of asyncpg and
-asyncio. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's
-own acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py`
-has a test for each private name, which fails in plain words when asyncpg changes.
+Only this module, `lent_connection`, `pooler_connection` and `sockets` use private names of asyncpg and asyncio.
+asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
+acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
+test for each private name, which fails in plain words when asyncpg changes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from collections.abc import Callable
 from typing import Any
 
 import asyncpg
+import asyncpg.connection
 from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
+from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, NAMES, NO_NAMES, ROLLBACK, Part, join, lacks
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
-
-CLIENT_CHECK_INTERVAL = 0.25
-"""Seconds after which a running statement looks for its client (client_connection_check_interval)."""
+from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
+from asyncdb_guard.events import logger
 
 _CLIENT_CHECK_GRACE = 0.1
-"""Seconds from that look until the session is gone."""
+"""Seconds from that check until the session is gone."""
+
+_driver: Any = asyncpg.connection
 
 
 class PooledConnection:
@@ -36,7 +39,14 @@ class PooledConnection:
     __slots__ = (
         "_connection",
         "_holder",
+        "_known_statements",
+        "_leaves_names",
         "_protocol",
+        "_ran_scripts",
+        "_server_bound",
+        "_server_settings",
+        "_session_user",
+        "_traits",
         "_transport",
         "_via_pooler",
         "closing",
@@ -48,39 +58,59 @@ class PooledConnection:
         "lost_mid_statement",
         "opened_at",
         "readable",
+        "suspected",
         "unresettable",
     )
 
-    def __init__(self, proxy: PoolConnectionProxy, now: Instant, lifetime: float) -> None:
+    def __init__(
+        self,
+        proxy: PoolConnectionProxy,
+        now: Instant,
+        lifetime: float,
+        traits: ServerTraits,
+        server_bound: float | None = None,
+    ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
-        # asyncpg/pool.py: _detach() hands out the bare connection and makes the proxy useless
+        # asyncpg/pool.py: _detach() returns the bare connection and disables the proxy
         self._connection: Any = bare._detach()
         self._protocol: Any = self._connection._protocol
         self._transport: Any = self._connection._transport
-        # asyncpg/connection.py: ConnectionMeta makes isinstance() say yes to every connection
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
+        self._traits = traits
+        self._server_settings: Any = self._connection.get_settings()
+        self._session_user = getattr(self._server_settings, "session_authorization", None)
+        self._known_statements: int = _driver._uid
+        self._ran_scripts = False
+        self._leaves_names = False
+        """Whether a borrower of this session has left a name of SQL's own PREPARE before: then each reset looks."""
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
+        self._server_bound = server_bound
         self.lease = 0
-        """The number of the lease that has it, 0 if none has."""
+        """The number of the lease that owns it, or 0."""
         self.closing = False
-        """Whether its end has begun: it must not be lent again."""
+        """Whether it is to be closed: it must not be lent again."""
         self.lost_mid_statement = False
-        """Whether it was lost without a word from the server, which may still run a statement."""
+        """Whether it was lost without a message from the server, which may still be running a statement."""
         self.has_leftovers = False
-        """Whether the borrower left a listener on it, or a statement that still runs."""
+        """Whether the borrower left a listener or a running statement behind."""
         self.unresettable = False
         """Whether the borrower changed what no reset restores."""
+        self.suspected: str | None = None
+        """Why it may be unfit to be lent again, as its last block made one think."""
         self.is_closed: Callable[[], bool] = self._connection.is_closed
-        """Whether this side knows that the session is over. After a freeze it may not know yet."""
+        """Whether the client knows that the session has ended. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
         self.readable: Callable[[], object] = socket_probe(raw.fileno() if raw is not None else None)
 
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
-        return LentConnection(self._holder, self._connection)
+        lent = LentConnection(self._holder, self._connection)
+        lent.server_bound = self._server_bound
+        return lent
 
     def take_back(self, lent: LentConnection) -> None:
         """End a borrow: the borrower's connection, statements and cursors stop working.
@@ -89,10 +119,11 @@ class PooledConnection:
         """
         bare: Any = lent
         bare._detach()
-        # asyncpg/connection.py: statements and cursors compare this number with that of their own time
+        # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
-        self.has_leftovers = lent.running > 0
+        self.has_leftovers = lent.running > 0 or lent.raised_server_bound
         self.unresettable = lent.changed_codecs
+        self._ran_scripts = lent.ran_scripts
         if lent.listeners or lent.callbacks:
             self._remove_callbacks(lent)
 
@@ -111,12 +142,12 @@ class PooledConnection:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a statement was broken off, and the server has not confirmed that it is over."""
+        """Whether a statement was interrupted and the server has not yet confirmed its end."""
         return bool(self._protocol._is_cancelling())
 
     @property
     def needs_cleanup(self) -> bool:
-        """Whether a statement is being cancelled or still runs, or the server still holds something of the borrower."""
+        """Whether a statement is running or being cancelled, or the borrower left something behind on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
             self.interrupted
@@ -125,33 +156,116 @@ class PooledConnection:
             or (self._via_pooler and connection.keeps_backend)
             or self.has_leftovers
             or self.unresettable
-            # asyncpg/transaction.py: set before BEGIN is sent, and still set where BEGIN failed
+            # asyncpg/transaction.py: set before BEGIN is sent, and still set if BEGIN fails
             or connection._top_xact is not None
         )
 
     async def settle(self, timeout: float) -> bool:
-        """Wait until a cancelled statement is over; return whether nothing of the borrower's is left."""
+        """Wait until a cancelled statement has ended; return whether the connection is clean."""
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
         connection = self._connection
         return not (connection.is_in_transaction() or connection._top_xact is not None or self.has_leftovers)
 
     async def ping(self, timeout: float) -> None:
-        """Make one round trip of at most `timeout` seconds; raise whatever went wrong."""
+        """Make one round trip of at most `timeout` seconds. Raises whatever the driver raises."""
         await self._connection.execute("SELECT 1", timeout=timeout)
 
     async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
-        """Roll back and drop listeners, locks, cursors and settings, within `timeout` seconds."""
-        connection = self._connection
+        """Roll back, and clear all that a borrower can leave in a session: one round trip of at most `timeout` seconds.
+
+        Whatever goes wrong is raised, but for a part that the server does not have, or does not let the role have.
+        """
+        # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
+        unusual = (
+            needs_cleanup
+            or self._ran_scripts
+            or self._leaves_names
+            or self._known_statements != _driver._uid
+            or self._reported_user() != self._session_user
+            or self._via_pooler
+            or self._traits.reset_plan.one_by_one
+        )
+        try:
+            if not unusual:
+                await self._protocol.query(self._traits.reset_plan.usual, timeout)
+                return
+        except asyncpg.PostgresError as error:
+            if not lacks(error):
+                raise
+        await self._reset_unusually(timeout, needs_cleanup)
+
+    async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
+        """The same with the parts that are needed now and then, or after the server has refused a part."""
+        plan = self._traits.reset_plan
+        before: list[Part] = []
         if needs_cleanup:
-            await connection.reset(timeout=timeout)
-        else:
-            # what reset() does where there is nothing to roll back or to forget, in half the time
-            await connection.execute(connection.get_reset_query(), timeout=timeout)
+            self._forget_borrower()
+            before.append(ROLLBACK)
+        if self._reported_user() != self._session_user or self._via_pooler:
+            before.append(AUTHORIZATION)
+        tag = await self._send_parts(plan.parts(before, [NAMES]), timeout)
+        if plan.accepts(NAMES) and tag != NO_NAMES:
+            self._leaves_names = True
+            await self._connection.execute(DEALLOCATE, timeout=timeout)
+        self._known_statements = _driver._uid
+
+    async def _send_parts(self, parts: list[Part], timeout: float) -> str:
+        """Return the tag of the last answer. Where the server refuses all parts together, send one after the other."""
+        plan = self._traits.reset_plan
+        if not plan.one_by_one:
+            try:
+                tag: str = await self._connection.execute(join(parts), timeout=timeout)
+            except asyncpg.PostgresError as error:
+                if not lacks(error):
+                    raise
+            else:
+                return tag
+        tag, refused = "", dict[Part, asyncpg.PostgresError]()
+        async with asyncio.timeout(timeout):
+            for part in parts:
+                try:
+                    tag = await self._connection.execute(part.sql)
+                except asyncpg.PostgresError as error:
+                    if not lacks(error, part):
+                        raise
+                    refused[part] = error
+        plan.one_by_one = not refused
+        if refused:
+            plan.refuse(refused)
+        return tag
+
+    def _reported_user(self) -> object:
+        """The session user, which PostgreSQL reports whenever it changes."""
+        return getattr(self._server_settings, "session_authorization", self)
+
+    def _forget_borrower(self) -> None:
+        connection = self._connection
+        if self._protocol.is_in_transaction() and not self.interrupted:
+            logger.warning(
+                "A block ended with a transaction open, and the pool rolls it back. Use `async with"
+                " conn.transaction()`, or COMMIT before the block ends."
+            )
+        connection._top_xact = None
+        connection._listeners.clear()
+
+    async def is_unfit(self, now: Instant, timeout: float) -> bool:
+        """Find out, after a reset, whether the suspicion is right; one round trip of at most `timeout` seconds.
+
+        Only `read_only` can be suspected. A session is that no longer if its last block had asked for it.
+        """
+        sessions = self._traits.read_only_sessions
+        if not sessions.worth_ending(self.opened_at, now):
+            return False
+        # libpq asks this for target_session_attrs: on for a standby, and where the server or the role is read-only
+        if await self._connection.fetchval("SHOW transaction_read_only", timeout=timeout) != "on":
+            return False
+        sessions.found(now)
+        return True
 
     async def close(self, timeout: float) -> None:
-        """Say goodbye and wait until the server has let go, for at most `timeout` seconds; then just hang up."""
-        lost_mid_statement = self.lost_mid_statement  # not by this goodbye, which waits for the server itself
+        """Close politely and wait for the server to close its side, for at most `timeout` seconds; then hang up."""
+        lost_mid_statement = self.lost_mid_statement  # as it was before this close, which itself waits for the server
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await self._connection.close(timeout=timeout)
         self.terminate()
@@ -163,16 +277,16 @@ class PooledConnection:
         self._connection.terminate()
 
     def abandon(self) -> socket.socket | None:
-        """Hang up without the event loop; return what `sockets.wait_server_closed` takes, if there is anything."""
+        """Hang up without the event loop; return a socket for `sockets.wait_server_closed`, or None."""
         self._leave_holder()
         return hang_up(self._transport)
 
     def disown(self) -> None:
-        """In a fork: let go of the parent's session, without a byte and without a call on the epoll that both share."""
+        """In a fork: drop the parent's session without sending a byte or touching the epoll that both share."""
         self._leave_holder()
         drop(self._transport)
 
     def _leave_holder(self) -> None:
-        # asyncpg/connection.py: without a holder its end wakes no pool, and an aborted one is not finalised
+        # asyncpg/connection.py: without a holder, its end notifies no pool; once aborted, it has no finaliser
         self._connection._pool_holder = None
         self._connection._aborted = True

@@ -8,11 +8,11 @@ import asyncpg
 
 
 class PoolerConnection(asyncpg.Connection):
-    """Changes no setting, and knows whether the pooler may still keep a backend for it.
+    """Changes no setting, and knows whether the pooler may still be holding a backend for it.
 
-    asyncpg/protocol/coreproto.pyx: it sends Parse, Describe and Flush, and Sync only with the Bind that follows. A
-    pooler keeps the backend in between. Where nothing follows, because the arguments do not fit or the borrower was
-    cancelled, an idle session would keep that backend for good, and a few of those stop a fleet.
+    asyncpg/protocol/coreproto.pyx: asyncpg sends Parse, Describe and Flush, and Sync only with the Bind that follows. A
+    pooler holds the backend in between. If no Bind follows, because the arguments do not fit or the borrower was
+    cancelled, an idle connection would hold that backend for good, and a few of those stop a fleet.
     """
 
     keeps_backend = False
@@ -20,7 +20,7 @@ class PoolerConnection(asyncpg.Connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         bare: Any = self
-        # asyncpg/connection.py: it would switch jit off and on around each look-up of a type, which pins RDS Proxy and
+        # asyncpg/connection.py: asyncpg would turn jit off and on around each type lookup, which pins RDS Proxy and
         # leaves jit off on one of PgBouncer's backends
         bare._server_caps = bare._server_caps._replace(jit=False)
 

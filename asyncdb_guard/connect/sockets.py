@@ -1,4 +1,4 @@
-"""What is done below asyncpg: look at a connection's socket, and end a connection whose event loop is gone."""
+"""Works below asyncpg: polls a connection's socket, and ends a connection whose event loop is gone."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 
 
 def socket_probe(descriptor: int | None) -> Callable[[], object]:
-    """Return a function whose result is true if the socket has something to read or is hung up.
+    """Return a function whose result is true if the socket is readable or has hung up.
 
-    It costs about a microsecond. Without a descriptor or poll(2) it always says yes: then each borrow pings.
+    A call takes about a microsecond. Without a descriptor or poll(2) the result is always true, so each borrow pings.
     """
     if descriptor is None or not hasattr(select, "poll"):
         return lambda: True
     poller = select.poll()
-    poller.register(descriptor, select.POLLIN | select.POLLPRI)  # POLLERR, POLLHUP and POLLNVAL come unasked
+    poller.register(descriptor, select.POLLIN | select.POLLPRI)  # POLLERR, POLLHUP and POLLNVAL are always reported
     return functools.partial(poller.poll, 0)
 
 
 def transport_of(task: asyncio.Task[Any]) -> Any:
-    """Return the transport of a connect that `task` has under way, or None if it has not opened one yet.
+    """Return the transport of the connect that `task` is making, or None if it has none yet.
 
-    asyncpg hands it out only when the login is over; until then it is a variable of a suspended coroutine
+    asyncpg exposes it only after the login; until then it is a local variable of a suspended coroutine
     (asyncpg/connect_utils.py: `tr` in `__connect_addr` and `_create_ssl_connection`).
     """
     transport = None
@@ -39,8 +39,8 @@ def transport_of(task: asyncio.Task[Any]) -> Any:
 
 
 def half_close(transport: Any) -> socket.socket | None:
-    """Tell the server that this client has left. Return a socket for `wait_server_closed`, None if there is none."""
-    with contextlib.suppress(OSError, AttributeError):  # no transport, closed already, or no socket to be had
+    """Shut our side of a connection down. Return a socket for `wait_server_closed`, or None."""
+    with contextlib.suppress(OSError, AttributeError):  # no transport, already closed, or no socket
         lingering = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         try:
             lingering.setblocking(False)
@@ -53,9 +53,9 @@ def half_close(transport: Any) -> socket.socket | None:
 
 
 def hang_up(transport: Any) -> socket.socket | None:
-    """Close a connection without its event loop, which is closed or is not ours to run.
+    """Close a connection without its event loop, which is closed or belongs to somebody else.
 
-    Return a socket for `wait_server_closed`, or None if there is nothing to wait for.
+    Return a socket for `wait_server_closed`, or None.
     """
     lingering = half_close(transport)
     with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -65,27 +65,27 @@ def hang_up(transport: Any) -> socket.socket | None:
 
 
 def drop(transport: Any) -> None:
-    """Close this process's descriptor of a connection, with no help from the event loop and no word to the server.
+    """Close this process's descriptor of a connection without the event loop and without notifying the server.
 
-    asyncio/selector_events.py: `_call_connection_lost` is what a loop would run next; where it is missing (uvloop),
-    the socket is shut down, and the loop's own end does the rest.
+    asyncio/selector_events.py: `_call_connection_lost` is what a loop would run next. uvloop has no such method; there
+    the socket is already shut down, and closing the loop does the rest.
     """
     tls = getattr(transport, "_ssl_protocol", None)
     with contextlib.suppress(RuntimeError, AttributeError):
         if tls is not None:
             transport._closed = True
             transport = tls._transport
-        # a later socket may get the same descriptor: the loop must not take this transport for its owner
+        # a later socket may get the same descriptor, and the loop must not take this transport for its owner
         transport._closing = True
-        transport._conn_lost = 1  # a read event that the loop has queued already is ignored
+        transport._conn_lost = 1  # makes the loop ignore a read event that is already queued
         transport._call_connection_lost(None)
 
 
 def forget_task(task: asyncio.Task[None]) -> None:
-    """Let go of a task whose event loop will never run it again, without asyncio's complaints about that."""
+    """Drop a task whose event loop will never run it again, without asyncio's warnings."""
     bare: Any = task
     bare._log_destroy_pending = False
-    with contextlib.suppress(RuntimeError, AttributeError):  # the loop is closed; the task waits for nothing
+    with contextlib.suppress(RuntimeError, AttributeError):  # the loop is closed, or the task waits for nothing
         bare._fut_waiter.cancel()
 
 

@@ -1,4 +1,4 @@
-"""libpq's words for TLS, as an SSL context."""
+"""Turns libpq's sslmode into an SSL context."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from asyncdb_guard.settings.target import ConnectTarget
 
 
 class TlsContexts:
-    """Makes each context once: reading the system's trust store alone takes 10 ms and more."""
+    """Creates each context once: reading the system's trust store alone takes 10 ms or more."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, str | None], ssl.SSLContext] = {}
 
     def context(self, target: ConnectTarget) -> ssl.SSLContext | bool:
-        """Return the context for asyncpg, or False for plain text. Raises ConfigurationError for a useless CA file.
+        """Return the context for asyncpg, or False for plain text. Raises ConfigurationError for an unusable CA file.
 
-        asyncpg/connect_utils.py: given a context it refuses a server without TLS, and never goes on in plain text.
+        asyncpg/connect_utils.py: with a context, asyncpg never falls back to plain text.
         """
         if target.sslmode == "disable":
             return False
@@ -29,7 +29,7 @@ class TlsContexts:
 
 
 def _make(target: ConnectTarget) -> ssl.SSLContext:
-    # not ssl.create_default_context(), which since Python 3.13 refuses certificates that libpq takes
+    # not ssl.create_default_context(), which since Python 3.13 refuses certificates that libpq accepts
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = target.sslmode == "verify-full"
     if target.sslmode == "require":
@@ -44,6 +44,6 @@ def _make(target: ConnectTarget) -> ssl.SSLContext:
 def _loaded(context: ssl.SSLContext, path: str) -> bool:
     try:
         context.load_verify_locations(cafile=path)
-    except OSError:  # no such file, no right to read it, no certificate in it
+    except OSError:  # no such file, no permission to read it, or no certificate in it
         return False
     return True

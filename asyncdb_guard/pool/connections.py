@@ -27,7 +27,8 @@ class Connections:
     """The places of one pool; lives as long as its event loop."""
 
     __slots__ = (
-        "_draw", "_failed_at", "_idle_timeout", "_pause", "_pause_doubled", "at_work", "connecting", "idle", "lent",
+        "_draw", "_failed_at", "_idle_timeout", "_pause", "_pause_doubled", "at_work", "connecting", "idle", "leaving",
+        "lent",
         "pool_max",
     )  # fmt: skip
 
@@ -38,7 +39,9 @@ class Connections:
         self._idle_timeout = idle_timeout
         self._draw = draw or random.SystemRandom().uniform
         self.connecting: set[object] = set()
-        """The connect attempts that have a place."""
+        """The connect attempts in progress."""
+        self.leaving: set[object] = set()
+        """Attempts that were given up, whose places are taken until the server has let go."""
         self.idle: list[PooledConnection] = []
         """The one used last is the last."""
         self.lent: set[PooledConnection] = set()
@@ -50,7 +53,14 @@ class Connections:
     @property
     def vacant(self) -> int:
         """How many places no session has."""
-        return self.pool_max - len(self.connecting) - len(self.idle) - len(self.lent) - len(self.at_work)
+        return (
+            self.pool_max
+            - len(self.connecting)
+            - len(self.leaving)
+            - len(self.idle)
+            - len(self.lent)
+            - len(self.at_work)
+        )
 
     @property
     def all(self) -> list[PooledConnection]:
@@ -58,9 +68,9 @@ class Connections:
         return [*self.idle, *self.lent, *self.at_work]
 
     @property
-    def in_use(self) -> bool:
-        """Whether a connection is alive that a waiter may get later on."""
-        return any(not (one.closing or one.is_closed()) for one in (*self.lent, *self.at_work))
+    def promising(self) -> bool:
+        """Whether a waiter may still get a connection without a new connect."""
+        return bool(self.connecting) or any(not (one.closing or one.is_closed()) for one in (*self.lent, *self.at_work))
 
     def take(self, now: Instant) -> PooledConnection | None:
         """Lend the idle connection that was used last, if it is in good health. The hot path."""
@@ -97,6 +107,16 @@ class Connections:
         self.at_work.discard(connection)
         return had_place
 
+    def give_up(self, attempt: object) -> None:
+        """A connect failed or is unwanted; its place stays taken until `let_go`."""
+        self.leaving.add(attempt)
+        self.connecting.discard(attempt)
+
+    def let_go(self, attempt: object) -> None:
+        """A connect is over, one way or the other."""
+        self.connecting.discard(attempt)
+        self.leaving.discard(attempt)
+
     def connected(self, attempt: object, connection: PooledConnection) -> None:
         """A connect succeeded; its worker goes on with the connection. The pool may grow again."""
         self.connecting.discard(attempt)
@@ -122,7 +142,7 @@ class Connections:
 
     def may_connect(self, now: Instant) -> bool:
         """Whether one more connection may be opened now."""
-        return self.vacant > 0 and (self.growth_paused_for(now) == 0.0 or not self.in_use)
+        return self.vacant > 0 and (self.growth_paused_for(now) == 0.0 or not self.promising)
 
     def expired(self, now: Instant) -> list[PooledConnection]:
         """The idle connections that nobody has used for as long as the idle timeout."""

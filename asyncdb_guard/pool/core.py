@@ -9,6 +9,7 @@ from socket import socket
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
 from asyncdb_guard.connect.sockets import wait_server_closed
+from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
@@ -32,10 +33,13 @@ class PoolCore:
         self._settings: object = settings  # judged on first use, as a pool may be made at import
         self._own_credentials = credentials
         self._credentials: Credentials | None = None
+        self._traits: ServerTraits | None = None
         self._breaker: CircuitBreaker | None = None
         self.events = Events(listeners)
         self.counters = Counters()
         self.loop_pool: LoopPool | None = None
+        self._lingering: list[socket] = []
+        """What remains of the sessions on an earlier event loop."""
         self.closed = False
 
     @property
@@ -77,8 +81,14 @@ class PoolCore:
         settings, breaker = self.settings, self.breaker
         if self._credentials is None:
             self._credentials = credentials_for(settings, self._own_credentials)
-        lingering = _leave(loop_pool) if loop_pool is not None else []
-        self.loop_pool = LoopPool(settings, self._credentials, breaker, self.events, self.counters, lingering)
+        if self._traits is None:
+            self._traits = ServerTraits(settings.idle_timeout, settings.command_timeout)
+        if loop_pool is not None:
+            self._lingering += _leave(loop_pool)
+        self.loop_pool = LoopPool(
+            settings, self._credentials, self._traits, breaker, self.events, self.counters, self._lingering
+        )
+        self._lingering = []
         registry.add(self)
         return self.loop_pool
 
@@ -115,6 +125,12 @@ class PoolCore:
     def interrupted(self) -> bool:
         """Whether the server may still run a statement that was broken off."""
         return self.loop_pool is not None and self.loop_pool.workers.interrupted
+
+    def abandon(self) -> None:
+        """Let go of all sessions without their event loop, which no longer runs; the next use opens new ones."""
+        loop_pool, self.loop_pool = self.loop_pool, None
+        if loop_pool is not None and not loop_pool.closed:
+            self._lingering += loop_pool.abandon()
 
     def disown(self) -> None:
         """In a fork: leave all sessions to the parent process."""

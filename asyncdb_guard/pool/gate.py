@@ -16,10 +16,11 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
+from asyncdb_guard.failure_kind import FailureKind, failure_kind
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.verdict import Verdict, judge_connect
 
-_UNWANTED_CONNECT_TIMEOUT = 0.25
+_UNWANTED_CONNECT_TIMEOUT = 0.5
 """Seconds for which a connect goes on after the last waiter has left: a healthy one is through by then, and one that
 hangs must not hold up whoever comes next."""
 
@@ -48,12 +49,14 @@ class Waiter:
 class ConnectAttempt:
     """A connect in progress; lives until it has succeeded or failed."""
 
-    __slots__ = ("late", "reported_at", "since", "task")
+    __slots__ = ("alone", "late", "reported_at", "since", "task")
 
     task: asyncio.Task[None]
 
-    def __init__(self, now: Instant) -> None:
+    def __init__(self, now: Instant, *, alone: bool) -> None:
         self.since = now
+        self.alone = alone
+        """Whether the pool has had no session since it began."""
         self.late = False
         """Whether it has been given up, and only holds its place until the server has let go."""
         self.reported_at: Instant | None = None
@@ -147,7 +150,7 @@ class Gate:
             self._breaker.released(waiter.permit)
         else:
             attempt.reported_at = now
-            self.report(waiter.permit, Verdict.FAILURE, now)
+            self.report(waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, alone=attempt.alone)
 
     def _remove(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
@@ -163,9 +166,9 @@ class Gate:
 
     # -- connect attempts --------------------------------------------------------------------------------------------
 
-    def begin_connect(self, now: Instant) -> ConnectAttempt:
-        """A connect begins."""
-        attempt = ConnectAttempt(now)
+    def begin_connect(self, now: Instant, *, alone: bool) -> ConnectAttempt:
+        """A connect begins. `alone`: the pool has no session."""
+        attempt = ConnectAttempt(now, alone=alone)
         self._attempts.append(attempt)
         return attempt
 
@@ -177,24 +180,27 @@ class Gate:
     def connect_succeeded(self) -> None:
         """The pool can grow again."""
         self._growth_error = None
+        for attempt in self._attempts:
+            attempt.alone = False
 
-    def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, others_in_use: bool) -> None:
+    def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, promising: bool) -> None:
         """Decide who gets the error of a failed connect.
 
-        Nobody, while other connections are in use: waiters can still get one of those. Else whoever has waited
-        longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who left
-        had not waited long enough to tell.
+        Nobody, while another connection or connect is promising: waiters can still get that one. Else whoever has
+        waited longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who
+        left had not waited long enough to tell.
         """
         renewed = self._renews_login
         error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
-        if others_in_use:
+        if promising:
             self._growth_error = str(error)
             return
         if attempt.reported_at is not None:
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
-            self.report(waiter.permit, judge_connect(cause, renewed=renewed), clock.now())
+            verdict = judge_connect(cause, renewed=renewed)
+            self.report(waiter.permit, verdict, clock.now(), failure_kind(cause), alone=attempt.alone)
             return
 
     def _cancel_unwanted(self) -> None:
@@ -214,15 +220,18 @@ class Gate:
 
     # -- the breaker -------------------------------------------------------------------------------------------------
 
-    def report(self, permit: int, verdict: Verdict, now: Instant) -> None:
-        """Report to the breaker. If that opens the circuit, refuse all waiters and end all connect attempts."""
+    def report(self, permit: int, verdict: Verdict, now: Instant, kind: FailureKind, *, alone: bool = False) -> None:
+        """Report to the breaker. If that opens the circuit, refuse all waiters and end all connect attempts.
+
+        `kind` is that of a failure; `alone`: it was a connect, of a pool that has no session besides.
+        """
         if verdict is Verdict.SUCCESS:
             self._breaker.succeeded(permit)
         elif verdict is Verdict.NEUTRAL:
             self._breaker.released(permit)
         else:
             before = self._breaker.generation
-            self._breaker.failed(permit, now)
+            self._breaker.failed(permit, now, kind, alone=alone)
             if self._breaker.generation != before:
                 self._refuse_all(now)
 

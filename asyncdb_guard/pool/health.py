@@ -10,6 +10,7 @@ import enum
 
 import asyncpg
 
+from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.verdict import server_spoke
@@ -91,16 +92,20 @@ async def reset(connection: PooledConnection, *, always: bool) -> str | None:
     """Make a returned connection fit for the next borrower, within RESET_TIMEOUT.
 
     `always`: by the reset query. Else one round trip proves that no statement runs any more; a connection with a
-    transaction or a listener on it is closed, since only the reset query would clear that.
+    transaction or a listener on it is closed, since only the reset query would clear that. A connection whose block was
+    refused a write is asked whether the server is read-only.
     """
     if connection.unresettable:
         return "unclean"
     needs_cleanup = connection.needs_cleanup
+    suspected, connection.suspected = connection.suspected, None
     try:
         if always:
             await connection.reset(RESET_TIMEOUT, needs_cleanup=needs_cleanup)
         elif not await connection.settle(RESET_TIMEOUT):
             return "unclean"
+        if suspected is not None and await connection.is_unfit(clock.now(), RESET_TIMEOUT):
+            return suspected
     except Exception as error:
         connection.lost_mid_statement = needs_cleanup and not server_spoke(error)
         return _reason_to_close(connection, error, otherwise="unclean")

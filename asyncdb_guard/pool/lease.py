@@ -36,5 +36,6 @@ class Lease:
         self.lent: LentConnection = connection.lend()
 
     def __del__(self) -> None:
-        if self.connection.lease == self.number:
-            self._reclaim(self.connection, self.number)
+        number = getattr(self, "number", 0)  # an exception from outside may have torn __init__
+        if number and self.connection.lease == number:
+            self._reclaim(self.connection, number)

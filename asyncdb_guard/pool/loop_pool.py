@@ -13,15 +13,17 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
 from asyncdb_guard.events import ConnectionClosed, Events
+from asyncdb_guard.failure_kind import failure_kind
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.workers import Workers
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import Verdict, judge, server_spoke
+from asyncdb_guard.verdict import Verdict, judge, server_spoke, unfit
 
 _LOOP_CLOSE_TIMEOUT = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""
@@ -34,18 +36,21 @@ class LoopPool:
         self,
         settings: DatabaseSettings,
         credentials: Credentials,
+        traits: ServerTraits,
         breaker: CircuitBreaker,
         events: Events,
         counters: Counters,
         lingering: Sequence[socket] = (),
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        connector = Connector(settings, credentials, lingering)
+        self._connector = connector = Connector(settings, credentials, traits, lingering)
         self.gate = Gate(breaker, settings.connect_timeout, connector.renews_login, events)
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
-        self._resets = settings.reset_sessions
+        self._command_timeout = settings.command_timeout
+        # half of what a statement gets at most, as for a connect; whoever had less has not seen enough to tell
+        self._patience = min(settings.command_timeout, settings.handler_budget) / 2
         self._loop_end_hook: AsyncGenerator[None, None] | None = None
         self._loop_is_ending = False
         self.closed = False
@@ -63,6 +68,7 @@ class LoopPool:
             self._loop_end_hook = _close_with_loop(self)
             await anext(self._loop_end_hook)
         waiter = self.gate.join(permit, timeout, now)
+        self.workers.give_up_stale(now)
         self.workers.serve_waiters()
         try:
             lease = await waiter.future
@@ -102,7 +108,8 @@ class LoopPool:
                 self.gate.succeeded(lease.permit)
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
-                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now)
+                connection.suspected = unfit(error)
+                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now, failure_kind(error))
             self._hand_on(connection, lost, error, now)
         except BaseException:
             self.workers.reclaim(connection, lease.number)
@@ -118,7 +125,7 @@ class LoopPool:
         elif isinstance(error, (RecursionError, MemoryError)):
             connection.terminate()  # it may have struck inside the driver, whose state is anybody's guess then
             self.workers.retire(connection, ConnectionClosed("unclean"))
-        elif self._resets or error is not None or connection.needs_cleanup:
+        elif self._connector.resets or error is not None or connection.needs_cleanup:
             # a block that failed may have left a statement running, of which asyncpg does not tell
             self.workers.clean_up(connection, now)
         else:
@@ -132,8 +139,15 @@ class LoopPool:
     def _judge(self, lease: Lease, error: BaseException | None, lost: bool, now: Instant) -> Verdict:
         if self.closed or lease.connection.closing:
             return Verdict.NEUTRAL  # our own doing
-        paused = elapsed(lease.since, now) >= self._idle_timeout
-        return judge(error, lost=lost and not lease.lent.closed_by_borrower, paused=paused)
+        held = elapsed(lease.since, now)
+        return judge(
+            error,
+            lost=lost and not lease.lent.closed_by_borrower,
+            paused=held >= self._idle_timeout,
+            held=held,
+            command_timeout=self._command_timeout,
+            patience=self._patience,
+        )
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds; whoever waits or comes later gets a new one."""

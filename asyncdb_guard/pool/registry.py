@@ -14,12 +14,16 @@ class OpenPool(Protocol):
     @property
     def interrupted(self) -> bool:
         """Whether the server may still run a statement that was broken off."""
+        ...
 
     async def settle(self, timeout: float) -> None:
         """Wait until that is over, for at most `timeout` seconds."""
 
     async def disconnect(self, timeout: float) -> None:
         """End all sessions within `timeout` seconds."""
+
+    def abandon(self) -> None:
+        """Let go of all sessions, without the event loop that they are on."""
 
     def disown(self) -> None:
         """In a fork: leave all sessions to the parent."""

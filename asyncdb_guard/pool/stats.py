@@ -1,54 +1,53 @@
-"""What `GuardedPool.stats()` tells."""
+"""What `GuardedPool.stats()` returns."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TypedDict, cast
 
+from asyncdb_guard.breaker import CircuitState
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError
 
 
 class Counts(TypedDict):
-    """What has happened in the life of a pool, over all its event loops.
+    """Totals since the pool was created, over all its event loops.
 
-    `requests` is the sum of `acquired`, `acquire_timeouts`, `rejections`, `failures`, `cancellations` and of the
-    callers that wait just now.
+    `requests` is the sum of `acquired`, `acquire_timeouts`, `rejections`, `failures`, `cancellations` and `waiting`.
     """
 
     requests: int
     acquired: int
     acquire_timeouts: int
-    """No connection came in time, be it that all were lent or that a connect hung."""
+    """No connection came in time: all were lent, or a connect hung."""
     rejections: int
-    """Refused by the circuit breaker, at once or while queueing."""
+    """Refused by the circuit breaker, at once or in the queue."""
     failures: int
     """Ended with any other error: a connect was refused, a setting is wrong, the pool was closed."""
     cancellations: int
     connects: int
-    """Sessions opened."""
+    """Connections opened."""
     connect_failures: int
     replaced: int
-    """Sessions that were found unusable at a borrow, and had another opened in their place."""
+    """Connections that were found unusable when they were next needed, and were replaced."""
     closed: int
-    """Sessions that ended otherwise."""
+    """Connections that ended for any other reason."""
     wait_ms: float
-    """Time that callers have spent in the queue before they got a connection, all together."""
+    """Total milliseconds that callers waited in the queue for the connections they got."""
 
 
 class PoolStats(Counts):
     """A snapshot of a pool."""
 
     pool_max: int
-    circuit: str
-    """`closed`, `open` or `half_open`."""
+    circuit: CircuitState
     idle: int
     lent: int
-    """Sessions that a borrower has, or that are being made fit for the next one."""
+    """Connections that a borrower has, or that a worker checks, resets or closes."""
     waiting: int
 
 
 class Counters:
-    """The same counts, as they go up."""
+    """The running totals behind `Counts`."""
 
     __slots__ = tuple(Counts.__annotations__)
 
@@ -80,5 +79,5 @@ class Counters:
             self.failures += 1
 
     def snapshot(self) -> Counts:
-        """The counts so far."""
+        """Return the totals so far."""
         return cast("Counts", {name: getattr(self, name) for name in self.__slots__})

@@ -35,6 +35,9 @@ _LATE_LOGIN_TIMEOUT_MAX = 10.0
 """Seconds for which the place of a late login stays taken, or five times CONNECT_TIMEOUT, if that is less: a path that
 is silently dead looks like a server that is slow to log in."""
 
+_WORKER_GRACE = 0.6
+"""Seconds past its timeout after which a worker is taken for lost; a goodbye and the wait for the server are less."""
+
 ClosingEvent: TypeAlias = ConnectionClosed | ConnectionReplaced
 
 
@@ -54,17 +57,17 @@ class Workers:
         self._connect_timeout = settings.connect_timeout
         self._late_login_timeout = min(5 * settings.connect_timeout, _LATE_LOGIN_TIMEOUT_MAX)
         self._idle_timeout = settings.idle_timeout
-        self._reset_always = settings.reset_sessions
         self._connector = connector
         self._connections = connections
         self._gate = gate
         self._emit = events.emit
         self._counters = counters
-        self._tasks: dict[asyncio.Task[None], PooledConnection | ConnectAttempt] = {}
-        """The workers, each with what it has in hand. A loop alone does not hold its tasks."""
+        self._tasks: dict[asyncio.Task[None], tuple[PooledConnection | ConnectAttempt, float]] = {}
+        """The workers, each with what it has in hand and when it must be over. A loop alone does not hold its tasks."""
         self._preparing: set[asyncio.Task[None]] = set()
         """Those that may soon have a connection for a waiter."""
-        self._resetting: set[PooledConnection] = set()
+        self._resetting: dict[PooledConnection, None] = {}
+        """The connections whose reset is under way, the one returned first in front."""
         self.closed = False
         self._closing_reason = "close"
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -77,9 +80,6 @@ class Workers:
     def serve_waiters(self) -> None:
         """Start as many workers as there are waiters, as far as `connections` allows it."""
         connections = self._connections
-        if self._resetting:
-            self._give_up_stale_resets(clock.now())
-        self._gate.cancel_stale(clock.now(), self._late_login_timeout)
         while not self.closed and len(self._preparing) < self._gate.waiting:
             if connections.idle:
                 self._check(connections.idle[-1])
@@ -98,46 +98,56 @@ class Workers:
         connection.idle_since = now
         self._connections.put_to_work(connection)
         # at once, so that the reset is sent even if the event loop stops or is blocked after this block
-        self._preparing.add(self._start(self._reset_it(connection), connection, **_EAGER))
+        self._preparing.add(self._start(self._reset_it(connection), connection, RESET_TIMEOUT, **_EAGER))
 
     def retire(self, connection: PooledConnection, event: ClosingEvent, timeout: float = PING_TIMEOUT) -> None:
         """End a session that cannot be lent again; its place is vacant once the server has let go."""
         connection.closing = True
         self._connections.put_to_work(connection)
-        self._start(self._close_it(connection, event, timeout), connection)
+        self._start(self._close_it(connection, event, timeout), connection, timeout)
 
-    def _give_up_stale_resets(self, now: Instant) -> None:
+    def give_up_stale(self, now: Instant) -> None:
         """Let nobody wait for an answer that was due before the process was frozen."""
+        self._gate.cancel_stale(now, self._late_login_timeout)
         for connection in self._resetting:
-            if elapsed(connection.idle_since, now) >= RESET_TIMEOUT and not connection.readable():
+            if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
+                return  # nor is any later one's
+            if not connection.readable():
                 connection.terminate()
 
     # -- the workers -------------------------------------------------------------------------------------------------
 
     def _check(self, connection: PooledConnection) -> None:
         self._connections.put_to_work(connection)
-        self._preparing.add(self._start(self._check_it(connection), connection))
+        self._preparing.add(self._start(self._check_it(connection), connection, PING_TIMEOUT))
 
     def _connect(self, now: Instant) -> None:
-        attempt = self._gate.begin_connect(now)
+        attempt = self._gate.begin_connect(now, alone=not self._connections.all)
         self._connections.connecting.add(attempt)
-        attempt.task = self._start(self._connect_it(attempt), attempt)
+        timeout = self._connect_timeout + self._late_login_timeout
+        attempt.task = self._start(self._connect_it(attempt), attempt, timeout)
         self._preparing.add(attempt.task)
 
     def _start(
-        self, work: Coroutine[None, None, None], in_hand: PooledConnection | ConnectAttempt, **options: Any
+        self,
+        work: Coroutine[None, None, None],
+        in_hand: PooledConnection | ConnectAttempt,
+        timeout: float,
+        **options: Any,
     ) -> asyncio.Task[None]:
         try:
             task = asyncio.Task(work, loop=self._loop, **options)
         except BaseException:  # at the limit of the stack, say
             work.close()
             raise
-        self._tasks[task] = in_hand
+        self._tasks[task] = in_hand, self._loop.time() + timeout + _WORKER_GRACE
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        in_hand = self._tasks.pop(task)
+        if task not in self._tasks:
+            return  # it was taken for lost
+        in_hand, _ = self._tasks.pop(task)
         self._preparing.discard(task)
         if isinstance(in_hand, ConnectAttempt):
             self._end_connect(in_hand)  # again, for one that was cancelled before it began
@@ -176,13 +186,19 @@ class Workers:
         if self.closed:
             return
         connections = self._connections
-        in_hand = {in_hand for task, in_hand in self._tasks.items() if not task.done()}
+        now = self._loop.time()
+        for task in [task for task, (_, end) in self._tasks.items() if task.done() or now > end]:
+            forget_task(task)  # it has lost its wake-up
+            del self._tasks[task]
+        in_hand = {in_hand for in_hand, _ in self._tasks.values()}
         self._preparing &= self._tasks.keys()
         connections.connecting &= in_hand
+        connections.leaving &= in_hand
         connections.lent.difference_update(connections.idle, connections.at_work)
         for connection in [one for one in connections.lent if not one.lease]:
             self.retire(connection, ConnectionClosed("unclean"))
         for connection in connections.at_work - in_hand:
+            connection.terminate()  # what was torn may be the driver
             self.retire(connection, ConnectionClosed("unclean"))
 
     async def _connect_it(self, attempt: ConnectAttempt) -> None:
@@ -200,6 +216,7 @@ class Workers:
             return
         except asyncio.CancelledError:
             attempt.late = True
+            self._connections.give_up(attempt)
             await self._end_login(attempt, login)
             raise
         self._connections.connected(attempt, connection)
@@ -216,9 +233,10 @@ class Workers:
         await login.end(0.0 if self.closed else self._late_login_timeout)
 
     def _connect_failed(self, attempt: ConnectAttempt, error: Exception) -> None:
-        others_in_use = self._connections.in_use
-        self._gate.connect_failed(attempt, error, others_in_use=others_in_use)
-        if others_in_use:
+        self._connections.give_up(attempt)
+        promising = self._connections.promising
+        self._gate.connect_failed(attempt, error, promising=promising)
+        if promising:
             pause = self._connections.pause_growth(clock.now())
             self._emit(GrowthPaused(pause))
             if self._growth_timer is not None:
@@ -227,7 +245,7 @@ class Workers:
 
     def _end_connect(self, attempt: ConnectAttempt) -> None:
         self._gate.end_connect(attempt)
-        self._connections.connecting.discard(attempt)
+        self._connections.let_go(attempt)
         self._notify()
 
     async def _check_it(self, connection: PooledConnection) -> None:
@@ -246,11 +264,11 @@ class Workers:
         self.retire(connection, ConnectionReplaced(reason), timeout)
 
     async def _reset_it(self, connection: PooledConnection) -> None:
-        self._resetting.add(connection)
+        self._resetting[connection] = None
         try:
-            reason = await reset(connection, always=self._reset_always)
+            reason = await reset(connection, always=self._connector.resets)
         finally:
-            self._resetting.discard(connection)
+            del self._resetting[connection]
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
@@ -335,7 +353,10 @@ class Workers:
             self.retire(connection, ConnectionClosed(reason), timeout)
         for connection in connections.at_work:
             connection.closing = True  # its worker closes it
-        await self._wait(lambda: ending.isdisjoint(connections.at_work) and not connections.connecting, timeout)
+        await self._wait(
+            lambda: ending.isdisjoint(connections.at_work) and not (connections.connecting or connections.leaving),
+            timeout,
+        )
         for connection in tuple(connections.idle):  # a connect was in progress, and nobody wanted it any more
             self.retire(connection, ConnectionClosed(reason))
         await self._wait(lambda: not connections.at_work, end - self._loop.time())

@@ -1,4 +1,4 @@
-"""What the AWS Lambda runtime calls: `lambda_handler` makes a plain function of an `async def` handler."""
+"""`lambda_handler` turns an `async def` handler into the plain function that the AWS Lambda runtime calls."""
 
 from asyncdb_guard.runtime.handler import lambda_handler
 

@@ -1,4 +1,4 @@
-"""A coroutine function becomes the plain function that Lambda calls, and whatever escapes it becomes one safe error."""
+"""Turns a coroutine function into the plain function that Lambda calls, and its errors into one safe error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _SAFE_TEXT = "The request could not be completed"
-"""What the caller reads in place of an error's own text. Cognito adds a period."""
+"""The text that the caller sees in place of an error's own. Cognito adds a period."""
 
 _ABSENT: Any = object()
 
@@ -48,24 +48,25 @@ def lambda_handler(
     prewarm: GuardedPool | Iterable[GuardedPool] | None = None,
     expose: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Callable[P, R] | Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, R]]:
-    """Make `async def handler(event, context)` a plain function for the Lambda runtime. Also a decorator.
+    """Turn `async def handler(event, context)` into a plain function for the Lambda runtime. Also a decorator.
 
-    All handlers of a process share one event loop, made at the first call and kept for life, so that their pools
-    stay warm. Every call gets its own copy of the caller's context variables. Tasks that the handler leaves behind
-    are left alone. Sync decorators, such as Powertools', go around this one, not inside.
+    All handlers of a process share one event loop, which is created at the first call and kept, so that their pools
+    stay warm. Every call gets its own copy of the caller's context variables. Tasks that the handler leaves behind keep
+    running in later calls. Apply sync decorators, such as Powertools', around this one, not inside it.
 
-    `prewarm`: the pools that open a session while Lambda initialises the environment; default none. Only in Lambda,
-    and not under SnapStart. A failure there is counted by the pool's breaker and logged, and nothing else.
+    `prewarm`: pools that open a connection while Lambda initialises the environment; default none. It has no effect
+    outside Lambda or under SnapStart. A failure is logged and counted by the pool's breaker; the environment starts
+    anyway.
 
-    `expose`: error types of the handler's that whoever invoked the function may see as they are; default none.
+    `expose`: error types that the function's caller may see unchanged; default none.
 
-    Raises TriggerFailedError for everything else that escapes the handler, CancelledError and SystemExit too: with
-    fixed text, while the error's type and place go to the log. A TriggerFailedError of the handler's passes as it is.
-    Raises RuntimeError if called where an event loop is running, and TypeError, already here, if `handler` is no
-    coroutine function that takes an event and a context.
+    The returned function raises TriggerFailedError with a fixed text for every other error of the handler, including
+    CancelledError and SystemExit; the type and the place of the error go to the log. A TriggerFailedError of the
+    handler passes unchanged. It raises RuntimeError if an event loop is already running. `lambda_handler` itself raises
+    TypeError if `handler` is not a coroutine function that takes an event and a context.
 
-    In Lambda, SIGTERM ends the pools' sessions, calls the handler that the signal had before, and exits. Where
-    `snapshot_restore_py` is installed, the sessions also end before a SnapStart snapshot.
+    In Lambda, SIGTERM closes the pools' sessions, calls the signal's previous handler, and exits. If
+    `snapshot_restore_py` is installed, the sessions are also closed before a SnapStart snapshot.
     """
     if handler is _ABSENT:
         return functools.partial(lambda_handler, prewarm=prewarm, expose=expose)
@@ -81,10 +82,10 @@ def lambda_handler(
         if error is None and _can_be_sent(result):
             return cast(R, result)
         if error is None:
-            logger.error("The answer of the handler %s has a text that UTF-8 can't carry.", _name(handler))
+            logger.error("The result of %s is not valid UTF-8. Remove lone surrogates from its texts.", _name(handler))
             raise TriggerFailedError(_SAFE_TEXT)
         if not isinstance(error, (TriggerFailedError, expose)):
-            logger.error("The handler %s failed with %s", _name(handler), describe(error))
+            logger.error("The handler %s failed: %s", _name(handler), describe(error))
             error = TriggerFailedError(_SAFE_TEXT)
         raise error
 
@@ -94,30 +95,30 @@ def lambda_handler(
 def _check(handler: Any) -> None:
     if not inspect.iscoroutinefunction(handler):
         raise TypeError(
-            f"lambda_handler() needs an `async def handler(event, context)`; {_name(handler)} is none. "
-            "Write it with `async def`, and put sync decorators around lambda_handler(), not inside."
+            f"lambda_handler() needs an `async def handler(event, context)`, which {_name(handler)} is not. "
+            "Define it with `async def`, and apply sync decorators around lambda_handler(), not inside it."
         )
     try:
         inspect.signature(handler).bind(None, None)
     except TypeError:
-        complaint = f"Lambda calls a handler with an event and a context; {_name(handler)} must take these two."
+        complaint = f"Lambda passes an event and a context. Give {_name(handler)} these two parameters."
     else:
         return
     raise TypeError(complaint)
 
 
 def _can_be_sent(result: object) -> bool:
-    """Whether the runtime can encode it.
+    """Whether the runtime can encode the result.
 
-    awslambdaric 4.2, lambda_runtime_client.py: `post_invocation_result` encodes the answer where nothing catches, so
-    that a lone surrogate, which an event may hold as well, ends the process.
+    awslambdaric 4.2, lambda_runtime_client.py: `post_invocation_result` encodes it where nothing catches the error, so
+    that a lone surrogate, which an event may contain, too, ends the process.
     """
     try:
         json.dumps(result, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         return False
     except (TypeError, ValueError, RecursionError):
-        return True  # no JSON: the runtime says so itself, and lives on
+        return True  # not JSON: the runtime reports that itself, and survives
     return True
 
 

@@ -1,4 +1,4 @@
-"""The settings: the knobs, the URL, and what is wrong with them."""
+"""The settings: from keywords, the environment and the database URL, checked together."""
 
 from asyncdb_guard.settings.model import DatabaseSettings
 from asyncdb_guard.settings.target import ConnectTarget

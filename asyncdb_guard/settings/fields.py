@@ -1,6 +1,12 @@
-"""Every knob: its name, type, default and range, its meaning, and where to see that it works."""
+"""Every setting: its name, type, default and range, what it means, and how to verify that it works.
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+A new setting is one new field here, and a property in seconds if it is a duration. The environment variable, the fault
+for a wrong value and the section in docs/settings.md derive from the field. A description ends with the sentences
+"Default: …", where the default is more than the field's own value, and "Verify: …".
+"""
+
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
@@ -9,37 +15,39 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENV_PREFIX = "LAMBDA_DATABASE_"
 
 SslMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
-"""libpq's words, less `allow` and `prefer`: these can fall to plain text unseen, and dial a refusing server twice."""
+"""libpq's modes, except `allow` and `prefer`, which can fall back to plain text, and connect twice to a server that
+refuses."""
 
-_NOTHING: Any = None
-"""None, as a default that type checkers let stand for a `Secret`."""
+_UNSET: Any = None
+"""None, typed so that a `Secret` field may default to it."""
 
-_HOUR = 3_600_000
-_DAY = 24 * _HOUR
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 
 
-def _bare_text(value: object) -> object:
-    # Bare, as pydantic strips no SecretStr. It would decode bytes, but a URL's parameters are read from a text alone.
-    bare = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(bare, bytes | bytearray):
-        raise PydanticCustomError("no_text", "must be a text")
-    return bare
+def _revealed_text(value: object) -> object:
+    # pydantic strips no white space from a SecretStr. It would decode bytes, but the URL's parameters are read only
+    # from a str.
+    revealed = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(revealed, bytes | bytearray):
+        raise PydanticCustomError("no_text", "must be a string")
+    return revealed
 
 
 if TYPE_CHECKING:
 
     class Secret:
-        """Given as a text or a SecretStr, read as a SecretStr: what a type checker makes of the secret knobs."""
+        """A secret setting as type checkers see it: set as a str or a SecretStr, read as a SecretStr."""
 
         def __get__(self, instance: object, owner: object = None) -> SecretStr | None: ...
         def __set__(self, instance: object, value: str | SecretStr | None) -> None: ...
 
 else:
-    Secret = Annotated[SecretStr, BeforeValidator(_bare_text)] | None
+    Secret = Annotated[SecretStr, BeforeValidator(_revealed_text)] | None
 
 
 class SettingsFields(BaseSettings):
-    """The knobs alone. `DatabaseSettings` puts them together with the environment and the URL."""
+    """The settings alone. `DatabaseSettings` reads them from the environment and the URL, and checks them together."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -48,150 +56,224 @@ class SettingsFields(BaseSettings):
         hide_input_in_errors=True,
         str_min_length=1,
         str_strip_whitespace=True,
-        # With the first instance, as pydantic then looks for plugins: in the environment, and on the disk.
+        # Built with the first instance, because pydantic then looks for plugins in the environment and on the disk.
         defer_build=True,
     )
 
     url: Secret = Field(
-        default=_NOTHING,
+        default=_UNSET,
         repr=False,
         exclude=True,
-        description="Where the database is: `postgresql://user:password@host:port/database?…`, else DATABASE_URL. Port"
-        " 5432 and a database named like the user, unless it says otherwise. Its parameters sslmode, sslrootcert,"
-        " application_name, connect_timeout, connection_limit, pool_timeout, pgbouncer and schema are honoured, any"
-        " other is refused. Seen in `datname`, `usename` and `application_name` of pg_stat_activity.",
+        description="Where the database is: `postgresql://user:password@host:port/database?…`. DATABASE_URL is read if"
+        " this is not set. The port defaults to 5432, and the database to the name of the user. Only the documented"
+        " parameters are accepted. Default: none; required unless SECRET_ARN is set. Verify: `datname`,"
+        " `usename` and `application_name` in pg_stat_activity.",
     )
     proxy_host: str | None = Field(
         default=None,
         repr=False,
         exclude=True,
-        description="Connect to this `host`, `host:port` or `[IPv6]:port` in place of the URL's host; without a port"
-        " of its own it keeps the URL's. Turns on the proxy profile. Seen in the address that is dialled.",
+        description="Connect to this `host`, `host:port` or `[IPv6]:port` instead of the host in the URL. Without a"
+        " port, the port in the URL is used. Turns on the proxy profile, unless PROXY_PROFILE is `false`. Verify: the"
+        " address that the client connects to.",
     )
     proxy_profile: bool | None = Field(
         default=None,
-        description="Speak as RDS Proxy and PgBouncer in transaction mode need it: no statement cache, no reset query,"
-        " no startup options. Unsaid, it is on with PROXY_HOST or `pgbouncer=true` in the URL. Seen on the wire: no"
-        " named statement.",
+        description="Connect the way RDS Proxy and PgBouncer in transaction mode require: no statement cache, no reset"
+        " query, and no startup parameters that a pooler refuses. Default: `true` with PROXY_HOST, otherwise `false`."
+        " Verify: no statement on the wire has a name.",
     )
     pool_max: int = Field(
         default=1,
         ge=1,
         le=100,
-        description="Server sessions that one pool may hold, at most; a fleet holds environments × this."
-        " `connection_limit` in the URL says the same. Seen in the rows of pg_stat_activity.",
+        description="The most server sessions that one pool may hold. A fleet holds at most environments × POOL_MAX."
+        " Verify: the number of rows in pg_stat_activity.",
     )
     connect_timeout_ms: int = Field(
         default=2000,
         ge=1,
         le=300_000,
         description="Milliseconds for one acquisition: the wait for the pool, the liveness check and the connect"
-        " together. `connect_timeout` + `pool_timeout` in the URL (seconds) say the same. Seen in how long `acquire`"
-        " waits for a deaf server.",
+        " together. Verify: how long `acquire` waits for a server that does not answer.",
     )
     idle_timeout_ms: int = Field(
         default=60_000,
         ge=100,
-        le=_DAY,
-        description="Milliseconds after its last use until a session is gone from the server; while the process is"
-        " frozen, on direct connections to PostgreSQL 14 or later. Seen in pg_stat_activity, and in `SHOW"
+        le=_DAY_MS,
+        description="Milliseconds after its last use until a session is gone from the server. While the process is"
+        " frozen, this holds on direct connections to PostgreSQL 14 or later. Verify: pg_stat_activity, and `SHOW"
         " idle_session_timeout` on a direct connection.",
     )
     max_lifetime_ms: int = Field(
         default=1_800_000,
         ge=0,
-        le=_DAY,
-        description="Milliseconds after which a connection is replaced at its next borrow, give or take 10 %; 0 is"
-        " never, else at least 100. Seen in `backend_start` of pg_stat_activity.",
+        le=_DAY_MS,
+        description="Milliseconds after which a connection is replaced at its next borrow, ±10 %. 0 means never; any"
+        " other value is at least 100. Verify: `backend_start` in pg_stat_activity.",
     )
     command_timeout_ms: int = Field(
         default=3000,
         ge=1,
         le=900_000,
-        description="Milliseconds for one statement. Seen in a `pg_sleep` that ends with TimeoutError.",
+        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises TimeoutError.",
     )
     handler_budget_ms: int = Field(
         default=4000,
         ge=1,
         le=5000,
-        description="Milliseconds for one trigger, or the Lambda's remaining time less 0.2 s, if that is less. Cognito"
-        " waits 5 s, the cold start included. Seen in how soon a trigger fails while the database hangs.",
+        description="Milliseconds for one trigger, or the Lambda's remaining time minus 200 ms if that is less. Cognito"
+        " waits 5 s, including the cold start. Verify: how soon a trigger fails while the database hangs.",
     )
     breaker_fail_max: int = Field(
         default=3,
         ge=1,
         le=1000,
-        description="Consecutive failures that open the circuit. Seen in the connection attempts that a dead server"
-        " gets.",
+        description="Consecutive failures that open the circuit. A connect that meets silence opens it at once if the"
+        " pool has no other session. Verify: the number of connection attempts that a dead server receives.",
     )
     breaker_reset_timeout_ms: int = Field(
-        default=10_000,
+        default=2000,
         ge=1,
-        le=_HOUR,
-        description="Milliseconds of the first open period; it doubles with each failed trial. Seen in `retry_after`"
-        " of CircuitOpenError.",
+        le=_HOUR_MS,
+        description="Milliseconds of the first open period. Each failed trial doubles it, and it is twice as long after"
+        " silence and for a full server. Verify: `retry_after` of CircuitOpenError.",
     )
     breaker_reset_timeout_max_ms: int = Field(
-        default=60_000,
+        default=5000,
         ge=1,
-        le=_HOUR,
-        description="Milliseconds that an open period grows to, at most; never less than BREAKER_RESET_TIMEOUT_MS."
-        " Seen in `retry_after` of CircuitOpenError.",
+        le=_HOUR_MS,
+        description="Milliseconds of the longest open period, and half of the longest after silence and for a full"
+        " server; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
     )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,
-        description="Whether asyncpg's reset query runs at each release. Unsaid, it is `always`, and `never` under the"
-        " proxy profile. Seen on the wire, and in a `SET` that the next borrower sees or doesn't.",
+        description="Whether asyncpg's reset query runs at each release. Default: `always`; `never` under the proxy"
+        " profile. Verify: the query on the wire, or whether the next borrower sees an earlier `SET`.",
     )
     sslmode: SslMode | None = Field(
         default=None,
-        description="libpq's word for TLS: `disable`, `require` (encrypted, the server not verified), `verify-ca` or"
-        " `verify-full`. Unsaid, it is `verify-full`; on loopback with no SSL_ROOT_CERT and no IAM_AUTH, `disable`. As"
-        " in libpq, `require` with a root certificate is `verify-ca`. Seen in pg_stat_ssl.",
+        description="The TLS mode, as in libpq: `disable`, `require` (encrypted, but the server is not verified),"
+        " `verify-ca` or `verify-full`. As in libpq, `require` with a root certificate means `verify-ca`. Default:"
+        " `verify-full`; `disable` on loopback without SSL_ROOT_CERT and IAM_AUTH. Verify: pg_stat_ssl.",
     )
     ssl_root_cert: str | None = Field(
         default=None,
-        description="PEM file of the authorities to trust, such as RDS's global-bundle.pem. Unsaid, or `system` (with"
-        " `verify-full` only): the system's trust store. Seen in a connect that fails under another authority.",
+        description="PEM file of the certificate authorities to trust, such as RDS's global-bundle.pem. `system` means"
+        " the system's trust store, and requires `verify-full`. Default: the system's trust store. Verify: a connect"
+        " fails if another authority signed the server's certificate.",
     )
     secret_arn: str | None = Field(
         default=None,
         repr=False,
         exclude=True,
-        description="Secrets Manager secret that gives user and password, and host, port and database where the URL"
-        " does not. Needs the extra `aws`. Seen in one GetSecretValue for a new environment, and one more after a"
-        " rotation.",
+        description="Secrets Manager secret that supplies the user and the password, and the host, port and database"
+        " that the URL does not name. Needs the extra `aws`. Verify: one GetSecretValue call per new environment, and"
+        " one more after a rotation.",
     )
     iam_auth: bool = Field(
         default=False,
-        description="Sign an RDS IAM token for each connect, in place of a password. Needs TLS, and the extra `aws`."
-        " Seen in connects that go on when the first token is older than 15 minutes.",
+        description="Sign an RDS IAM token for each connect, instead of using a password. Needs TLS and the extra"
+        " `aws`. Verify: connects still succeed when the first token is older than 15 minutes.",
     )
     claims_cache_ttl_ms: int = Field(
         default=60_000,
         ge=0,
-        le=_DAY,
-        description="Milliseconds that a user's claims are kept; 0 turns the cache off. Seen in the `cache_miss`"
+        le=_DAY_MS,
+        description="Milliseconds that a user's claims are cached; 0 turns the cache off. Verify: the `cache_miss`"
         " events.",
     )
     claims_cache_url: Secret = Field(
-        default=_NOTHING,
+        default=_UNSET,
         repr=False,
         exclude=True,
-        description="Redis that the fleet shares for its claims: `redis://user:password@host:port/number`, or with TLS"
-        " `rediss://…`; all but the host may be left out, and parameters are refused. Unsaid, they are kept in memory."
-        " Needs the extra `redis`. Seen in a hit for a user whom another environment loaded.",
+        description="Redis server on which the fleet shares cached claims: `redis://user:password@host:port/number`, or"
+        " `rediss://…` for TLS. Everything but the host is optional; parameters are refused. Needs the extra `redis`."
+        " Default: none; each environment caches in memory. Verify: a hit for a user whose claims another environment"
+        " loaded.",
     )
     claims_sql: str | None = Field(
         default=None,
         repr=False,
         exclude=True,
-        description="Statement that `asyncdb_guard.handlers.load_claims` runs; its row becomes the claims. Seen in the"
-        " tokens.",
+        description="Statement that `asyncdb_guard.handlers.load_claims` runs; its row becomes the claims. Verify: the"
+        " claims in the tokens.",
     )
     provision_sql: str | None = Field(
         default=None,
         repr=False,
         exclude=True,
-        description="Statement that `asyncdb_guard.handlers.provision_user` runs. Seen in the row it writes.",
+        description="Statement that `asyncdb_guard.handlers.provision_user` runs. Verify: the row that it writes.",
     )
+
+    @property
+    def connect_timeout(self) -> float:
+        """`connect_timeout_ms` in seconds."""
+        return self.connect_timeout_ms / 1000
+
+    @property
+    def idle_timeout(self) -> float:
+        """`idle_timeout_ms` in seconds."""
+        return self.idle_timeout_ms / 1000
+
+    @property
+    def max_lifetime(self) -> float:
+        """`max_lifetime_ms` in seconds; 0 means never."""
+        return self.max_lifetime_ms / 1000
+
+    @property
+    def command_timeout(self) -> float:
+        """`command_timeout_ms` in seconds."""
+        return self.command_timeout_ms / 1000
+
+    @property
+    def handler_budget(self) -> float:
+        """`handler_budget_ms` in seconds."""
+        return self.handler_budget_ms / 1000
+
+    @property
+    def breaker_reset_timeout(self) -> float:
+        """`breaker_reset_timeout_ms` in seconds."""
+        return self.breaker_reset_timeout_ms / 1000
+
+    @property
+    def breaker_reset_timeout_max(self) -> float:
+        """`breaker_reset_timeout_max_ms` in seconds."""
+        return self.breaker_reset_timeout_max_ms / 1000
+
+    @property
+    def claims_cache_ttl(self) -> float:
+        """`claims_cache_ttl_ms` in seconds; 0 means off."""
+        return self.claims_cache_ttl_ms / 1000
+
+
+SECRETS = frozenset(name for name, field in SettingsFields.model_fields.items() if field.annotation == Secret)
+"""The settings whose whole value is a secret."""
+
+
+def number_range(setting: str) -> tuple[int, int] | None:
+    """The least and the greatest value of a setting that is a number; None for any other setting."""
+    limits: list[Any] = SettingsFields.model_fields[setting].metadata
+    return (limits[0].ge, limits[1].le) if limits else None
+
+
+def choices(setting: str) -> tuple[str, ...]:
+    """The words that a setting can be; empty where it can be any text or number."""
+    annotation: Any = SettingsFields.model_fields[setting].annotation
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    for part in get_args(annotation) if is_union else (annotation,):
+        if part is bool:
+            return "true", "false"
+        if get_origin(part) is Literal:
+            return get_args(part)
+    return ()
+
+
+def rule(setting: str) -> str:
+    """What a setting's value must be, as the end of a sentence."""
+    if limits := number_range(setting):
+        unit = " of milliseconds" if setting.endswith("_ms") else ""
+        return f"a whole number{unit} from {limits[0]} to {limits[1]}"
+    if words := choices(setting):
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+    return "a non-empty string"

@@ -1,186 +1,182 @@
-"""What can be wrong with the knobs, and the sentence for each. Pure; no sentence shows a value."""
+"""Everything that can be wrong with the settings, and the sentence for each fault. Pure; no sentence shows a value."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pydantic_core import ErrorDetails
 
-from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields
+from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields, rule
+from asyncdb_guard.settings.pooler_profile import PoolerProfile
 from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
+from asyncdb_guard.settings.url_parameters import URL_PARAMETERS
 
 Conflict: TypeAlias = tuple[frozenset[str], str]
-"""The knobs concerned, and the sentence."""
+"""The settings involved, and the sentence."""
 
 VARIABLE = "$"
-"""Stands before an unknown name that is a variable's, and not a keyword."""
+"""Precedes an unknown name that is an environment variable, not a keyword."""
 
-_PARAMETERS = {
-    "sslmode": "sslmode",
-    "ssl_root_cert": "sslrootcert",
-    "pool_max": "connection_limit",
-    "connect_timeout_ms": "connect_timeout + pool_timeout (seconds)",
-    "proxy_profile": "pgbouncer",
+_REMEDIES = {
+    "sslmode": " allow and prefer are refused, because they can fall back to plain text unnoticed and connect twice."
+    " Use require or verify-full for TLS, disable for none.",
 }
-"""The knobs that a URL can set, and the parameters that do it."""
-
-_WORDS = {
-    "sslmode": "disable, require, verify-ca or verify-full (allow and prefer are refused: they can fall to plain text"
-    " unseen and dial twice; say require or verify-full for TLS, disable for none)",
-    "session_reset": "always or never",
-    "proxy_profile": "true or false",
-    "iam_auth": "true or false",
-}
+"""What to add to the rule of a setting, where the rule alone does not say what to do."""
 
 
-def label(knob: str) -> str:
-    """A knob, for those who write Python and for those who set variables."""
-    if knob == "url":
+def label(setting: str) -> str:
+    """A setting's name, both for those who write Python and for those who set variables."""
+    if setting == "url":
         return f"url ({ENV_PREFIX}URL, else DATABASE_URL)"
-    return f"{knob} ({ENV_PREFIX}{knob.upper()})"
+    return f"{setting} ({ENV_PREFIX}{setting.upper()})"
 
 
-def unfit(error: ErrorDetails, from_url: bool) -> str:
-    """The sentence for a value that pydantic refused."""
-    knob = str(error["loc"][0])
+def invalid_value(error: ErrorDetails, from_url: bool) -> str:
+    """The sentence for a keyword, variable or value that pydantic refused."""
+    setting = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        return _unknown(knob)
-    where = f"{_PARAMETERS[knob]} in the database URL" if from_url else label(knob)
-    return f"{where} must be {_fit(knob)}."
+        return _unknown(setting)
+    if not from_url:
+        return f"{label(setting)} must be {rule(setting)}.{_REMEDIES.get(setting, '')}"
+    rule_in_url = next(parameter.rule for parameter in URL_PARAMETERS if parameter.feeds == setting)
+    return f"{_url_label(setting)} must be {rule_in_url}.{_REMEDIES.get(setting, '')}"
+
+
+def _url_label(setting: str) -> str:
+    parameters = [parameter for parameter in URL_PARAMETERS if parameter.feeds == setting]
+    names = " + ".join(parameter.name for parameter in parameters)
+    unit = f" ({parameters[0].unit})" if parameters[0].unit else ""
+    return f"{names}{unit} in the database URL"
 
 
 def _unknown(name: str) -> str:
     bare = name.removeprefix(VARIABLE)
-    knob = nearest(bare.upper().removeprefix(ENV_PREFIX), list(SettingsFields.model_fields))
+    setting = nearest(bare.upper().removeprefix(ENV_PREFIX), list(SettingsFields.model_fields))
     if bare != name:
-        return f"{bare} is no setting; the nearest is {ENV_PREFIX}{knob.upper()}. Correct it, or take it out."
-    if bare.upper() == f"{ENV_PREFIX}{knob.upper()}":
-        return f"{bare} names a variable: the keyword is {knob}."
-    return f"{bare} is no setting; the nearest is {knob}. Correct it, or take it out."
+        return f"{bare} is not a setting; the nearest is {ENV_PREFIX}{setting.upper()}. Correct it, or remove it."
+    if bare.upper() == f"{ENV_PREFIX}{setting.upper()}":
+        return f"{bare} is the name of an environment variable: use the keyword {setting}."
+    return f"{bare} is not a setting; the nearest is {setting}. Correct it, or remove it."
 
 
-def _fit(knob: str) -> str:
-    limits: list[Any] = SettingsFields.model_fields[knob].metadata
-    if limits:
-        low, high = limits
-        return f"a whole number from {low.ge} to {high.le}"
-    return _WORDS.get(knob, "a text, and not an empty one")
+def contradiction(setting: str) -> str:
+    """The sentence for a setting that a keyword or a variable sets to one value, and the URL to another."""
+    return f"{_url_label(setting)} contradicts {label(setting)}: remove one of them, or make them equal."
 
 
-def contradiction(knob: str) -> str:
-    """The sentence for a knob that was set to one value, and by the URL to another."""
-    return (
-        f"{_PARAMETERS[knob]} in the database URL contradicts {label(knob)}: take one of them out, or make them equal."
-    )
-
-
-def hidden(keyword: str) -> str:
-    """The sentence for a keyword that pydantic would take for its own."""
-    return f"{keyword} is no setting: take it out. No file, prefix or source other than the environment is read."
+def reserved_keyword(keyword: str) -> str:
+    """The sentence for a keyword that pydantic would take as an option of its own."""
+    return f"{keyword} is not a setting: remove it. Settings come from keywords, the environment and the URL only."
 
 
 def conflicts(
-    knobs: SettingsFields, url: DatabaseUrl, target: ConnectTarget, proxied: bool, from_url: Container[str]
+    settings: SettingsFields, url: DatabaseUrl, target: ConnectTarget, profile: PoolerProfile, from_url: Container[str]
 ) -> Iterator[Conflict]:
-    """What is wrong between knobs that are each right. `from_url` has the names of those that only the URL sets."""
-    yield from _address(knobs, url)
-    yield from _credentials(knobs, url)
-    yield from _tls(knobs, target)
-    yield from _proxy(knobs, url, proxied, from_url)
-    yield from _times(knobs)
-    yield from _claims_cache(knobs)
+    """The faults between settings that are each valid. `from_url` names the settings that only the URL sets."""
+    yield from _address(settings, url)
+    yield from _credentials(settings, url)
+    yield from _tls(settings, target)
+    yield from _pooler(settings, url, profile, from_url)
+    yield from _durations(settings)
+    yield from _claims_cache(settings)
 
 
-def _conflict(sentence: str, *knobs: str) -> Conflict:
-    return frozenset(knobs), sentence.format(*map(label, knobs))
+def _conflict(sentence: str, *settings: str) -> Conflict:
+    return frozenset(settings), sentence.format(*map(label, settings))
 
 
-def _address(knobs: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
-    if knobs.secret_arn is not None:
+def _address(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
+    if settings.secret_arn is not None:
         return
-    if knobs.url is None:
+    if settings.url is None:
         yield _conflict(
             f"No database URL: set {ENV_PREFIX}URL or DATABASE_URL to postgresql://user:password@host:port/database.",
             "url",
             "secret_arn",
         )
         return
-    if url.host is None and knobs.proxy_host is None:
-        yield _conflict("The database URL names no host: write it behind the `@`.", "url", "secret_arn", "proxy_host")
+    if url.host is None and settings.proxy_host is None:
+        yield _conflict("The database URL names no host: write it after the `@`.", "url", "secret_arn", "proxy_host")
     if url.user is None:
         yield _conflict(
             "The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn"
         )
 
 
-def _credentials(knobs: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
-    if knobs.secret_arn is not None and (url.user or url.password):
+def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
+    if settings.secret_arn is not None and (url.user or url.password):
         yield _conflict(
-            "{} gives user and password, and so does the database URL: take them out of the URL.", "secret_arn", "url"
+            "{} supplies user and password, and so does the database URL: remove them from the URL.",
+            "secret_arn",
+            "url",
         )
-    if knobs.secret_arn is not None and knobs.iam_auth:
-        yield _conflict("{} and {} exclude each other: set one.", "secret_arn", "iam_auth")
-    if knobs.iam_auth and url.password:
-        yield _conflict("{} signs its own password: take the password out of the database URL.", "iam_auth", "url")
+    if settings.secret_arn is not None and settings.iam_auth:
+        yield _conflict("{} and {} exclude each other: set only one.", "secret_arn", "iam_auth")
+    if settings.iam_auth and url.password:
+        yield _conflict(
+            "{} uses a token instead of a password: remove the password from the database URL.", "iam_auth", "url"
+        )
 
 
-def _tls(knobs: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
-    if target.sslmode == "disable" and knobs.iam_auth:
+def _tls(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
+    if target.sslmode == "disable" and settings.iam_auth:
         yield _conflict("{} needs TLS: set {} to verify-full.", "iam_auth", "sslmode")
-    if target.sslmode == "disable" and knobs.ssl_root_cert is not None:
+    if target.sslmode == "disable" and settings.ssl_root_cert is not None:
         yield _conflict(
-            "{} is set, and {} is disable: set verify-full, or take the former out.", "ssl_root_cert", "sslmode"
+            "{} is set, but {} is disable: use verify-full, or remove the root certificate.", "ssl_root_cert", "sslmode"
         )
-    elif target.sslmode != "verify-full" and knobs.ssl_root_cert == "system":
+    elif target.sslmode != "verify-full" and settings.ssl_root_cert == "system":
         yield _conflict(
-            "{} is system, which needs {} to be verify-full: anybody can have a certificate that the system trusts.",
+            "{} is system, which needs {} to be verify-full: anyone can get a certificate that the system trusts.",
             "ssl_root_cert",
             "sslmode",
         )
 
 
-def _proxy(knobs: SettingsFields, url: DatabaseUrl, proxied: bool, from_url: Container[str]) -> Iterator[Conflict]:
-    if knobs.proxy_host is not None and not (parse_endpoint(knobs.proxy_host) or ("",))[0]:
+def _pooler(
+    settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile, from_url: Container[str]
+) -> Iterator[Conflict]:
+    if settings.proxy_host is not None and not (parse_endpoint(settings.proxy_host) or ("",))[0]:
         yield _conflict("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
-    if knobs.proxy_host is not None and knobs.proxy_profile is False and "proxy_profile" in from_url:
+    if settings.proxy_host is not None and settings.proxy_profile is False and "proxy_profile" in from_url:
         yield _conflict(
-            "pgbouncer=false in the database URL contradicts {}: take it out of the URL, or set {} to false as well"
-            " if you mean it.",
+            "pgbouncer=false in the database URL contradicts {}: remove it from the URL or, to turn the proxy profile"
+            " off, also set {} to false.",
             "proxy_host",
             "proxy_profile",
         )
-    if proxied and url.schema not in {None, "", "public"}:
+    if not profile.sets_search_path and url.schema not in {None, "public"}:
         yield _conflict(
-            "schema in the database URL can only be public under the proxy profile ({} or {}), where nothing can set"
-            " search_path: qualify the names in your SQL, or ALTER ROLE … SET search_path.",
+            "schema in the database URL can only be public under the proxy profile ({} or {}), because a pooler refuses"
+            " search_path: qualify the names in your SQL, or use ALTER ROLE … SET search_path.",
             "proxy_profile",
             "proxy_host",
         )
 
 
-def _times(knobs: SettingsFields) -> Iterator[Conflict]:
-    if 0 < knobs.max_lifetime_ms < 100:
-        yield _conflict("{} must be 0 (never), or at least 100.", "max_lifetime_ms")
-    if knobs.breaker_reset_timeout_max_ms < knobs.breaker_reset_timeout_ms:
+def _durations(settings: SettingsFields) -> Iterator[Conflict]:
+    if 0 < settings.max_lifetime_ms < 100:
+        yield _conflict("{} must be 0 (never), or at least 100 milliseconds.", "max_lifetime_ms")
+    if settings.breaker_reset_timeout_max_ms < settings.breaker_reset_timeout_ms:
         yield _conflict(
-            "{} is less than {}: raise the one or lower the other.",
+            "{} is less than {}: raise the first, or lower the second.",
             "breaker_reset_timeout_max_ms",
             "breaker_reset_timeout_ms",
         )
 
 
-def _claims_cache(knobs: SettingsFields) -> Iterator[Conflict]:
-    if knobs.claims_cache_url is None:
+def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
+    if settings.claims_cache_url is None:
         return
-    from asyncdb_guard.settings.redis_url import redis_url_faults  # not at every cold start: few have such a URL
+    from asyncdb_guard.settings.redis_url import redis_url_faults  # only where it is needed, for a quick cold start
 
-    for fault in redis_url_faults(knobs.claims_cache_url.get_secret_value()):
+    for fault in redis_url_faults(settings.claims_cache_url.get_secret_value()):
         yield _conflict(f"{{}} {fault}", "claims_cache_url")
-    if knobs.claims_cache_ttl_ms == 0:
+    if settings.claims_cache_ttl_ms == 0:
         yield _conflict(
-            "{} is 0, which turns the claims cache off, and {} is set: take one of them out.",
+            "{} is 0, which turns the claims cache off, but {} is set: remove one of them.",
             "claims_cache_ttl_ms",
             "claims_cache_url",
         )

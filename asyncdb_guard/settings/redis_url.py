@@ -1,4 +1,4 @@
-"""Reading a Redis URL. redis-py passes over a part that it does not know; here it is a fault. Pure."""
+"""Checks a Redis URL. redis-py ignores a part that it does not know; here that is a fault. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DATABASE = re.compile(r"/?|/[0-9]+")
 
 
 def redis_url_faults(text: str) -> Iterator[str]:
-    """What is wrong with `text`: sentences that follow the name of its setting, and show no part of it."""
+    """The faults of `text`: what follows the setting's name in each sentence. They show no part of `text`."""
     match = _URL.fullmatch(text)
     if match is None:
         yield "must start with redis:// or rediss://."
@@ -22,10 +22,13 @@ def redis_url_faults(text: str) -> Iterator[str]:
     host, _ = parse_endpoint(address) or (None, None)
     if host is None or _UNENCODED.search(credentials):
         yield (
-            "must name its host as in redis://host:port or redis://user:password@host:port, with a port from 1 to 65535"
+            "must name a host, as in redis://host:port or redis://user:password@host:port, with a port from 1 to 65535"
             " and each part percent-encoded."
         )
     if not _DATABASE.fullmatch(match["path"]):
-        yield "must end with the database's number, as in redis://host:port/1, or with the port: correct what is there."
+        yield "must end with the host, the port or a database number, as in redis://host:port/1."
     if match["rest"]:
-        yield "takes no parameters: take out what stands behind `?` or `#`, or encode these in a password (%3F, %23)."
+        yield (
+            "takes no parameters: remove the `?` or `#` and what follows, or percent-encode it in a password (%3F,"
+            " %23)."
+        )

@@ -1,4 +1,4 @@
-"""Where to connect and how: what the driver is given, decided purely from the settings."""
+"""Where to connect and how: what the driver is given. A pure function of the settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pydantic import SecretStr
 
 from asyncdb_guard.settings.fields import SettingsFields, SslMode
+from asyncdb_guard.settings.pooler_profile import PoolerProfile
 from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
 
 DEFAULT_PORT = 5432
@@ -17,27 +18,27 @@ DEFAULT_PORT = 5432
 class ConnectTarget:
     """Where to connect and how. Its repr shows no host, no name and no secret.
 
-    Under SECRET_ARN, None in `host`, `port`, `user`, `password` or `database` means that the secret says. Else only
-    `password` may be None: there is none.
+    With SECRET_ARN, None in `host`, `port`, `user`, `password` or `database` means that the secret supplies it.
+    Without, only `password` may be None, and means that there is no password.
     """
 
     host: str | None = field(repr=False)
-    """A name or an address (IPv6 without brackets), PROXY_HOST already applied."""
+    """A name or an address (IPv6 without brackets). This is PROXY_HOST's, if that is set."""
     port: int | None = field(repr=False)
     user: str | None = field(repr=False)
     password: SecretStr | None = field(repr=False)
     database: str | None = field(repr=False)
     sslmode: SslMode
-    """What is done in the end: `require` with a root certificate is `verify-ca` already, as in libpq."""
+    """The mode in effect: `require` with a root certificate is `verify-ca` here, as in libpq."""
     ssl_root_cert: str | None
     """A PEM file, or None for the system's trust store."""
     application_name: str | None = field(repr=False)
     schema: str | None = field(repr=False)
-    """One bare name, to be quoted and sent as `search_path` at startup; always None under the proxy profile."""
+    """One unquoted name, to be sent as `search_path` at startup. Always None under a profile that does not set it."""
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether packets to `host` never leave the machine. A host that is not known yet may be anywhere."""
+    """Whether packets to `host` never leave the machine. False for None, a host that is not known yet."""
     if host is None:
         return False
     try:
@@ -46,14 +47,14 @@ def is_loopback(host: str | None) -> bool:
         return host.lower() == "localhost"
 
 
-def connect_target(knobs: SettingsFields, url: DatabaseUrl, proxied: bool) -> ConnectTarget:
-    """Where the knobs and the URL lead. What they leave open is None; nothing is judged here."""
+def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile) -> ConnectTarget:
+    """Combine the settings and the URL. What they leave open is None; nothing is checked here."""
     host, port = url.host, url.port
-    if knobs.proxy_host is not None:
-        host, own_port = parse_endpoint(knobs.proxy_host) or (None, None)
+    if settings.proxy_host is not None:
+        host, own_port = parse_endpoint(settings.proxy_host) or (None, None)
         port = own_port or port
     database = url.database
-    if knobs.secret_arn is None:
+    if settings.secret_arn is None:
         port = port or DEFAULT_PORT
         database = database or url.user
     return ConnectTarget(
@@ -62,17 +63,17 @@ def connect_target(knobs: SettingsFields, url: DatabaseUrl, proxied: bool) -> Co
         user=url.user,
         password=url.password,
         database=database,
-        sslmode=_sslmode(knobs, host),
-        ssl_root_cert=None if knobs.ssl_root_cert == "system" else knobs.ssl_root_cert,
+        sslmode=_sslmode(settings, host),
+        ssl_root_cert=None if settings.ssl_root_cert == "system" else settings.ssl_root_cert,
         application_name=url.application_name,
-        schema=None if proxied else url.schema,
+        schema=url.schema if profile.sets_search_path else None,
     )
 
 
-def _sslmode(knobs: SettingsFields, host: str | None) -> SslMode:
-    if knobs.sslmode is None:
-        wanted = knobs.iam_auth or knobs.ssl_root_cert is not None
-        return "verify-full" if wanted or not is_loopback(host) else "disable"
-    if knobs.sslmode == "require" and knobs.ssl_root_cert is not None:
+def _sslmode(settings: SettingsFields, host: str | None) -> SslMode:
+    if settings.sslmode is None:
+        needs_tls = settings.iam_auth or settings.ssl_root_cert is not None
+        return "verify-full" if needs_tls or not is_loopback(host) else "disable"
+    if settings.sslmode == "require" and settings.ssl_root_cert is not None:
         return "verify-ca"
-    return knobs.sslmode
+    return settings.sslmode

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from asyncdb_guard import DatabaseSettings, GuardedPool
+from asyncdb_guard.pool import GuardedPool
+from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.testing.lambda_runtime.process import LambdaRuntime
 from asyncdb_guard.testing.loop_thread import run_blocking
 from asyncdb_guard.testing.pools.errors import BorrowLeftOpenError

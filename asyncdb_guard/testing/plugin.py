@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import ModuleType
 
-    from asyncdb_guard import DatabaseSettings, GuardedPool
+    from asyncdb_guard.pool import GuardedPool
+    from asyncdb_guard.settings import DatabaseSettings
     from asyncdb_guard.testing import LambdaRuntime, ManualClock, RolledBackPool
     from asyncdb_guard.testing.fixtures import BasePools
 
@@ -66,7 +67,7 @@ def postgres_url(request: pytest.FixtureRequest, postgres_schema: str) -> Iterat
 @pytest.fixture
 def guarded_settings(postgres_url: str) -> DatabaseSettings:
     """The settings of the pools below: `DatabaseSettings(url=postgres_url)`. Override it for others."""
-    from asyncdb_guard import DatabaseSettings
+    from asyncdb_guard.settings import DatabaseSettings
 
     return DatabaseSettings(url=postgres_url)
 

@@ -1,4 +1,4 @@
-"""The demo's entry: `python -m examples.burst`. What it tells is in `story.py`."""
+"""The demo's entry point: `python -m examples.burst`. The story is in `story.py`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: it showed what it says; 1: it did not; 2: something it needs is missing; 130: interrupted."""
+    """0: the runs showed what they should; 1: they did not; 2: a dependency is missing; 130: interrupted."""
     try:
         with Interruption() as interruption:
-            # Here, because loading it takes a second, in which somebody may press Ctrl-C.
+            # Imported here, because that takes a second, in which somebody may press Ctrl-C.
             from examples.burst import story
 
             return story.tell(arguments, interruption)
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nStopped. Nothing is left running.")
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        print(f"The demo needs {error.name}. Install what it runs with: pip install '.[demo]'", file=sys.stderr)
+        print(f"The demo needs {error.name}. Install it: pip install '.[demo]'", file=sys.stderr)
         return 2
 
 

@@ -1,4 +1,4 @@
-"""Starts the fleet's processes, lets them go at one instant, and collects what they tell."""
+"""Starts the fleet's processes, releases them at the same moment, and collects their reports."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from examples.burst.scenario import PoolName, Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0
-"""Generous: 48 interpreters on two busy cores."""
+"""Generous, for 48 interpreters on two busy cores."""
 
 
 class FleetError(Exception):
-    """A worker died. Carries the end of what the fleet wrote to stderr."""
+    """A worker died. The text has the end of what the fleet wrote to stderr."""
 
 
 class Fleet:
-    """The processes of one run. They live as long as the block of `started`, whatever ends it."""
+    """The processes of one run. They live as long as the block of `started`, however it ends."""
 
     def __init__(self, scenario: Scenario, workers: list[Process], log: BinaryIO) -> None:
         self._scenario = scenario
@@ -37,7 +37,7 @@ class Fleet:
     async def started(
         cls, pool: PoolName, scenario: Scenario, environment: Mapping[str, str]
     ) -> AsyncGenerator[Self, None]:
-        """Start a process for each environment; none of them connects before `go`."""
+        """Start one process per environment; none connects before `go`."""
         workers: list[Process] = []
         with tempfile.TemporaryFile() as log:
             try:
@@ -46,7 +46,7 @@ class Fleet:
                     workers.append(await _spawn(json.dumps(order), environment, log))
                 yield cls(scenario, workers, log)
             finally:
-                # All at once, before the first wait: no second interruption can leave one alive.
+                # Kill all before the first wait, so that a second interruption cannot leave one alive.
                 for worker in workers:
                     if worker.returncode is None:
                         worker.kill()
@@ -54,7 +54,7 @@ class Fleet:
                     await worker.wait()
 
     async def wait_ready(self) -> None:
-        """Return when every process has its imports done. Raises FleetError if one dies."""
+        """Return when every process has finished its imports. Raises FleetError if one dies."""
 
         async def one(worker: Process) -> None:
             if not await _line(worker):
@@ -65,13 +65,13 @@ class Fleet:
                 waiting.create_task(one(worker))
 
     def go(self) -> None:
-        """Start everybody's clock."""
+        """Start the clock of every process."""
         for worker in self._workers:
             assert worker.stdin is not None
             worker.stdin.write(b"go\n")
 
     async def collect(self, sign_ups: list[SignUp]) -> None:
-        """Add each sign-up as it is told, until everybody's is known. Raises FleetError if a process dies before."""
+        """Add each sign-up as it is reported, until all have been. Raises FleetError if a process dies before that."""
 
         async def one(worker: Process) -> None:
             for _ in self._scenario.arrivals:
@@ -86,14 +86,14 @@ class Fleet:
     def _failure(self) -> FleetError:
         self._log.seek(0)
         said = self._log.read().decode(errors="replace")
-        return FleetError(f"A process of the fleet died. Its last words:\n{said[-2000:]}")
+        return FleetError(f"A process of the fleet died. Its last output:\n{said[-2000:]}")
 
 
 async def _spawn(order: str, environment: Mapping[str, str], log: BinaryIO) -> Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "examples.burst.worker", order,
         stdin=PIPE, stdout=PIPE, stderr=log, env=environment, cwd=ROOT,
-        # Out of the terminal's reach: Ctrl-C is for the demo, and the demo ends its workers.
+        # Its own process group: Ctrl-C goes to the demo only, which ends its workers itself.
         process_group=0,
     )  # fmt: skip
 

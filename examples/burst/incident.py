@@ -12,21 +12,21 @@ from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from examples.burst.fleet import Fleet
 from examples.burst.measurements import Run
 from examples.burst.scenario import BYSTANDER, PoolName, Scenario
-from examples.burst.watch import ClosedDoor, observe, visit
+from examples.burst.watch import AttemptCounter, observe, visit
 
 SHOW_EVERY = 0.2
 LAST_SECONDS = 60.0
-"""After the last arrival. Three tries of five seconds and two pauses are what a person needs at most."""
+"""Seconds after the last arrival: a sign-up takes at most three attempts of five seconds and two pauses."""
 
 
-async def happen(
+async def run_incident(
     server: Cluster,
     pool: PoolName,
     scenario: Scenario,
     environment: Mapping[str, str],
     show: Callable[[Run], None],
 ) -> Run:
-    """Let the fleet burst, take the database away and give it back. Nothing of it runs on afterwards."""
+    """Run the burst, the outage and the recovery. Nothing is left running afterwards."""
     run = Run(pool, scenario)
     start = time.monotonic()
 
@@ -53,22 +53,22 @@ async def happen(
             ):
                 fleet.go()
                 await asyncio.sleep(scenario.outage_after)
-                await _take_away(server, scenario.outage, clock, up, run)
+                await _stop_for(server, scenario.outage, clock, up, run)
                 await asyncio.sleep(scenario.seconds - clock())
             run.phase = "last sign-ups"
     return run
 
 
-async def _take_away(server: Cluster, seconds: float, clock: Callable[[], float], up: asyncio.Event, run: Run) -> None:
-    """Stop the server, count who knocks for `seconds`, and start it again."""
+async def _stop_for(server: Cluster, seconds: float, clock: Callable[[], float], up: asyncio.Event, run: Run) -> None:
+    """Stop the server, count the connection attempts for `seconds`, and start it again."""
     gone = clock()
     run.phase = "database down"
     up.clear()
     await asyncio.to_thread(server.stop)
-    async with ClosedDoor.at(server.host, server.port) as door:
+    async with AttemptCounter.at(server.host, server.port) as counter:
         for _ in range(10):
             await asyncio.sleep(seconds / 10)
-            run.attempts = door.attempts
+            run.attempts = counter.attempts
     await asyncio.to_thread(server.restart)
     up.set()
     run.outage = (gone, clock())
@@ -77,7 +77,7 @@ async def _take_away(server: Cluster, seconds: float, clock: Callable[[], float]
 
 @asynccontextmanager
 async def _meanwhile(*jobs: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
-    """Run endless `jobs` beside the block and end them with it. The error of one ends the block, too."""
+    """Run endless `jobs` during the block, and cancel them when it ends. An error in one ends the block, too."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(job) for job in jobs]
         yield

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends the demo, no further one tears the cleaning up."""
+"""Ctrl-C and SIGTERM: the first one ends the demo; later ones do not interrupt the cleanup."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """Turns the first signal within the block into a KeyboardInterrupt, and swallows the others.
+    """Turns the first signal within the block into a KeyboardInterrupt, and ignores later ones.
 
-    Use it in the main thread. What runs in an event loop goes through `run`: there the signal is a cancellation,
-    which comes at an `await` and never in the middle of asyncio's own work.
+    Use it in the main thread. Run event loops with `run`: there the signal becomes a cancellation, which arrives at an
+    `await` and never in the middle of asyncio's own work.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,7 +31,7 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # An interrupted process is about to end, and still in nobody's way.
+        # After an interruption the process is about to exit, so the handlers stay.
         if not self._happened:
             for number, handler in self._before.items():
                 signal.signal(number, handler)

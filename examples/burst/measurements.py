@@ -1,4 +1,4 @@
-"""What was seen of one run, and the figures that follow from it. No I/O."""
+"""The observations of one run, and the figures derived from them. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from examples.burst.scenario import PoolName, Scenario
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How many sessions of the fleet the server showed."""
+    """How many sessions of the fleet the server showed at one moment."""
 
     at: float
     sessions: int
@@ -18,7 +18,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One try of the bystander, while the database was up. `error`: why it failed, or None."""
+    """One request of the bystander while the database was up. `error`: why it failed, or None."""
 
     at: float
     error: str | None
@@ -26,7 +26,7 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class SignUp:
-    """One person's sign-up, all tries together. `at`: when the person came; `error`: the last try's, or None."""
+    """One sign-up with all its attempts. `at`: when it started; `error`: the last attempt's, or None."""
 
     at: float
     seconds: float
@@ -35,19 +35,19 @@ class SignUp:
 
 @dataclass(slots=True)
 class Run:
-    """Everything that was seen of one run. Times in seconds since the burst began."""
+    """Everything observed in one run. Times are in seconds since the burst began."""
 
     pool: PoolName
     scenario: Scenario
-    phase: str = "processes start"
+    phase: str = "starting"
     now: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     visits: list[Visit] = field(default_factory=list)
     sign_ups: list[SignUp] = field(default_factory=list)
     outage: tuple[float, float] = (math.inf, math.inf)
-    """When the database went, and when it was back."""
+    """When the database went down, and when it was back."""
     attempts: int = 0
-    """Connections that reached the database's port while nobody was behind it."""
+    """Connections that reached the database's port while it was down."""
 
     @property
     def peak(self) -> int:
@@ -72,17 +72,17 @@ class Run:
 
     @property
     def done_before_outage(self) -> int:
-        """Sign-ups that worked out while nothing was wrong with the database but the fleet itself."""
+        """Sign-ups that succeeded before the outage, when the only load on the database was the fleet itself."""
         return sum(s.error is None and s.at + s.seconds < self.outage[0] for s in self.sign_ups)
 
     def percentile(self, percent: float) -> float:
-        """The time that `percent` of the successful sign-ups did not exceed, in seconds; NaN without any."""
+        """The percentile of the successful sign-ups' times, in seconds; NaN without any."""
         times = sorted(sign_up.seconds for sign_up in self.sign_ups if sign_up.error is None)
         return times[math.ceil(len(times) * percent / 100) - 1] if times else math.nan
 
 
 def shown(plain: Run, guarded: Run) -> bool:
-    """Whether the two runs show what the demo is about."""
+    """Whether the two runs show what the demo claims."""
     bystander = plain.turned_away > 0 and guarded.turned_away == 0
     bound = guarded.peak <= guarded.scenario.processes
     return bystander and bound and guarded.done > plain.done and guarded.attempts < plain.attempts

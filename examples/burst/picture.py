@@ -1,4 +1,4 @@
-"""The picture of both runs: sessions over time above, the bystander's failures below."""
+"""The picture of both runs: sessions over time at the top, the bystander's failures below."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(plain: Run, guarded: Run, path: Path) -> None:
-    """Write the PNG. Its words and figures are taken from the two runs."""
+    """Write the PNG. Its figures come from the two runs."""
     scenario = plain.scenario
     down, back = min(plain.outage[0], guarded.outage[0]), max(plain.outage[1], guarded.outage[1])
     with mpl.rc_context(STYLE):
@@ -34,13 +34,13 @@ def draw(plain: Run, guarded: Run, path: Path) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2), gridspec_kw={"hspace": 0.3})
         figure.subplots_adjust(left=0.065, right=0.78, top=0.82, bottom=0.08)
         figure.text(
-            0.02, 0.945, f"{scenario.processes} processes fill a database, unless each is held to one session",
+            0.02, 0.945, f"{scenario.processes} processes fill a database, unless each is limited to one session",
             fontsize=17, fontweight="bold",
         )  # fmt: skip
         figure.text(
             0.02, 0.9,
             f"Two runs of the same load, {scenario.processes * len(scenario.arrivals):,} sign-ups each. "
-            f"asyncpg.create_pool() opens {ASYNCPG_DEFAULT_POOL} sessions a process by default; GuardedPool() opens 1.",
+            f"asyncpg.create_pool() opens {ASYNCPG_DEFAULT_POOL} sessions per process by default, GuardedPool() one.",
             color=PALE,
         )  # fmt: skip
         for axes in (above, below):
@@ -55,7 +55,7 @@ def draw(plain: Run, guarded: Run, path: Path) -> None:
 
 def _sessions(axes: Axes, plain: Run, guarded: Run) -> None:
     limit = plain.scenario.max_connections
-    axes.set_title("Sessions that the fleet holds on the server", loc="left", fontsize=12)
+    axes.set_title("Sessions of the fleet on the server", loc="left", fontsize=12)
     axes.axhline(limit, color=INK, lw=1, ls=(0, (4, 3)))
     limits = f"max_connections = {limit}, {RESERVED_FOR_SUPERUSERS} of them reserved for superusers"
     axes.text(0, limit * 1.02, limits, va="bottom")
@@ -69,7 +69,7 @@ def _sessions(axes: Axes, plain: Run, guarded: Run) -> None:
 
 
 def _outage(axes: Axes, middle: float, plain: Run, guarded: Run) -> None:
-    """What went on while the database was away, and how the guarded fleet came back."""
+    """The connection attempts during the outage, and how the guarded fleet recovers."""
     limit = plain.scenario.max_connections
     lines = (
         (0.69, "database\nis down", PALE, "normal"),
@@ -79,23 +79,23 @@ def _outage(axes: Axes, middle: float, plain: Run, guarded: Run) -> None:
     )
     for height, text, colour, weight in lines:
         axes.text(middle, limit * height, text, ha="center", va="center", color=colour, fontweight=weight, fontsize=10)
-    axes.text(0.985, 0.05, "each breaker lets\none trial through,\nat its own time", transform=axes.transAxes,
+    axes.text(0.985, 0.05, "each breaker admits\none trial, each\nat its own time", transform=axes.transAxes,
               ha="right", va="bottom", color=COLOURS["guarded"], fontsize=10)  # fmt: skip
 
 
 def _failures(axes: Axes, plain: Run, guarded: Run) -> None:
-    axes.set_title("A bystander connects, asks and leaves all the time. Times it was turned away, added up",
+    axes.set_title("Failed requests of a bystander, another client of the same server, in total",
                    loc="left", fontsize=12)  # fmt: skip
     for run in (plain, guarded):
         times = [visit.at for visit in run.visits if visit.error is not None]
         axes.step([0, *times, run.scenario.seconds], [*range(len(times) + 1), len(times)], where="post",
                   color=COLOURS[run.pool], lw=1.8, clip_on=False)  # fmt: skip
         tries = len(run.visits)
-        _label(axes, run, run.turned_away, f"{run.turned_away} of {tries} tries\nturned away")
+        _label(axes, run, run.turned_away, f"{run.turned_away} of {tries}\nrequests failed")
     axes.set_ylim(0, max(plain.turned_away, 4) * 1.08)
 
 
 def _label(axes: Axes, run: Run, height: float, text: str) -> None:
-    """Words beside the right end of a line, in its colour."""
+    """Label the right end of a line, in its colour."""
     axes.annotate(text, (1, height), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
                   va="center", color=COLOURS[run.pool], fontweight="bold", annotation_clip=False)  # fmt: skip

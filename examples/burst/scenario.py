@@ -1,4 +1,4 @@
-"""What happens to the fleet: how many people, how fast, and when the database goes away. The same for both runs."""
+"""The load on the fleet: how many people, how fast, and when the database goes down. The same for both runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 PoolName: TypeAlias = Literal["plain", "guarded"]
 
 FLEET, BYSTANDER = "app", "reports"
-"""Two ordinary roles. Superusers have reserved seats; these have none."""
+"""Two ordinary roles. Connections are reserved for superusers, not for these."""
 SCHEMA = f"""
     CREATE ROLE {FLEET} LOGIN;
     CREATE ROLE {BYSTANDER} LOGIN;
@@ -21,31 +21,31 @@ SCHEMA = f"""
     GRANT SELECT, INSERT ON app_user TO {FLEET}, {BYSTANDER};
 """
 ASYNCPG_DEFAULT_POOL = 10
-"""asyncpg.create_pool() opens this many sessions at once when nobody says otherwise."""
+"""The number of sessions that asyncpg.create_pool() opens at once by default."""
 RESERVED_FOR_SUPERUSERS = 3
-"""PostgreSQL's own default: ordinary roles are turned away once no more than this many seats are free."""
+"""PostgreSQL's default: ordinary roles are refused when no more than this many connections are free."""
 TRIES = 3
 """Cognito calls a trigger up to three times before it gives up."""
 TRY_SECONDS = 5.0
-"""Cognito waits this long for an answer. Nobody can change that."""
+"""Cognito waits this long for an answer, which cannot be configured."""
 RETRY_PAUSE = 0.5
-"""Between two of them. How long Cognito really pauses is not documented."""
+"""Seconds between two attempts. Cognito's own pause is not documented."""
 TRANSACTION_SECONDS = 0.01
-"""What the rest of a sign-up's transaction takes."""
+"""Seconds that the rest of a sign-up's transaction takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One load, fixed before it starts, so that only the pool differs between two runs. Times in seconds."""
+    """A load that is fixed before it starts, so that the runs differ only in the pool. Times are in seconds."""
 
     processes: int = 48
     max_connections: int = 100
     seconds: float = 24.0
-    """For how long people keep arriving."""
+    """How long people keep arriving."""
     burst: int = 10
-    """Sign-ups that reach every process in the first instant."""
+    """Sign-ups that reach every process at the start."""
     rate: float = 2.0
-    """Further sign-ups a second and process."""
+    """Further sign-ups per second and process."""
 
     @property
     def outage_after(self) -> float:
@@ -54,39 +54,33 @@ class Scenario:
 
     @property
     def outage(self) -> float:
-        """How long it stays away."""
+        """How long it stays down."""
         return min(4.0, self.seconds / 6)
 
     @property
-    def breaker_reset(self) -> float:
-        """The guarded fleet's first open period: 10 s, the library's default, unless the run is a short one.
-
-        The breaker waits at least half of it, so the outage is over by the first trial.
-        """
-        return 2.5 * self.outage
-
-    @property
     def arrivals(self) -> list[float]:
-        """When people reach one process."""
+        """When sign-ups reach one process."""
         steady = int(self.rate * self.seconds)
         return [0.0] * self.burst + [number / self.rate for number in range(1, steady + 1)]
 
     @property
     def plain_demand(self) -> int:
-        """The sessions that the plain fleet wants."""
+        """The number of sessions that the plain fleet wants."""
         return self.processes * ASYNCPG_DEFAULT_POOL
 
     def fault(self) -> str | None:
-        """Why this scenario would show nothing, in one sentence with its remedy; None if it is a good one."""
+        """Why this scenario would show nothing, with the remedy; None if it is fine."""
         observer = 1
         seats = self.max_connections - RESERVED_FOR_SUPERUSERS - observer
         if self.seconds < 3:
-            return "--seconds must be at least 3: less leaves no room for the outage."
+            return "--seconds must be at least 3, to leave time for the outage."
         if self.processes >= seats:
-            return f"--processes must be below {seats}: a guarded fleet needs one seat each, and the bystander one."
+            return (
+                f"--processes must be below {seats}: each guarded process needs one connection, and the bystander one."
+            )
         if self.plain_demand <= seats:
             return (
-                f"--processes {self.processes} can't exhaust {self.max_connections} connections: "
-                f"give at least {seats // ASYNCPG_DEFAULT_POOL + 1}, or a smaller --max-connections."
+                f"--processes {self.processes} cannot exhaust {self.max_connections} connections: "
+                f"use at least {seats // ASYNCPG_DEFAULT_POOL + 1}, or a smaller --max-connections."
             )
         return None

@@ -26,12 +26,14 @@ class TriggerRefusedError(Exception):
 
 
 def act(server: TemporaryPostgres, console: Console) -> None:
-    """Provision one user and issue her claims; print what Cognito would get back."""
+    """Provision one user and load her claims; print what Cognito would get back."""
     environment = {"LAMBDA_DATABASE_URL": server.url(user=FLEET, sslmode="disable")}
     with RuntimeApi.start() as api:
         with api.environment("examples.burst.lambda_app.post_confirmation", env=environment, cwd=ROOT) as function:
             answer = _ask(function, confirmation_event(sub=SUB))
-            console.print(f"\n[bold]Post confirmation[/]: ada has signed up. Answered in {_ms(answer)}; of the event:")
+            console.print(
+                f"\n[bold]Post confirmation[/]: ada has signed up. Answered in {_ms(answer)}. From the answer:"
+            )
             console.print_json(data={key: answer.payload[key] for key in ("version", "triggerSource", "response")})
             row = server.psql("SELECT email, role, tenant_id FROM app_user")
             console.print(f"Her row in app_user: {row.replace('|', ', ')}", soft_wrap=True)
@@ -40,7 +42,7 @@ def act(server: TemporaryPostgres, console: Console) -> None:
                 answer = _ask(function, token_event(version, sub=SUB))
                 console.print(
                     f"\n[bold]Pre token generation[/], event version {version}: ada signs in. "
-                    f"Answered in {_ms(answer)}; the event's response:"
+                    f"Answered in {_ms(answer)}. Its response:"
                 )
                 console.print_json(data=answer.payload["response"])
 

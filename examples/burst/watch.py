@@ -1,4 +1,4 @@
-"""Three who watch a run from outside: the observer, the bystander, and the counter at the closed door."""
+"""Watches a run from outside: the observer, the bystander, and the counter of connection attempts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OBSERVE_EVERY = 0.05
 CONNECT_EVERY = 0.05
 CONNECT_SECONDS = 2.0
 UNAVAILABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What asyncpg raises when a server is full, goes away or is away."""
+"""What asyncpg raises when a server is full, goes down or is down."""
 Clock = Callable[[], float]
 """Seconds since the burst began."""
 
 
 async def observe(server: Cluster, clock: Clock, up: asyncio.Event, samples: list[Sample]) -> None:
-    """Count the fleet's sessions, as a superuser, whom a full server still lets in. An absent server has none."""
+    """Count the fleet's sessions, as a superuser, whom a full server still accepts. A stopped server has none."""
     observer = Observer(server)
     try:
         while True:
@@ -40,9 +40,9 @@ async def observe(server: Cluster, clock: Clock, up: asyncio.Event, samples: lis
 
 
 async def visit(url: str, clock: Clock, up: asyncio.Event, visits: list[Visit]) -> None:
-    """Be the bystander: connect, ask, leave, again and again, as any other service of the same database does.
+    """Be the bystander: connect, run a query and disconnect, again and again, as another client of the database.
 
-    It rests while the database is away, so that every attempt counted there is the fleet's.
+    It pauses while the database is down, so that every attempt counted then is the fleet's.
     """
     while True:
         await up.wait()
@@ -61,31 +61,31 @@ async def visit(url: str, clock: Clock, up: asyncio.Event, visits: list[Visit]) 
         await asyncio.sleep(CONNECT_EVERY)
 
 
-class ClosedDoor:
-    """Stands at the database's port while the database is away: counts who knocks, and turns them away."""
+class AttemptCounter:
+    """Listens on the database's port while the database is down; counts each connection and resets it."""
 
     def __init__(self) -> None:
         self.attempts = 0
 
     @classmethod
     @asynccontextmanager
-    async def at(cls, host: str, port: int) -> AsyncGenerator[ClosedDoor, None]:
-        """Stand at `port`, which the stopped server has just left, until the block ends."""
-        door = cls()
+    async def at(cls, host: str, port: int) -> AsyncGenerator[AttemptCounter, None]:
+        """Listen on `port`, which the stopped server has just released, until the block ends."""
+        counter = cls()
         with socket.create_server((host, port), backlog=1024) as listener:
-            # no asyncio.Server: CPython 3.13.0's prints a traceback if it is closed in the moment of an accept
+            # not an asyncio.Server: CPython 3.13.0's prints a traceback if it is closed during an accept
             listener.setblocking(False)
-            standing = asyncio.create_task(door._turn_away(listener))
+            counting = asyncio.create_task(counter._reset_all(listener))
             try:
-                yield door
+                yield counter
             finally:
-                standing.cancel()
-                await asyncio.wait({standing})
+                counting.cancel()
+                await asyncio.wait({counting})
 
-    async def _turn_away(self, listener: socket.socket) -> None:
+    async def _reset_all(self, listener: socket.socket) -> None:
         while True:
             caller, _ = await asyncio.get_running_loop().sock_accept(listener)
             with caller:
                 self.attempts += 1
-                # A reset, as from a host whose server is gone, and no TIME_WAIT that could keep the port.
+                # A reset, as from a host whose server is down; it leaves no TIME_WAIT that would block the port.
                 caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

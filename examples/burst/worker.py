@@ -1,7 +1,7 @@
-"""One environment of the fleet: a process with a pool of its own, that signs people up.
+"""One environment of the fleet: a process with its own pool that signs people up.
 
-It says `{"ready": true}`, waits for a line on stdin, and then prints one JSON line for each sign-up.
-It ends as an environment does, without a chance to close anything: at the latest when its parent is gone.
+It prints `{"ready": true}`, waits for a line on stdin, and then prints one JSON line for each sign-up.
+It ends as an environment does, without closing anything, at the latest when its parent has ended.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SIGN_UP = "INSERT INTO app_user (cognito_sub, email) VALUES ($1, $2) ON CONFLICT
 
 
 class Pool(Protocol):
-    """What both pools can do."""
+    """What both pools have in common."""
 
     def acquire(self) -> AbstractAsyncContextManager[Any]: ...
 
 
 class PlainPool:
-    """What many services do: asyncpg's pool, all defaults, made when it is first needed."""
+    """What many services use: asyncpg's pool with its defaults, created when it is first needed."""
 
     def __init__(self) -> None:
         self._pool: Any = None
@@ -45,17 +45,17 @@ class PlainPool:
 
 
 def open_pool(name: PoolName) -> Pool:
-    """The one difference between the two runs. Both read DATABASE_URL, and neither connects yet."""
+    """The only difference between the two runs. Both pools read DATABASE_URL, and neither connects yet."""
     if name == "plain":
         return PlainPool()
-    # Here, because the plain fleet's processes do without it.
+    # Imported here, because the plain fleet does not need it.
     from asyncdb_guard import GuardedPool
 
     return GuardedPool()
 
 
 async def sign_up(pool: Pool, sub: str) -> str | None:
-    """Sign one person up as Cognito would: three tries of five seconds. The last error's name, or None."""
+    """Sign one person up as Cognito would: three attempts of five seconds. Return the last error's name or None."""
     error = ""
     for attempt in range(TRIES):
         await asyncio.sleep(RETRY_PAUSE if attempt else 0)
@@ -75,8 +75,8 @@ def say(**facts: object) -> None:
 
 
 async def serve(name: PoolName, number: int, arrivals: list[float]) -> None:
-    """Be one environment, from the first `ready` to the last sign-up."""
-    # The fleet is to crowd the database, not those who watch it.
+    """Be one environment, from `ready` to the last sign-up."""
+    # The load is meant for the database, not for the processes that observe it.
     os.nice(10)
     parent = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)

@@ -25,8 +25,10 @@ from tests.benchmarks import node_pg, picture, report
 from tests.benchmarks.claims import loads
 from tests.benchmarks.contestants import MAKERS, Maker
 from tests.benchmarks.figures import Figure
+from tests.benchmarks.lone import lone_borrowers
 from tests.benchmarks.processes import cold_starts
 from tests.benchmarks.refusals import refusals
+from tests.benchmarks.service import service_load
 from tests.benchmarks.waiters import queues
 from tests.benchmarks.warm import at_a_distance, on_loopback, round_trips
 
@@ -45,13 +47,16 @@ class Effort:
     """Of everything that is taken in turns. Many short ones, as a busy machine spoils a long one surely."""
     batch: int
     """Borrows in one turn."""
+    load_rounds: int
+    load: int
+    """Requests of each task of a service in one turn."""
     queue_rounds: int
     queue: int
     """Borrowers at once."""
 
 
-FULL = Effort(starts=31, rounds=151, batch=30, queue_rounds=5, queue=10_000)
-QUICK = Effort(starts=2, rounds=2, batch=10, queue_rounds=1, queue=400)
+FULL = Effort(starts=31, rounds=151, batch=30, load_rounds=61, load=5, queue_rounds=5, queue=10_000)
+QUICK = Effort(starts=2, rounds=2, batch=10, load_rounds=2, load=2, queue_rounds=1, queue=400)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +90,7 @@ def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Fi
     about["cpu"] = _pin()
     node = nullcontext("the quick form fetches nothing") if effort is QUICK else node_pg.makers_or_reason()
     with Cluster.start(max_connections=60) as server, node as makers_or_reason:
-        makers = dict(MAKERS)
+        makers: dict[str, Maker] = {**MAKERS}
         if isinstance(makers_or_reason, str):
             console.print(f"Without node-pg: {makers_or_reason}.")
         else:
@@ -104,6 +109,9 @@ async def _in_one_loop(server: Cluster, makers: dict[str, Maker], effort: Effort
     figures = await round_trips(server, makers)
     figures += await on_loopback(server, makers, rounds=rounds, batch=batch)
     figures += await at_a_distance(server, makers, rounds=rounds, batch=5)
+    figures += await lone_borrowers(server, rounds=rounds, batch=2)
+    console.print("A service's load ...")
+    figures += await service_load(server, rounds=effort.load_rounds, requests=effort.load)
     console.print("Claims, refusals, queues ...")
     figures += await loads(server, rounds=rounds, batch=batch)
     figures += await refusals(rounds=rounds, batch=batch * 10)

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     command_timeout_ms: int = Field(default=3000, ge=1, le=900_000)
     handler_budget_ms: int = Field(default=4000, ge=1, le=5000)
     breaker_fail_max: int = Field(default=3, ge=1)
-    breaker_reset_timeout_ms: int = Field(default=10_000, ge=1)
+    breaker_reset_timeout_ms: int = Field(default=2000, ge=1)
     sslmode: Literal["disable", "require", "verify-ca", "verify-full"] = "disable"
     claims_cache_ttl_ms: int = Field(default=60_000, ge=0)
     claims_sql: str | None = None

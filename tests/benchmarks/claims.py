@@ -9,7 +9,7 @@ import asyncpg
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
-from tests.benchmarks.contestants import COMMAND_TIMEOUT, contestant
+from tests.benchmarks.contestants import COMMAND_TIMEOUT, Borrower
 from tests.benchmarks.figures import Figure, compare
 from tests.benchmarks.warm import take_turns
 from tests.cognito.events import token_event
@@ -42,9 +42,9 @@ async def loads(server: Cluster, *, rounds: int, batch: int) -> list[Figure]:
         asked, kept = CognitoTriggers(pool, claims=_claims), CognitoTriggers(caching, claims=_claims)
         samples = await take_turns(
             {
-                "asyncpg connection, the statement": contestant(lambda: bare.fetchrow(STATEMENT, _SUB)),
-                "load_claims, from the database": contestant(lambda: asked.load_claims(event)),
-                "load_claims, from the cache": contestant(lambda: kept.load_claims(event)),
+                "asyncpg connection, the statement": Borrower(lambda: bare.fetchrow(STATEMENT, _SUB)),
+                "load_claims, from the database": Borrower(lambda: asked.load_claims(event)),
+                "load_claims, from the cache": Borrower(lambda: kept.load_claims(event)),
             },
             rounds,
             batch,

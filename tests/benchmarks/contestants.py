@@ -39,14 +39,15 @@ class Contestant(Protocol):
     async def __call__(self, times: int, /) -> float: ...
 
 
-Maker: TypeAlias = Callable[[str], AbstractAsyncContextManager[Contestant]]
-"""Makes a contestant for a database URL."""
+class Borrower:
+    """A contestant in this process: runs `once` back to back."""
 
+    def __init__(self, once: Callable[[], Awaitable[object]]) -> None:
+        self.once = once
 
-def contestant(once: Callable[[], Awaitable[object]]) -> Contestant:
-    """What runs `once` over and over. Twice beforehand, since a turn of all others has gone by."""
-
-    async def run(times: int) -> float:
+    async def __call__(self, times: int) -> float:
+        once = self.once
+        # untimed, since all other contestants have had their turn in between
         await once()
         await once()
         began = time.perf_counter()
@@ -54,20 +55,25 @@ def contestant(once: Callable[[], Awaitable[object]]) -> Contestant:
             await once()
         return (time.perf_counter() - began) / times
 
-    return run
+
+Maker: TypeAlias = Callable[[str], AbstractAsyncContextManager[Contestant]]
+"""Makes a contestant for a database URL."""
+
+BorrowerMaker: TypeAlias = Callable[[str], AbstractAsyncContextManager[Borrower]]
+"""The same, for one in this process."""
 
 
 @asynccontextmanager
-async def bare(url: str) -> AsyncIterator[Contestant]:
+async def bare(url: str) -> AsyncIterator[Borrower]:
     connection = await asyncpg.connect(url, ssl="disable", command_timeout=COMMAND_TIMEOUT)
     try:
-        yield contestant(lambda: connection.fetchval(STATEMENT))
+        yield Borrower(lambda: connection.fetchval(STATEMENT))
     finally:
         await connection.close()
 
 
 @asynccontextmanager
-async def asyncpg_pool(url: str) -> AsyncIterator[Contestant]:
+async def asyncpg_pool(url: str) -> AsyncIterator[Borrower]:
     pool = asyncpg.create_pool(url, min_size=1, max_size=1, ssl="disable", command_timeout=COMMAND_TIMEOUT)
 
     async def once() -> None:
@@ -75,12 +81,12 @@ async def asyncpg_pool(url: str) -> AsyncIterator[Contestant]:
             await connection.fetchval(STATEMENT)
 
     async with pool:
-        yield contestant(once)
+        yield Borrower(once)
 
 
-def guarded(*, session_reset: Literal["always", "never"] = "never", proxy_profile: bool = False) -> Maker:
+def guarded(*, session_reset: Literal["always", "never"] = "never", proxy_profile: bool = False) -> BorrowerMaker:
     @asynccontextmanager
-    async def make(url: str) -> AsyncIterator[Contestant]:
+    async def make(url: str) -> AsyncIterator[Borrower]:
         settings = DatabaseSettings(
             url=url,
             session_reset=session_reset,
@@ -93,14 +99,14 @@ def guarded(*, session_reset: Literal["always", "never"] = "never", proxy_profil
                 async with pool.acquire() as connection:
                     await connection.fetchval(STATEMENT)
 
-            yield contestant(once)
+            yield Borrower(once)
 
     return make
 
 
-def psycopg_pool(*, check: bool) -> Maker:
+def psycopg_pool(*, check: bool) -> BorrowerMaker:
     @asynccontextmanager
-    async def make(url: str) -> AsyncIterator[Contestant]:
+    async def make(url: str) -> AsyncIterator[Borrower]:
         pool = AsyncConnectionPool(
             url,
             min_size=1,
@@ -116,14 +122,14 @@ def psycopg_pool(*, check: bool) -> Maker:
                 await cursor.fetchone()
 
         async with pool:
-            yield contestant(once)
+            yield Borrower(once)
 
     return make
 
 
-def sqlalchemy(*, pre_ping: bool) -> Maker:
+def sqlalchemy(*, pre_ping: bool) -> BorrowerMaker:
     @asynccontextmanager
-    async def make(url: str) -> AsyncIterator[Contestant]:
+    async def make(url: str) -> AsyncIterator[Borrower]:
         options: dict[str, Any] = {"ssl": False, "command_timeout": COMMAND_TIMEOUT}
         engine = create_async_engine(
             url.replace("postgresql://", "postgresql+asyncpg://"),
@@ -140,14 +146,14 @@ def sqlalchemy(*, pre_ping: bool) -> Maker:
                 (await connection.execute(statement)).scalar()
 
         try:
-            yield contestant(once)
+            yield Borrower(once)
         finally:
             await engine.dispose()
 
     return make
 
 
-MAKERS: dict[str, Maker] = {
+MAKERS: dict[str, BorrowerMaker] = {
     BARE: bare,
     NEVER: guarded(),
     ALWAYS: guarded(session_reset="always"),

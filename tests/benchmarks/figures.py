@@ -30,7 +30,9 @@ class Ratio:
     of: str
     spread: Spread
     bar: float | None = None
-    """What it should not exceed."""
+    """What it should not exceed; or, of a figure that is the better the higher it is, not fall below."""
+    at_least: bool = False
+    """Whether it is such a figure."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,13 @@ Bars = dict[str, dict[str, float]]
 """By a contestant's name: whom it is compared with besides the first one, and the bar."""
 
 
-def compare(measure: str, samples: Samples, unit: str, *, bars: Bars | None = None) -> list[Figure]:
-    """A figure for each contestant, with its ratio to the first one and to whomever it has a bar for."""
+def compare(
+    measure: str, samples: Samples, unit: str, *, bars: Bars | None = None, at_least: bool = False
+) -> list[Figure]:
+    """A figure for each contestant, with its ratio to the first one and to whomever it has a bar for.
+
+    `at_least`: the higher, the better, and a bar is what a ratio should not fall below.
+    """
     first = next(iter(samples))
     bars = bars or {}
     return [
@@ -64,7 +71,7 @@ def compare(measure: str, samples: Samples, unit: str, *, bars: Bars | None = No
             Spread.of(own),
             unit,
             tuple(
-                Ratio(other, quotients(own, samples[other]), bars.get(name, {}).get(other))
+                Ratio(other, quotients(own, samples[other]), bars.get(name, {}).get(other), at_least)
                 for other in dict.fromkeys((first, *bars.get(name, {})))
                 if other != name and other in samples
             ),

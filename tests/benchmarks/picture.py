@@ -1,4 +1,4 @@
-"""The picture of a run: a warm borrow near and far, a cold start, and a queue."""
+"""The picture of a run: a warm borrow near, far and alone, a service's load, a cold start, and a queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure as Canvas
 
 from tests.benchmarks import report
 from tests.benchmarks.figures import Figure
+from tests.benchmarks.lone import LONE_ROUND_TRIPS, LONE_TIME
 from tests.benchmarks.processes import STAGES
+from tests.benchmarks.service import P99, POOL_SIZE, TASKS, THROUGHPUT
 from tests.benchmarks.waiters import FEW, QUEUE
 from tests.benchmarks.warm import DISTANT_TIME, LOOPBACK_TIME, ROUND_TRIPS
 
@@ -41,18 +43,20 @@ STYLE: dict[Any, Any] = {
 def draw(figures: list[Figure], about: dict[str, Any], path: Path) -> None:
     """Write the PNG. Its words and figures are taken from the run."""
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(14, 9.2))
-        (near, far), (cold, queue) = canvas.subplots(2, 2, height_ratios=(10, 7))
-        canvas.subplots_adjust(left=0.17, right=0.985, top=0.845, bottom=0.03, wspace=0.56, hspace=0.26)
-        canvas.text(0.02, 0.955, "What a guarded connection costs", fontsize=18, fontweight="bold")
+        canvas = Canvas(figsize=(14, 11.6))
+        (near, far), (lone, service), (cold, queue) = canvas.subplots(3, 2, height_ratios=(10, 4, 7))
+        canvas.subplots_adjust(left=0.17, right=0.985, top=0.875, bottom=0.025, wspace=0.56, hspace=0.32)
+        canvas.text(0.02, 0.962, "What a guarded connection costs", fontsize=18, fontweight="bold")
         versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("Python", "asyncpg", "PostgreSQL"))
         canvas.text(
-            0.02, 0.92, "Medians of one run, everything in turns on one CPU; ×: of a bare asyncpg connection. "
+            0.02, 0.935, "Medians of one run, everything in turns on one CPU; ×: of a bare asyncpg connection. "
             f"{versions}. {about['date']}.", color=PALE,
         )  # fmt: skip
         _borrows(near, "One borrow with one statement, on loopback", _of(figures, LOOPBACK_TIME))
-        trips = {row.name: f"{row.value.middle:g}" for row in _of(figures, ROUND_TRIPS)}
-        _borrows(far, "The same, with the server 1 ms away", _of(figures, DISTANT_TIME), trips)
+        _borrows(far, "The same, with the server 1 ms away", _of(figures, DISTANT_TIME), _trips(figures, ROUND_TRIPS))
+        title = "The same, with a pause after each borrow"
+        _borrows(lone, title, _of(figures, LONE_TIME), _trips(figures, LONE_ROUND_TRIPS))
+        _service(service, _of(figures, THROUGHPUT), _of(figures, P99))
         _cold_start(cold, figures)
         _queue(queue, _of(figures, QUEUE))
         canvas.savefig(path, dpi=110)
@@ -78,6 +82,22 @@ def _borrows(axes: Axes, title: str, rows: list[Figure], trips: dict[str, str] |
     _finish(axes)
 
 
+def _trips(figures: list[Figure], measure: str) -> dict[str, str]:
+    return {row.name: f"{row.value.middle:.3g}" for row in _of(figures, measure)}
+
+
+def _service(axes: Axes, rows: list[Figure], p99: list[Figure]) -> None:
+    axes.set_title(f"{TASKS} tasks on {POOL_SIZE} connections; ×: of {rows[0].name}")
+    axes.barh([row.name for row in rows], [row.value.middle for row in rows], color=_colours(rows), height=0.7)
+    for place, (row, slowest) in enumerate(zip(rows, p99, strict=True)):
+        lines = [report.value(row), f"p99 {report.value(slowest)}"]
+        if row.ratios:
+            lines[0] += f"   {row.ratios[0].spread.middle:.2f} ×"
+            lines[1] += f"   {slowest.ratios[0].spread.middle:.2f} ×"
+        _beside(axes, place, row, "\n".join(lines))
+    _finish(axes)
+
+
 def _cold_start(axes: Axes, figures: list[Figure]) -> None:
     """One bar for each process, stage upon stage."""
     axes.set_title("Cold start to the first row, CPU", pad=34)
@@ -99,12 +119,15 @@ def _cold_start(axes: Axes, figures: list[Figure]) -> None:
 
 def _queue(axes: Axes, rows: list[Figure]) -> None:
     axes.set_title("One borrow with one statement, in a queue")
-    colours = [OURS if "Guarded" in row.name else OTHERS for row in rows]
-    axes.barh([row.name for row in rows], [row.value.middle for row in rows], color=colours, height=0.7)
+    axes.barh([row.name for row in rows], [row.value.middle for row in rows], color=_colours(rows), height=0.7)
     for place, row in enumerate(rows):
         growth = f"   {row.ratios[0].spread.middle:.2f} × of {FEW}" if row.ratios else ""
         _beside(axes, place, row, report.value(row) + growth)
     _finish(axes)
+
+
+def _colours(rows: list[Figure]) -> list[str]:
+    return [OURS if "Guarded" in row.name else OTHERS for row in rows]
 
 
 def _beside(axes: Axes, place: int, row: Figure, said: str) -> None:

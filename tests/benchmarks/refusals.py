@@ -9,7 +9,7 @@ from aiobreaker import CircuitBreakerError
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.testing.ports import LOOPBACK, free_port
 from tests.benchmarks.by_hand import Database, Settings
-from tests.benchmarks.contestants import contestant
+from tests.benchmarks.contestants import Borrower
 from tests.benchmarks.figures import Figure, Spread
 from tests.benchmarks.warm import take_turns
 
@@ -39,7 +39,7 @@ async def refusals(*, rounds: int, batch: int) -> list[Figure]:
         with contextlib.suppress(ConnectFailedError):
             await pool.ping()
         await by_hand()
-        samples = await take_turns({"GuardedPool": contestant(ours), "by hand": contestant(by_hand)}, rounds, batch)
+        samples = await take_turns({"GuardedPool": Borrower(ours), "by hand": Borrower(by_hand)}, rounds, batch)
     return [
         Figure(REFUSAL, name, Spread.of([sample * 1e6 for sample in own]), "µs", bar=_BARS.get(name))
         for name, own in samples.items()

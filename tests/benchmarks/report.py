@@ -23,7 +23,7 @@ def table(figures: list[Figure]) -> Table:
         result.add_row(f"[bold]{measure}")
         for row in rows:
             bars = [_verdict(row.value.middle, row.bar)] if row.bar is not None else []
-            bars += [_verdict(ratio.spread.middle, ratio.bar) for ratio in row.ratios]
+            bars += [_verdict(ratio.spread.middle, ratio.bar, at_least=ratio.at_least) for ratio in row.ratios]
             result.add_row(f"  {row.name}", value(row), "\n".join(map(_times, row.ratios)), "\n".join(bars))
     return result
 
@@ -33,7 +33,9 @@ def markdown(figures: list[Figure]) -> str:
     lines = ["| measure | | median (quartiles) | ratio in the same round (quartiles) | bar |", "|---|---|---|---|---|"]
     for row in figures:
         bars = [f"≤ {row.bar:g} {row.unit}".strip()] if row.bar is not None else []
-        bars += [f"≤ {ratio.bar:g} × {ratio.of}" for ratio in row.ratios if ratio.bar is not None]
+        bars += [
+            f"{_bar(ratio.bar, at_least=ratio.at_least)} × {ratio.of}" for ratio in row.ratios if ratio.bar is not None
+        ]
         ratios = "<br>".join(map(_times, row.ratios))
         lines.append(
             f"| {row.measure} | {row.name} | {value(row)}{_range(row.value)} | {ratios} | {'<br>'.join(bars)} |"
@@ -63,7 +65,12 @@ def _range(spread: Spread) -> str:
     return "" if spread.low == spread.high else f" ({number(spread.low)} to {number(spread.high)})"
 
 
-def _verdict(amount: float, bar: float | None) -> str:
+def _verdict(amount: float, bar: float | None, *, at_least: bool = False) -> str:
     if bar is None:
         return ""
-    return f"[green]≤ {bar:g}[/]" if amount <= bar else f"[red]≤ {bar:g} missed[/]"
+    text = _bar(bar, at_least=at_least)
+    return f"[green]{text}[/]" if (amount >= bar if at_least else amount <= bar) else f"[red]{text} missed[/]"
+
+
+def _bar(bar: float, *, at_least: bool) -> str:
+    return f"{'≥' if at_least else '≤'} {bar:g}"

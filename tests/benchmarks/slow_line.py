@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 from asyncdb_guard.testing.ports import LOOPBACK
@@ -18,6 +20,8 @@ class SlowLine:
         self._delay = delay
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
+        self.round_trips = 0
+        """Questions that the client has the answer to, or gets it in this moment."""
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -35,14 +39,22 @@ class SlowLine:
             server = socket.create_connection(self._target)
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+            asked = threading.Event()
+            for source, sink, note in ((client, server, asked.set), (server, client, partial(self._answer, asked))):
+                threading.Thread(target=self._pass, args=(source, sink, note), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+    def _answer(self, asked: threading.Event) -> None:
+        if asked.is_set():
+            asked.clear()
+            self.round_trips += 1
+
+    def _pass(self, source: socket.socket, sink: socket.socket, note: Callable[[], None]) -> None:
         try:
             while data := source.recv(65536):
                 time.sleep(self._delay)
-                sink.sendall(data + _waiting(source))
+                data += _waiting(source)
+                note()
+                sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:  # the other side has hung up
             return

@@ -1,4 +1,4 @@
-"""A pool, a table of users in the test's own schema, and what was heard."""
+"""A pool, a table of users in the test's own schema, and the names of its events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The claims cache in memory, its keys, and the guard before caches that may be slow or dead."""
+"""The claims cache in memory, its keys, and the wrapper for caches that may be slow or unavailable."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers, CognitoUser, MemoryCache
-from asyncdb_guard.cognito.cache import FailFastCache, cache_key, stale_key, user_key
-from asyncdb_guard.cognito.callbacks import claims_callback, source_of
+from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
+from asyncdb_guard.cognito.caching.key import cache_key, stale_key, user_key
+from asyncdb_guard.cognito.callbacks import callback_id, claims_callback
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import MakePool, returning
 from tests.cognito.events import id_claims, token_event
@@ -48,7 +49,7 @@ async def test_time_passes_while_the_process_is_frozen() -> None:
     assert await cache.get(ONE) is None
 
 
-async def test_a_clock_that_is_set_back_makes_nothing_older_or_younger() -> None:
+async def test_a_clock_that_is_set_back_does_not_change_an_entrys_age() -> None:
     clocks = Clocks()
     cache = MemoryCache(now=clocks)
     await cache.put(ONE, "1", 60)
@@ -59,7 +60,7 @@ async def test_a_clock_that_is_set_back_makes_nothing_older_or_younger() -> None
     assert await cache.get(ONE) is None
 
 
-async def test_the_entry_that_was_not_used_for_longest_goes_first() -> None:
+async def test_the_least_recently_used_entry_is_evicted_first() -> None:
     cache = MemoryCache(2)
     await cache.put(ONE, "1", 60)
     await cache.put(OTHER, "2", 60)
@@ -99,7 +100,7 @@ def test_a_key_does_not_depend_on_the_order_of_attributes() -> None:
 
 
 class Faulty:
-    """A cache that does what it is told."""
+    """A cache that hangs or fails on command."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -135,7 +136,7 @@ async def test_a_cache_that_works_is_used() -> None:
     assert await cache.get(ONE) is None
 
 
-async def test_a_cache_that_hangs_costs_a_tenth_of_a_second_once() -> None:
+async def test_a_cache_that_hangs_delays_one_call_by_a_tenth_of_a_second() -> None:
     faulty = Faulty()
     cache = FailFastCache(faulty)
     faulty.hang = True
@@ -147,7 +148,7 @@ async def test_a_cache_that_hangs_costs_a_tenth_of_a_second_once() -> None:
     assert faulty.calls == 1
 
 
-async def test_a_cache_that_fails_is_left_alone_for_longer_and_longer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_backoff_doubles_with_each_failure_up_to_30_seconds(caplog: pytest.LogCaptureFixture) -> None:
     clocks, faulty = Clocks(), Faulty()
     faulty.error = ConnectionError("redis://:secret@cache.internal")
     cache = FailFastCache(faulty, now=clocks)
@@ -170,7 +171,7 @@ async def test_a_cache_that_fails_is_left_alone_for_longer_and_longer(caplog: py
     assert "secret" not in caplog.text
 
 
-async def test_many_who_see_the_same_failure_count_as_one() -> None:
+async def test_concurrent_failures_count_as_one() -> None:
     clocks, faulty = Clocks(), Faulty()
     cache = FailFastCache(faulty, now=clocks)
     faulty.hang = True
@@ -181,7 +182,7 @@ async def test_many_who_see_the_same_failure_count_as_one() -> None:
     assert await cache.get(ONE) == "1"
 
 
-async def test_forgetting_is_tried_even_then() -> None:
+async def test_forget_is_attempted_during_the_backoff() -> None:
     faulty = Faulty()
     cache = FailFastCache(faulty)
     await cache.put(ONE, "1", 60)
@@ -193,7 +194,7 @@ async def test_forgetting_is_tried_even_then() -> None:
 
 
 @pytest.mark.parametrize("fault", ["hang", "error"])
-async def test_no_sign_in_fails_because_of_a_cache_of_ones_own(make_pool: MakePool, fault: str) -> None:
+async def test_a_custom_cache_that_fails_fails_no_sign_in(make_pool: MakePool, fault: str) -> None:
     faulty = Faulty()
     triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=faulty)
     await triggers.load_claims(token_event("2", sub="s"))
@@ -203,13 +204,13 @@ async def test_no_sign_in_fails_because_of_a_cache_of_ones_own(make_pool: MakePo
     await triggers.forget("s")
 
 
-@pytest.mark.parametrize("rubbish", ["", "{", "[]", '{"id":{"sub":"somebody"}}', b"\xff", 5])
-async def test_rubbish_in_a_cache_is_a_miss(make_pool: MakePool, heard: list[str], rubbish: Any) -> None:
-    class Rubbish(Faulty):
+@pytest.mark.parametrize("entry", ["", "{", "[]", '{"id":{"sub":"somebody"}}', b"\xff", 5])
+async def test_an_invalid_cache_entry_is_a_miss(make_pool: MakePool, heard: list[str], entry: Any) -> None:
+    class Invalid(Faulty):
         async def get(self, key: CacheKey) -> Any:
-            return rubbish
+            return entry
 
-    triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=Rubbish())
+    triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=Invalid())
     assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"a": 1}
     assert "cache_miss" in heard
 
@@ -233,8 +234,8 @@ class Second(First):
 
 async def test_callbacks_that_differ_share_no_entry() -> None:
     callbacks = [partial(answer, "one"), partial(answer, "two"), partial(another, "one"), First(), Second()]
-    assert len({source_of(claims_callback(callback, None)) for callback in callbacks}) == 5
+    assert len({callback_id(claims_callback(callback, None)) for callback in callbacks}) == 5
     again = [partial(answer, "one"), First()]
-    assert {source_of(claims_callback(callback, None)) for callback in again} == {
-        source_of(claims_callback(callback, None)) for callback in (callbacks[0], callbacks[3])
+    assert {callback_id(claims_callback(callback, None)) for callback in again} == {
+        callback_id(claims_callback(callback, None)) for callback in (callbacks[0], callbacks[3])
     }

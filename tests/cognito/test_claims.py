@@ -1,4 +1,4 @@
-"""What a claim may be, and the answer that carries it."""
+"""Checking claims, and building the response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdb_guard.cognito import TokenClaims
-from asyncdb_guard.cognito.claims import answer, check, restore
+from asyncdb_guard.cognito.claims import build_response, check_claims, restore
 from asyncdb_guard.cognito.event import TokenRequest, read_token_event
 from asyncdb_guard.cognito.values import MAX_DEPTH, MAX_SIZE, ClaimError
 from tests.cognito.events import CLIENT_ID, token_event
@@ -32,7 +32,7 @@ def request(version: str = "2", **parts: Any) -> TokenRequest:
 
 def answered(returned: Any, version: str = "2", **parts: Any) -> dict[str, Any]:
     asked = request(version, **parts)
-    response = answer(check(returned, asked.user), asked)
+    response = build_response(check_claims(returned, asked.user), asked)
     assert json.loads(json.dumps(response, allow_nan=False)) == response
     return response
 
@@ -106,8 +106,8 @@ REFUSED = [
     (Decimal("Infinity"), "infinity"), (Decimal("0.12345678901234567890123"), "digits"),
     (Decimal("1E+999999999"), "2\\^53"), (Decimal("1E-999999"), "digits"), (2**53 + 1, "2\\^53"), (-(2**64), "2\\^53"),
     (b"bytes", "bytes"), (bytearray(b"x"), "bytearray"), ({1, 2}, "set"), (frozenset(), "frozenset"),
-    (object(), "object"), (lambda: None, "function"), (1j, "complex"), ({1: 2}, "key that is a int"),
-    ({None: 2}, "key that is a NoneType"), ([{"a": [b""]}], "bytes"), ("\ud800", "UTF-8"), ({"\udfff": 1}, "UTF-8"),
+    (object(), "object"), (lambda: None, "function"), (1j, "complex"), ({1: 2}, "key of type int"),
+    ({None: 2}, "key of type NoneType"), ([{"a": [b""]}], "bytes"), ("\ud800", "UTF-8"), ({"\udfff": 1}, "UTF-8"),
 ]  # fmt: skip
 
 
@@ -141,18 +141,18 @@ def test_an_answer_that_is_no_mapping_is_refused(returned: Any) -> None:
 
 @pytest.mark.parametrize("name", [1, None, b"role", "", "\ud800"])
 def test_a_claim_needs_a_name(name: Any) -> None:
-    with pytest.raises(ClaimError, match=r"^claims holds a"):
+    with pytest.raises(ClaimError, match=r"^claims contains a name"):
         answered({name: 1})
 
 
 @pytest.mark.parametrize("version", ["1", "2", "3"])
 @pytest.mark.parametrize("name", RESERVED)
 def test_reserved_claims_can_be_neither_set_nor_suppressed(name: str, version: str) -> None:
-    with pytest.raises(ClaimError, match=f"^The claim '{name}' is reserved and can't be set"):
+    with pytest.raises(ClaimError, match=f"^The claim '{name}' is reserved and cannot be set"):
         answered({name: "x"}, version)
-    with pytest.raises(ClaimError, match=f"^The claim '{name}' is reserved and can't be suppressed"):
+    with pytest.raises(ClaimError, match=f"^The claim '{name}' is reserved and cannot be suppressed"):
         answered(TokenClaims(suppress=[name]), version)
-    with pytest.raises(ClaimError, match=f"^The claim '{name}' is reserved and can't be set"):
+    with pytest.raises(ClaimError, match=f"^The claim '{name}' is reserved and cannot be set"):
         answered(TokenClaims(id={name: "x"}), version)
 
 
@@ -181,7 +181,7 @@ def test_aud_may_be_added_to_the_access_token_if_it_is_the_client() -> None:
 @pytest.mark.parametrize("name", ["phone_number_verified", "email_verified", "updated_at", "address"])
 def test_four_claims_of_the_id_token_are_never_lists_or_objects(name: str) -> None:
     for value in ([], {}, ["x"]):
-        with pytest.raises(ClaimError, match=rf"'{name}' can't be a list or an object in the ID token"):
+        with pytest.raises(ClaimError, match=rf"'{name}' cannot be a list or an object in the ID token"):
             answered(TokenClaims(id={name: value}))
         answered(TokenClaims(access={name: value}))
         answered({name: value}, "1")  # there it is a text
@@ -260,7 +260,7 @@ def test_a_change_of_groups_keeps_all_the_rest(claims: TokenClaims, change: dict
 
 
 def test_groups_that_can_not_be_read_are_never_replaced() -> None:
-    with pytest.raises(ClaimError, match="groupConfiguration of this event is no object"):
+    with pytest.raises(ClaimError, match="groupConfiguration of this event is not an object"):
         answered(TokenClaims(preferred_role="s"), groupConfiguration=["a"])
     answered({"role": "x"}, groupConfiguration=["a"])
 
@@ -295,7 +295,7 @@ def nested(levels: int) -> Any:
 
 def test_depth_is_bounded() -> None:
     in_id(nested(MAX_DEPTH))
-    with pytest.raises(ClaimError, match="'claim' goes deeper than 8 levels"):
+    with pytest.raises(ClaimError, match="'claim' is nested deeper than 8 levels"):
         in_id(nested(MAX_DEPTH + 1))
     circle: list[Any] = []
     circle.append(circle)
@@ -309,9 +309,9 @@ def test_size_is_bounded_over_both_tokens() -> None:
         in_id("x" * (MAX_SIZE // 2 + 1))
     with pytest.raises(ClaimError, match="'claim' makes the claims larger"):
         in_id([None] * MAX_SIZE)
-    with pytest.raises(ClaimError, match=r"^The claims come to \d+ bytes of JSON"):
+    with pytest.raises(ClaimError, match=r"^The claims take \d+ bytes of JSON"):
         in_id("\x00" * (MAX_SIZE // 4))  # six bytes of JSON each
-    with pytest.raises(ClaimError, match=r"^The claims come to \d+ bytes of JSON"):
+    with pytest.raises(ClaimError, match=r"^The claims take \d+ bytes of JSON"):
         answered(TokenClaims(groups=["x" * 100] * 200))
 
 
@@ -346,7 +346,7 @@ json_values = st.recursive(
 @given(st.dictionaries(st.from_regex(r"[a-z]{4}_x", fullmatch=True), json_values, max_size=4))
 def test_plain_json_comes_through_unchanged_and_survives_a_cache(claims: dict[str, Any]) -> None:
     asked = request("2")
-    checked = check(claims, asked.user)
+    checked = check_claims(claims, asked.user)
     assert checked.id == checked.access == {name: value for name, value in claims.items() if value is not None}
     assert restore(checked.dump(), asked.user) == checked
     assert checked.empty is not bool(checked.id)
@@ -356,7 +356,7 @@ def test_plain_json_comes_through_unchanged_and_survives_a_cache(claims: dict[st
 def test_everything_survives_a_cache(version: str) -> None:
     asked = request(version)
     claims = TokenClaims({"a": [1]}, suppress=["b"], groups=[], iam_roles=["r"], preferred_role="r")
-    checked = check(claims, asked.user)
+    checked = check_claims(claims, asked.user)
     assert restore(checked.dump(), asked.user) == checked
 
 
@@ -375,5 +375,5 @@ def test_everything_survives_a_cache(version: str) -> None:
         '{"id":{"a":NaN}}',
     ],
 )
-def test_what_a_cache_may_not_hold_is_as_good_as_nothing(text: str) -> None:
+def test_an_invalid_cached_text_is_not_restored(text: str) -> None:
     assert restore(text, request().user) is None

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncdb_guard import TriggerEventError, TriggerFailedError
+from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerEventError, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache, TokenClaims
 from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import access_claims, id_claims, machine_event, token_event
 
 if TYPE_CHECKING:
-    from asyncdb_guard import GuardedPool
     from asyncdb_guard.testing.postgres.observer import Observer
     from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
@@ -160,7 +159,7 @@ async def test_fifty_at_once_are_one_miss_and_one_query(
     assert asked == (1 if ttl else 2)  # without a cache only those who asked together share
 
 
-async def test_those_who_wait_for_a_load_that_fails_fail_with_it(pool: GuardedPool) -> None:
+async def test_a_failed_load_fails_all_who_wait_for_it(pool: GuardedPool) -> None:
     asked = 0
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -212,7 +211,7 @@ async def test_whatever_a_callback_can_see_is_in_the_cache_key(
 
 
 @pytest.mark.parametrize("changed", ["SELECT 2 AS a", returning({"a": 3}), role_of])
-async def test_a_changed_callback_does_not_get_the_old_ones_claims(
+async def test_a_changed_callback_does_not_get_the_claims_of_the_old_one(
     pool: GuardedPool, sub: str, heard: list[str], changed: Any
 ) -> None:
     cache = MemoryCache()
@@ -221,14 +220,14 @@ async def test_a_changed_callback_does_not_get_the_old_ones_claims(
     assert heard.count("cache_miss") == 2
 
 
-async def test_an_empty_answer_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
+async def test_an_empty_answer_is_not_cached(pool: GuardedPool, heard: list[str]) -> None:
     triggers = CognitoTriggers(pool, claims=returning({"role": None}))
     for _ in range(3):
         await triggers.load_claims(token_event("2", sub="s"))
     assert heard.count("cache_miss") == 3
 
 
-async def test_a_failure_is_not_kept(pool: GuardedPool) -> None:
+async def test_a_failure_is_not_cached(pool: GuardedPool) -> None:
     answers: list[Any] = [b"", {"role": "x"}]
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -263,7 +262,7 @@ async def test_forget_drops_all_of_one_user_and_nothing_else(pool: GuardedPool, 
     assert [name for name in heard if name.startswith("cache")] == ["cache_miss", "cache_miss", "cache_hit"]
 
 
-async def test_a_load_during_which_the_user_was_forgotten_is_not_kept(pool: GuardedPool, heard: list[str]) -> None:
+async def test_a_load_during_which_the_user_was_forgotten_is_not_cached(pool: GuardedPool, heard: list[str]) -> None:
     async def claims(conn: Any, user: CognitoUser) -> Any:
         await triggers.forget(user.sub)
         return {"old": True}
@@ -274,7 +273,7 @@ async def test_a_load_during_which_the_user_was_forgotten_is_not_kept(pool: Guar
     assert heard.count("cache_miss") == 2
 
 
-async def test_cancelled_callers_take_nobody_with_them(pool: GuardedPool, sub: str, heard: list[str]) -> None:
+async def test_a_cancelled_caller_cancels_no_other(pool: GuardedPool, sub: str, heard: list[str]) -> None:
     started, go_on = asyncio.Event(), asyncio.Event()
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -294,6 +293,27 @@ async def test_cancelled_callers_take_nobody_with_them(pool: GuardedPool, sub: s
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False, False, True, False]
     assert all(id_claims(outcome) == {"role": "admin"} for outcome in outcomes if isinstance(outcome, dict))
     assert heard.count("cache_miss") == 2
+
+
+def test_a_load_left_behind_on_another_event_loop_is_not_waited_for(url: str) -> None:
+    started = asyncio.Event()
+
+    async def claims(conn: Any, user: CognitoUser) -> Any:
+        if not started.is_set():
+            started.set()
+            await asyncio.Event().wait()
+        return {"role": "x"}
+
+    pool = GuardedPool(DatabaseSettings(url=url))
+    triggers = CognitoTriggers(pool, claims=claims)
+    with asyncio.Runner() as left_behind, asyncio.Runner() as running:
+        first = left_behind.get_loop().create_task(triggers.load_claims(token_event("2", sub="s")))
+        left_behind.run(started.wait())
+        assert id_claims(running.run(triggers.load_claims(token_event("2", sub="s")))) == {"role": "x"}
+        running.run(pool.close())
+        first.cancel()
+        left_behind.run(asyncio.wait({first}))
+    assert first.cancelled()
 
 
 async def test_a_lost_session_costs_one_more_read(

@@ -1,4 +1,4 @@
-"""Finding `$1` in SQL, wherever PostgreSQL itself would."""
+"""Finding `$1` in SQL as PostgreSQL itself does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_parameters_are_found_where_they_are(sql: str, numbers: list[int]) -> No
         assert scanned.text[parameter.start : parameter.end] == f"${parameter.number}"
 
 
-def test_the_semicolon_goes() -> None:
+def test_the_semicolon_is_removed() -> None:
     assert scan("SELECT ';' ; ").text == "SELECT ';' "
 
 
@@ -58,6 +58,6 @@ def test_the_semicolon_goes() -> None:
         ("SELECT /* /* */", "comment"),
     ],
 )
-def test_what_is_no_single_statement_is_refused(sql: str, reason: str) -> None:
+def test_anything_but_a_single_statement_is_refused(sql: str, reason: str) -> None:
     with pytest.raises(StatementError, match=reason):
         scan(sql)

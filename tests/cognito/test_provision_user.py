@@ -1,4 +1,4 @@
-"""`provision_user`: one transaction, for a confirmed sign-up alone, and as often as Cognito likes."""
+"""`provision_user`: one transaction, only for a confirmed sign-up, and safe to repeat."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_callback_that_fails_leaves_nothing(pool: GuardedPool, sub: str)
     assert await pool.fetchval("SELECT count(*) FROM app_user WHERE cognito_sub = $1", new) == 0
 
 
-async def test_a_swallowed_error_is_no_success(pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_swallowed_error_is_a_failure(pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture) -> None:
     """PostgreSQL answers COMMIT with a ROLLBACK then, and no error."""
 
     async def provision(conn: Any, user: CognitoUser) -> None:
@@ -123,7 +123,7 @@ async def test_a_swallowed_error_is_no_success(pool: GuardedPool, sub: str, capl
     assert "went on after an error in its transaction" in caplog.text
 
 
-async def test_a_row_that_is_there_already_is_told_with_its_remedy(
+async def test_an_existing_row_is_logged_with_its_remedy(
     pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     statement = "INSERT INTO app_user (cognito_sub, email) VALUES ($1, $2)"
@@ -176,7 +176,7 @@ async def test_users_do_not_wait_for_one_another(make_pool: MakePool, sub: str) 
 
 
 @pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
-async def test_a_callback_that_ends_its_transaction_is_no_success(
+async def test_a_callback_that_ends_its_transaction_is_a_failure(
     pool: GuardedPool, sub: str, end: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def provision(conn: Any, user: Any) -> None:
@@ -185,5 +185,5 @@ async def test_a_callback_that_ends_its_transaction_is_no_success(
 
     with pytest.raises(TriggerFailedError):
         await CognitoTriggers(pool, provision=provision).provision_user(confirmation_event(sub=sub))
-    assert "The callback ended the transaction in which it runs" in caplog.text
+    assert "The callback ended its transaction" in caplog.text
     assert await pool.fetchval("SELECT 1") == 1

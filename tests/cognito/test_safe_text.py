@@ -1,4 +1,4 @@
-"""What a trigger raises is shown to the person who signs in, and what it logs is read by many."""
+"""What a trigger raises is shown to the end user, and its log has no personal data."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
 @pytest.mark.parametrize("callback", HOSTILE)
-async def test_a_callback_that_fails_gives_safe_text_outside_and_inside_its_type_alone(
+async def test_a_failing_callback_raises_public_text_and_logs_only_its_type(
     make_pool: MakePool, sub: str, callback: Any, trigger: str, caplog: pytest.LogCaptureFixture, server: Cluster
 ) -> None:
     pool = make_pool(handler_budget_ms=300)
@@ -130,7 +130,7 @@ async def test_a_callback_that_fails_gives_safe_text_outside_and_inside_its_type
         {"role": "secret" * 10_000},
     ],
 )  # fmt: skip
-async def test_what_can_not_go_into_a_token_is_named_in_the_log_without_its_value(
+async def test_a_refused_claim_is_logged_by_name_without_its_value(
     pool: GuardedPool, returned: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(TriggerFailedError, match=f"^{SIGN_IN}$") as caught:
@@ -141,7 +141,7 @@ async def test_what_can_not_go_into_a_token_is_named_in_the_log_without_its_valu
 
 
 @pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
-async def test_a_callback_that_is_no_coroutine_function_is_told_in_the_log(
+async def test_a_callback_that_is_not_a_coroutine_function_is_logged(
     pool: GuardedPool, trigger: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for callback in (lambda conn, user: {}, 5, b"SELECT 1"):
@@ -162,23 +162,18 @@ async def test_a_callback_may_be_any_callable(pool: GuardedPool) -> None:
         assert id_claims(event) == {"answer": expected}
 
 
-async def test_a_wrong_setting_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_setting_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(TriggerFailedError, match=f"^{SIGN_IN}$"):
         await CognitoTriggers(GuardedPool(), claims=returning({})).load_claims(token_event())
     assert "LAMBDA_DATABASE_URL" in caplog.text
 
 
-async def test_a_field_that_does_not_fit_is_named_without_its_value(
-    pool: GuardedPool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_invalid_field_is_named_without_its_value(pool: GuardedPool, caplog: pytest.LogCaptureFixture) -> None:
     event = token_event("secret9")
     event["request"]["userAttributes"]["sub"] = ["secret"]
     with pytest.raises(TriggerEventError) as caught:
         await CognitoTriggers(pool, claims=returning({})).load_claims(event)
-    assert (
-        str(caught.value)
-        == "This trigger can't handle the event: request.userAttributes.sub is missing or does not fit"
-    )
+    assert str(caught.value) == "This trigger cannot handle the event: request.userAttributes.sub is missing or invalid"
     assert caught.value.__context__ is None
     assert "TriggerEventError: This trigger" in caplog.text
     assert "secret" not in caplog.text
@@ -199,7 +194,7 @@ async def test_a_cancelled_caller_is_cancelled(pool: GuardedPool) -> None:
 
 
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
-def test_the_end_of_the_process_passes(url: str, end: type[BaseException]) -> None:
+def test_system_exit_and_keyboard_interrupt_pass_through(url: str, end: type[BaseException]) -> None:
     async def claims(conn: Any, user: CognitoUser) -> None:
         raise end
 
@@ -211,7 +206,7 @@ def test_the_end_of_the_process_passes(url: str, end: type[BaseException]) -> No
         asyncio.run(main())
 
 
-async def test_an_error_of_ours_from_elsewhere_stays_inside(pool: GuardedPool) -> None:
+async def test_a_guard_error_of_the_callback_is_not_shown(pool: GuardedPool) -> None:
     async def claims(conn: Any, user: CognitoUser) -> None:
         raise GuardError("inside")
 
@@ -296,7 +291,7 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(event=events | anything)
-def test_any_event_is_answered_or_refused_and_no_value_of_it_is_told(
+def test_any_event_is_answered_or_refused_without_showing_a_value(
     any_events: tuple[asyncio.Runner, CognitoTriggers], caplog: pytest.LogCaptureFixture, event: Any
 ) -> None:
     """Both triggers see it: 10,000 events in all, on each server."""
@@ -313,7 +308,7 @@ def test_any_event_is_answered_or_refused_and_no_value_of_it_is_told(
             assert not isinstance(outcome, TriggerFailedError) or secret not in str(outcome)
 
 
-async def test_what_a_callback_says_in_our_name_reaches_no_log_through_a_follower(
+async def test_a_guard_error_shared_by_followers_is_logged_without_its_text(
     pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -336,7 +331,7 @@ class OddError(Exception):
 
 
 @pytest.mark.parametrize("sqlstate", ["ada@example.com", ["ada@example.com"]])
-async def test_somebody_elses_sqlstate_is_not_believed(
+async def test_only_a_database_errors_sqlstate_is_logged(
     pool: GuardedPool, sub: str, sqlstate: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def claims(conn: Any, user: CognitoUser) -> Any:

@@ -76,38 +76,38 @@ async def test_a_provisioning_statement_writes_what_the_event_has(pool: GuardedP
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "expected"),
     [
-        ("SELECT 1 AS a; SELECT 2 AS b", "claims= of CognitoTriggers is more than one statement"),
+        ("SELECT 1 AS a; SELECT 2 AS b", "claims= of CognitoTriggers contains more than one statement"),
         ("  ", "is empty"),
-        ("SELECT 'a", "has a quote that does not end"),
-        ("SELECT $4 AS a", r"uses \$4; there are \$1, the sub, \$2, the e-mail, and \$3"),
+        ("SELECT 'a", "has an unterminated quote"),
+        ("SELECT $4 AS a", r"uses \$4. Use only \$1 \(the sub\), \$2 \(the e-mail\) and \$3"),
         ("SELECT $0 AS a", r"uses \$0"),
-        ("SELECT role FROM app_user", "gives more than one row for one user; look the user up by"),
-        ("SELECT 1 AS a, 2 AS a", "gives two columns of one name"),
-        ("SELECT 1", r"gives a column without a name"),
+        ("SELECT role FROM app_user", r"returned more than one row for one user\. Select the user by"),
+        ("SELECT 1 AS a, 2 AS a", "returned two columns of the same name"),
+        ("SELECT 1", r"returned a column without a name"),
         ("SELEC 1", r"PostgresSyntaxError \[42601\].*not SQL"),
-        ("SELECT %s AS a", r"\[42601\].*parameters are written"),
-        ("INSERT INTO app_user (cognito_sub) VALUES ($1)", r"\[42601\].*can stand here"),
-        ("SELECT a FROM nowhere", r"UndefinedTableError \[42P01\].*there is no such table"),
-        ("SELECT nothing FROM app_user", r"UndefinedColumnError \[42703\].*there is no such column"),
+        ("SELECT %s AS a", r"\[42601\].*write parameters as"),
+        ("INSERT INTO app_user (cognito_sub) VALUES ($1)", r"\[42601\].*that is allowed here"),
+        ("SELECT a FROM nowhere", r"UndefinedTableError \[42P01\].*the table does not exist"),
+        ("SELECT nothing FROM app_user", r"UndefinedColumnError \[42703\].*the column does not exist"),
         ("SELECT $1 + $2 AS a", r"\[42725\].*cast the parameter"),
         ("SELECT lower(5) AS a", r"\[42883\].*cast the parameter"),
-        ("SELECT pg_read_file('x') AS a", r"InsufficientPrivilegeError \[42501\].*lacks a right"),
-        ("SELECT 9007199254740993 AS big", "'big' holds a whole number beyond"),
-        ("SELECT 0.12345678901234567890 AS score", "'score' holds a Decimal with more digits"),
+        ("SELECT pg_read_file('x') AS a", r"InsufficientPrivilegeError \[42501\].*lacks a privilege"),
+        ("SELECT 9007199254740993 AS big", "'big' contains an integer beyond"),
+        ("SELECT 0.12345678901234567890 AS score", "'score' contains a Decimal with more digits"),
         ("SELECT 1 AS sub", "'sub' is reserved"),
     ],
 )
-async def test_what_is_wrong_with_a_statement_is_told_to_the_log(
-    pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture, statement: str, told: str
+async def test_an_invalid_statement_is_logged_with_its_remedy(
+    pool: GuardedPool, sub: str, caplog: pytest.LogCaptureFixture, statement: str, expected: str
 ) -> None:
     await pool.execute("INSERT INTO app_user (cognito_sub) VALUES (gen_random_uuid())")
     with pytest.raises(TriggerFailedError, match=r"^The sign-in could not be completed, please try again later$"):
         await CognitoTriggers(pool, claims=statement).load_claims(token_event("2", sub=sub))
     (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
     assert record.levelname == "ERROR"
-    assert re.search(told, record.getMessage())
+    assert re.search(expected, record.getMessage())
     assert sub not in caplog.text
     assert "app_user" not in caplog.text
 

@@ -1,4 +1,4 @@
-"""`on_unavailable`: what becomes of a sign-in while the database can't be had."""
+"""`on_unavailable`: what happens to a sign-in while the database is unavailable."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, DatabaseUnavailableError, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
+from asyncdb_guard.cognito.caching.store import ClaimsStore
 from asyncdb_guard.cognito.event import read_token_event
-from asyncdb_guard.cognito.store import ClaimsStore
 from tests.cognito.conftest import Context, MakePool, returning, role_of
 from tests.cognito.events import id_claims, token_event
 
@@ -123,7 +123,7 @@ async def test_a_missing_callback_or_a_wrong_setting_is_always_a_denial(
     make_pool: MakePool, policy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await outcome(CognitoTriggers(make_pool(), on_unavailable=policy), token_event()) == "denied"
-    assert "pass claims= to CognitoTriggers, or set claims_sql (LAMBDA_DATABASE_CLAIMS_SQL)" in caplog.text
+    assert "Pass claims= to CognitoTriggers, or set claims_sql (LAMBDA_DATABASE_CLAIMS_SQL)" in caplog.text
 
 
 async def test_an_unknown_policy_is_a_denial_that_says_so(
@@ -131,12 +131,12 @@ async def test_an_unknown_policy_is_a_denial_that_says_so(
 ) -> None:
     triggers = CognitoTriggers(make_pool(), claims=role_of, on_unavailable="ignore")  # type: ignore[arg-type]
     assert await outcome(triggers, token_event()) == "denied"
-    assert "on_unavailable of CognitoTriggers must be 'deny', 'unchanged' or 'stale'" in caplog.text
+    assert 'on_unavailable of CognitoTriggers must be "deny", "unchanged" or "stale"' in caplog.text
 
 
-async def test_where_nothing_is_kept_nothing_is_stale() -> None:
+async def test_a_store_without_stale_claims_has_none() -> None:
     store = ClaimsStore(MemoryCache(), ttl=0, keep_stale=False)
-    assert await store.last_known(read_token_event(token_event()), "") is None
+    assert await store.entry(read_token_event(token_event()), "").read_stale() is None
 
 
 class Stale:
@@ -183,7 +183,7 @@ async def test_stale_claims_serve_while_the_database_is_gone_and_no_longer(stale
     assert await stale.sign_in() == "denied"
 
 
-async def test_stale_claims_are_for_that_use_alone(stale: Stale) -> None:
+async def test_stale_claims_are_used_only_during_an_outage(stale: Stale) -> None:
     await stale.sign_in()
     stale.returned = {"role": "user"}
     stale.clock.seconds += 61
@@ -214,7 +214,7 @@ async def test_stale_claims_have_an_age_limit(
         {"version": "1"}, {"version": "3"},
     ],
 )  # fmt: skip
-async def test_stale_claims_are_never_anybody_elses(stale: Stale, change: dict[str, Any]) -> None:
+async def test_stale_claims_are_never_those_of_another_context(stale: Stale, change: dict[str, Any]) -> None:
     await stale.sign_in()
     stale.break_down()
     assert await stale.sign_in(**change) == "denied"
@@ -236,7 +236,7 @@ async def test_stale_claims_stay_with_their_user_pool_and_client(stale: Stale, f
         {"userAttributes": {"sub": "s", "email": "new@example.com"}},
     ],
 )  # fmt: skip
-async def test_a_refresh_finds_what_the_sign_in_got(
+async def test_a_refresh_finds_the_claims_of_the_sign_in(
     make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str, change: dict[str, Any], ttl: int
 ) -> None:
     stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=ttl)
@@ -254,7 +254,7 @@ async def test_stale_claims_are_the_last_ones_whatever_they_were_asked_for(stale
     assert await stale.sign_in(source="TokenGeneration_Authentication") == {"role": "user"}
 
 
-async def test_with_the_cache_off_stale_claims_serve_an_outage_alone(
+async def test_with_the_cache_off_stale_claims_are_used_only_during_an_outage(
     make_pool: MakePool, proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:
     stale = Stale(make_pool, proxy, url_via_tcp_proxy, claims_cache_ttl_ms=0)
@@ -266,8 +266,8 @@ async def test_with_the_cache_off_stale_claims_serve_an_outage_alone(
 
 
 @pytest.mark.parametrize("returned", [None, {}, KeyError("disabled"), {"sub": "x"}])
-async def test_what_the_database_took_back_does_not_come_back(stale: Stale, returned: Any) -> None:
-    """An empty answer or a refusal, too, is the last word on a user."""
+async def test_revoked_claims_do_not_come_back_as_stale_ones(stale: Stale, returned: Any) -> None:
+    """An empty answer and a failed callback revoke, too."""
     await stale.sign_in()
     stale.clock.seconds += 61
     stale.returned = returned
@@ -283,9 +283,9 @@ async def test_forgotten_claims_are_not_stale_either(stale: Stale) -> None:
     assert await stale.sign_in() == "denied"
 
 
-@pytest.mark.parametrize("policy", ["unchanged", "stale"])
-async def test_such_an_answer_is_logged_as_a_warning(
-    stale: Stale, make_pool: MakePool, policy: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("policy", "answer"), [("unchanged", "unchanged tokens"), ("stale", "stale claims")])
+async def test_a_degraded_answer_is_logged_as_a_warning(
+    stale: Stale, make_pool: MakePool, policy: str, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await stale.sign_in()
     stale.break_down()
@@ -296,4 +296,4 @@ async def test_such_an_answer_is_logged_as_a_warning(
         await outcome(CognitoTriggers(make_pool(url=DOWN), claims=role_of, on_unavailable="unchanged"), token_event())
     (record,) = [record for record in caplog.records if record.name == "asyncdb_guard"]
     assert record.levelname == "WARNING"
-    assert f"load_claims answers {policy}" in record.getMessage()
+    assert f"load_claims answered with {answer}" in record.getMessage()

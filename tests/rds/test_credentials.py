@@ -74,7 +74,7 @@ async def test_it_is_tried_once_more_and_not_twice(guarded_server, user):
     vault = Vault("first", "wrong", "second")
     settings = DatabaseSettings(url=guarded_server.url(user=user), breaker_fail_max=1)
     async with GuardedPool(settings, credentials=vault) as pool:
-        with pytest.raises(ConnectFailedError, match="with credentials fetched anew, too"):
+        with pytest.raises(ConnectFailedError, match="also with newly fetched credentials"):
             await pool.ping()
         assert len(vault.refused) == 2
         assert pool.stats()["circuit"] == "open"
@@ -83,7 +83,7 @@ async def test_it_is_tried_once_more_and_not_twice(guarded_server, user):
 async def test_a_wrong_password_in_the_url_is_tried_once_and_is_no_failure(guarded_server, user):
     settings = DatabaseSettings(url=guarded_server.url(user=user, password="wrong"), breaker_fail_max=1)
     async with GuardedPool(settings) as pool:
-        with pytest.raises(ConnectFailedError, match=r"refused the password \(SQLSTATE 28P01\)"):
+        with pytest.raises(ConnectFailedError, match=r"refused the password; .* \(SQLSTATE 28P01\)"):
             await pool.ping()
         assert pool.stats()["circuit"] == "closed"
     assert guarded_server.log.count('password authentication failed for user "keeper"') > 0
@@ -96,7 +96,7 @@ async def test_a_provider_that_hangs_is_bounded(server, url):
 
     async with GuardedPool(DatabaseSettings(url=url, connect_timeout_ms=100), credentials=Hangs()) as pool:
         async with asyncio.timeout(5.0):
-            with pytest.raises(ConnectFailedError, match="did not answer a connect in time"):
+            with pytest.raises(ConnectFailedError, match="did not answer in time"):
                 await pool.ping()
 
 

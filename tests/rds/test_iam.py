@@ -75,14 +75,14 @@ async def test_a_host_that_names_no_region_is_in_that_of_the_environment(role, m
 
 
 async def test_no_region_at_all_is_told(role):
-    with pytest.raises(ConfigurationError, match="finds no region: set AWS_REGION, or name RDS's own endpoint"):
+    with pytest.raises(ConfigurationError, match=r"finds no region\. Set AWS_REGION, or use RDS's own endpoint"):
         await token("postgresql://app@db.example/app")
 
 
 async def test_no_role_is_told(role, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
-    with pytest.raises(ConfigurationError, match=r"give the function a role \(NoCredentialsError\)"):
+    with pytest.raises(ConfigurationError, match=r"Give the function a role \(NoCredentialsError\)"):
         await token(f"postgresql://app@{DATABASE}/app")
 
 
@@ -92,7 +92,8 @@ async def test_a_role_whose_credentials_cannot_be_had_just_now_may_work_later(ro
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")
     monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
     with pytest.raises(
-        ConnectFailedError, match=r"the role's credentials could not be had \(CredentialRetrievalError\)"
+        ConnectFailedError,
+        match=r"the role's credentials could not be read; try again later \(CredentialRetrievalError\)",
     ):
         await token(f"postgresql://app@{DATABASE}/app")
 

@@ -12,7 +12,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from asyncdb_guard import ConnectFailedError, DatabaseSettings, DatabaseUnavailableError, GuardedPool
+from asyncdb_guard import (
+    ConfigurationError,
+    ConnectFailedError,
+    DatabaseSettings,
+    DatabaseUnavailableError,
+    GuardedPool,
+)
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
@@ -241,9 +247,43 @@ async def test_a_pause_ends_each_call_in_time_and_a_resume_ends_the_pause(bounce
         assert await watcher.count(user=USER) <= BACKENDS
 
 
-async def test_without_the_profile_the_refusal_says_what_to_set(bouncer):
-    async with GuardedPool(DatabaseSettings(url=bouncer.url(USER))) as pool:
-        with pytest.raises(ConnectFailedError, match=r"set LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true"):
+SWALLOWED = "idle_session_timeout, idle_in_transaction_session_timeout, client_connection_check_interval, search_path"
+
+
+@pytest.fixture(params=["", SWALLOWED], ids=["refuses parameters", "swallows parameters"])
+def unannounced_bouncer(request: pytest.FixtureRequest, bounced_server: Cluster) -> Iterator[PgBouncer]:
+    with PgBouncer(bounced_server, {USER: ""}, backends=BACKENDS, ignored=request.param) as bouncer:
+        yield bouncer
+
+
+async def test_a_pooler_that_no_setting_announces_is_noticed_and_gives_no_foreign_row(
+    unannounced_bouncer, watcher, caplog
+):
+    made = DatabaseSettings(url=unannounced_bouncer.url(USER), connect_timeout_ms=10_000, command_timeout_ms=10_000)
+
+    async def ask(pool: GuardedPool, mine: int) -> list[int]:
+        """The same texts from all, so that each client's first named statement would be another one's second."""
+        rows = []
+        for number in range(60):
+            rows.append(await pool.fetchval(f"SELECT {mine} * 1000 + $1::int", number))
+            rows.append(await pool.fetchval("SELECT $1::int", mine))
+        return rows
+
+    async with AsyncExitStack() as stack:
+        pools = [await stack.enter_async_context(GuardedPool(made)) for _ in range(6)]
+        answers = await asyncio.gather(*(ask(pool, mine) for mine, pool in enumerate(pools, start=1)))
+        for mine, rows in enumerate(answers, start=1):
+            assert rows == [value for number in range(60) for value in (mine * 1000 + number, mine)]
+        assert {pool.stats()["connect_failures"] for pool in pools} == {0}
+        assert await watcher.count(user=USER) <= BACKENDS
+    told = [message for message in caplog.messages if "behind a transaction pooler" in message]
+    assert len(told) == len(pools)
+    assert all("LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true" in message for message in told)
+
+
+async def test_an_unannounced_pooler_cannot_give_a_search_path(unannounced_bouncer):
+    async with GuardedPool(DatabaseSettings(url=unannounced_bouncer.url(USER, schema="other"))) as pool:
+        with pytest.raises((ConfigurationError, ConnectFailedError)):
             await pool.ping()
 
 

@@ -127,7 +127,7 @@ async def test_a_login_that_is_refused_twice_is_a_failure_that_opens_the_circuit
     arn = secrets_manager.create(login | {"password": "wrong word"})
     async with GuardedPool(settings(arn, breaker_fail_max=2)) as pool:
         for fetches in (2, 3):
-            with pytest.raises(ConnectFailedError, match="fetched anew, too; wait for a rotation to end") as caught:
+            with pytest.raises(ConnectFailedError, match="newly fetched credentials; wait for a rotation") as caught:
                 await pool.ping()
             assert secrets_manager.fetches == fetches
             assert "wrong word" not in "".join(traceback.format_exception(caught.value))
@@ -158,15 +158,17 @@ async def refused(arn: str, **knobs: Any) -> Exception:
         pytest.param({"username": "u", "password": True}, "no password: add it", id="password-of-no-use"),
         pytest.param({"password": PASSWORD}, "no username: add it", id="no-username"),
         pytest.param({}, "no username and no password: add it", id="neither"),
-        pytest.param([PASSWORD], "no JSON object: store username and password in one", id="list"),
-        pytest.param(PASSWORD, "no JSON object", id="bare-text"),
-        pytest.param("{" + f'"password": "{PASSWORD}"', "no JSON object", id="malformed"),
-        pytest.param({"username": "u", "password": PASSWORD}, "write one into either", id="no-host"),
+        pytest.param([PASSWORD], "not a JSON object: store username and password in one", id="list"),
+        pytest.param(PASSWORD, "not a JSON object", id="bare-text"),
+        pytest.param("{" + f'"password": "{PASSWORD}"', "not a JSON object", id="malformed"),
+        pytest.param({"username": "u", "password": PASSWORD}, "Add one to either", id="no-host"),
         pytest.param(
-            {"username": "u", "password": PASSWORD, "port": PASSWORD}, "is no number from 1 to 65535", id="bad-port"
+            {"username": "u", "password": PASSWORD, "port": PASSWORD}, "is not a number from 1 to 65535", id="bad-port"
         ),
         pytest.param(
-            {"username": "u", "password": PASSWORD, "port": 0}, "is no number from 1 to 65535", id="port-out-of-range"
+            {"username": "u", "password": PASSWORD, "port": 0},
+            "is not a number from 1 to 65535",
+            id="port-out-of-range",
         ),
     ],
 )
@@ -190,8 +192,8 @@ async def test_a_binary_secret_is_refused(secrets_manager):
         ("AccessDeniedException", ConfigurationError, "allow this role secretsmanager:GetSecretValue"),
         ("DecryptionFailure", ConfigurationError, "allow this role kms:Decrypt"),
         ("UnrecognizedClientException", ConfigurationError, "are not valid"),
-        ("ThrottlingException", ConnectFailedError, "trying again later may help (ThrottlingException)"),
-        ("InternalServiceError", ConnectFailedError, "trying again later may help (InternalServiceError)"),
+        ("ThrottlingException", ConnectFailedError, "Try again later (ThrottlingException)"),
+        ("InternalServiceError", ConnectFailedError, "Try again later (InternalServiceError)"),
     ],
 )
 async def test_what_aws_refuses_is_told_with_its_remedy(secrets_manager, login, code, kind, remedy):
@@ -217,21 +219,21 @@ async def test_a_secret_that_is_deleted_or_missing_is_a_matter_of_configuration(
     arn = secrets_manager.create(login)
     secrets_manager.delete(arn)
     assert "scheduled for deletion" in str(await refused(arn))
-    assert "none with this ARN in the region that the ARN names" in str(await refused(MISSING))
+    assert "the region that the ARN names has no such secret" in str(await refused(MISSING))
 
 
 async def test_the_arn_says_which_region_is_asked(secrets_manager, login):
     elsewhere = secrets_manager.create(login).replace(REGION, "us-east-2")
     error = await refused(elsewhere)
     assert isinstance(error, ConfigurationError)
-    assert "none with this ARN in the region that the ARN names" in str(error)
+    assert "the region that the ARN names has no such secret" in str(error)
 
 
 @pytest.mark.parametrize("arn", ["sign-up", "arn:aws:rds:eu-west-1:123456789012:db:main", MISSING.upper()])
 async def test_what_is_no_arn_of_a_secret_is_refused(aws, arn):
     error = await refused(arn)
     assert isinstance(error, ConfigurationError)
-    assert "must be arn:aws:secretsmanager:region:account:secret:name" in str(error)
+    assert "must have the form arn:aws:secretsmanager:region:account:secret:name" in str(error)
 
 
 async def test_an_aws_that_hangs_is_told_within_the_bound_of_a_connect(monkeypatch):
@@ -241,7 +243,7 @@ async def test_an_aws_that_hangs_is_told_within_the_bound_of_a_connect(monkeypat
         proxy.hang = True
         monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://{proxy.host}:{proxy.port}")
         provider = SecretsManagerCredentials(MISSING, 0.2)
-        with pytest.raises(ConnectFailedError, match=r"in a VPC it takes a NAT gateway.*\(ReadTimeoutError\)"):
+        with pytest.raises(ConnectFailedError, match=r"in a VPC, add a NAT gateway.*\(ReadTimeoutError\)"):
             await provider.complete(DatabaseSettings(secret_arn=MISSING).target)
         assert proxy.accepted == 1
 
@@ -251,7 +253,7 @@ async def test_a_process_without_a_role_is_told_so(monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     error = await refused(MISSING)
     assert isinstance(error, ConfigurationError)
-    assert "give the function a role (NoCredentialsError)" in str(error)
+    assert "Give the function a role (NoCredentialsError)" in str(error)
 
 
 # The thread
@@ -351,7 +353,7 @@ def test_without_the_extra_the_error_says_what_to_install():
             print(error)
         """
     )
-    assert said == "Credentials from AWS need an extra: pip install 'asyncdb-guard[aws]'.\n"
+    assert said == "Credentials from AWS need the extra aws: pip install 'asyncdb-guard[aws]'.\n"
 
 
 def test_boto3_is_imported_only_when_the_first_login_is_needed():

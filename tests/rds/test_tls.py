@@ -133,7 +133,7 @@ async def test_a_private_ca_is_not_in_the_systems_store(tls_server):
 @pytest.mark.debian
 async def test_another_address_is_refused(misnamed_server, trusted):
     text = await refusal(settings(misnamed_server.url(user=USER, password="word"), "verify-full", trusted))
-    assert "does not carry the address that was dialled; connect by a name that it carries" in text
+    assert "is not for this IP address; connect by a name in the certificate" in text
 
 
 @pytest.mark.debian
@@ -141,7 +141,7 @@ async def test_another_host_name_is_refused(misnamed_server, trusted, resolver):
     resolver.answers[NAME] = misnamed_server.host, misnamed_server.port
     url = f"postgresql://{USER}:word@{NAME}/postgres"
     text = await refusal(settings(url, "verify-full", trusted))
-    assert "is for another host name; connect by a name that it carries" in text
+    assert "is for another host name; connect by a name in the certificate" in text
 
 
 @pytest.mark.debian
@@ -211,7 +211,7 @@ async def test_an_iam_token_is_the_password_over_tls(tls_server, trusted, monkey
 async def test_a_server_without_tls_is_refused_before_anybody_is_named(server, role, proxy, trusted, sslmode):
     ca = None if sslmode == "require" else trusted
     text = await refusal(settings(server.url(user=role, port=proxy.port), sslmode, ca))
-    assert "does not speak TLS; turn TLS on there, or set LAMBDA_DATABASE_SSLMODE=disable" in text
+    assert "does not support TLS; enable TLS there, or set LAMBDA_DATABASE_SSLMODE=disable" in text
     assert (proxy.accepted, proxy.tls_requests, proxy.startups) == (1, 1, [])
     assert proxy.client_bytes == 8  # an SSLRequest, and not a byte more
 

@@ -33,6 +33,7 @@ admin_users = admin
 pool_mode = transaction
 default_pool_size = {backends}
 max_client_conn = 200
+ignore_startup_parameters = {ignored}
 server_round_robin = 1
 logfile = {directory}/log
 pidfile = {directory}/pid
@@ -45,9 +46,16 @@ class PgBouncer:
     host = LOOPBACK
 
     def __init__(
-        self, server: Cluster, users: Mapping[str, str], *, backends: int = 2, auth_type: str = "trust"
+        self,
+        server: Cluster,
+        users: Mapping[str, str],
+        *,
+        backends: int = 2,
+        auth_type: str = "trust",
+        ignored: str = "",
     ) -> None:
-        """`users` and their passwords; `trust` doesn't ask for them."""
+        """`users` and their passwords; `trust` doesn't ask for them. `ignored`: startup parameters to swallow."""
+        self._ignored = ignored
         self.server = server
         self.backends = backends
         self.port = free_port()
@@ -67,6 +75,7 @@ class PgBouncer:
         configuration = _CONFIGURATION.format(
             host=self.server.host, port=self.server.port, listen=self.host, listen_port=self.port,
             auth_type=self._auth_type, directory=self._directory, backends=self.backends,
+            ignored=self._ignored,
         )  # fmt: skip
         for name, text in (("users", users), ("ini", configuration)):
             (self._directory / name).write_text(text)

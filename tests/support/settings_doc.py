@@ -1,90 +1,79 @@
-"""Makes docs/settings.md from the knobs themselves: `python -m tests.support.settings_doc` writes it anew."""
+"""Generates docs/settings.md from the settings' fields and the URL's parameters.
+
+`python -m tests.support.settings_doc` writes the page.
+"""
 
 from __future__ import annotations
 
 import re
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
 from asyncdb_guard import DatabaseSettings
-from asyncdb_guard.settings.fields import ENV_PREFIX
+from asyncdb_guard.settings.fields import ENV_PREFIX, choices, number_range
+from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, UrlParameter
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
-_HEAD = f"""# Settings
+_INTRODUCTION = f"""# Settings
 
-`DatabaseSettings` takes each knob as a keyword argument (`pool_max=5`), else from the environment
-(`{ENV_PREFIX}POOL_MAX=5`), else from a parameter of the database URL, else its default. Names that end in `_MS` are
-milliseconds. A variable is written in capitals; an empty or blank one counts as not set. The settings are sealed once
-made. The environment is read when `DatabaseSettings()` is made, and `GuardedPool()` makes it on first use: make none at
-the top of a Lambda module, where a wrong setting would end each start of the process in place of one request.
+`DatabaseSettings` takes each setting from a keyword argument (`pool_max=5`), else from the environment
+(`{ENV_PREFIX}POOL_MAX=5`), else from a parameter of the database URL, else its default. Settings whose names end in
+`_MS` are in milliseconds. Write variables in upper case; an empty or blank one counts as not set. Settings are frozen
+once built.
 
-**Nothing is silently ignored.** An unknown `{ENV_PREFIX}*` variable (an empty or lower-case one, too), keyword or URL
-parameter, a value out of range, and a URL parameter that contradicts its knob are each a fault; one
-`ConfigurationError` lists all of them, names the nearest known name, and shows no secret. A keyword that differs from
-its variable is no contradiction: it wins.
+`DatabaseSettings()` reads the environment when it is called, and `GuardedPool()` calls it on first use. Do not call it
+at the top level of a Lambda module: a wrong setting would then fail every start of the process, not just one request.
+
+**Nothing is silently ignored.** Each of these is a fault: an unknown keyword, an unknown `{ENV_PREFIX}*` variable (even
+if it is empty or in lower case), an unknown URL parameter, a value out of range, and a URL parameter that contradicts
+its setting. One `ConfigurationError` lists all faults, suggests the nearest known names, and shows no secret. A keyword
+that differs from its variable is not a contradiction: the keyword wins.
 
 ## The URL
 
-`{ENV_PREFIX}URL`, else `DATABASE_URL`: `postgresql://user:password@host:port/database?parameter=value`, each part
-percent-encoded.
+Set `{ENV_PREFIX}URL`, or else `DATABASE_URL`, to `postgresql://user:password@host:port/database?parameter=value`.
+Percent-encode each part. The parameters are libpq's and Prisma's, so that one URL serves both Node and Python. Any
+other parameter is refused, and so are several hosts in one URL.
 
-| parameter | says | unit |
-|---|---|---|
-| `sslmode` | SSLMODE | libpq's words |
-| `sslrootcert` | SSL_ROOT_CERT | a path |
-| `application_name` | the name in pg_stat_activity | |
-| `connection_limit` | POOL_MAX | |
-| `connect_timeout`, `pool_timeout` | CONNECT_TIMEOUT_MS: their sum, or the one that is there | seconds |
-| `pgbouncer` | PROXY_PROFILE | `true` or `false` |
-| `schema` | the search path; only `public` under the proxy profile | |
-
-The last five are Prisma's, so that one URL serves Node and Python. Prisma's 0, which means no limit, is refused. Any
-other parameter is refused, too, as are several hosts in one URL.
-
-## The knobs
+| example | sets | must be | meaning |
+|---|---|---|---|
 """
 
-_UNSAID = {
-    "url": "required, unless SECRET_ARN is set",
-    "proxy_profile": "default off, but on with PROXY_HOST or `pgbouncer=true` in the URL",
-    "session_reset": "default `always`, but `never` under the proxy profile",
-    "sslmode": "default `verify-full`, but `disable` on loopback with no SSL_ROOT_CERT and no IAM_AUTH",
-    "ssl_root_cert": "default the system's trust store",
-    "claims_cache_url": "default in memory",
-}
-"""What None means, where that is not simply nothing."""
+_FIELD_DOC = re.compile(r"(?P<meaning>.*?)(?: Default: (?P<default>.*?)\.)? Verify: (?P<verify>.*)")
 
 
 def page() -> str:
     """The whole page."""
-    return _HEAD + "".join(_section(name) for name in DatabaseSettings.model_fields)
+    parameters = "".join(map(_row, URL_PARAMETERS))
+    settings = "".join(map(_section, DatabaseSettings.model_fields))
+    return f"{_INTRODUCTION}{parameters}\n## The settings\n{settings}"
 
 
-def _section(name: str) -> str:
-    field = DatabaseSettings.model_fields[name]
-    limits = {type(limit).__name__.lower(): limit for limit in field.metadata}
-    facts = [_UNSAID.get(name) or f"default {_default(field.default)}"]
-    if choices := _choices(field.annotation):
-        facts.insert(0, " or ".join(f"`{choice}`" for choice in choices))
-    if "ge" in limits and "le" in limits:
-        facts.append(f"{limits['ge'].ge:,} to {limits['le'].le:,}")
-    text = re.sub(r" (Seen (?:in|on) .*)", r"\n\n*\1*", str(field.description))
-    return f"\n### {ENV_PREFIX}{name.upper()}\n\n{'; '.join(facts)}\n\n{text}\n"
+def _row(parameter: UrlParameter) -> str:
+    setting = parameter.feeds.upper() if parameter.feeds_setting else ""
+    return f"| `{parameter.name}={parameter.example}` | {setting} | {parameter.rule} | {parameter.doc} |\n"
+
+
+def _section(setting: str) -> str:
+    field = DatabaseSettings.model_fields[setting]
+    doc = _FIELD_DOC.fullmatch(field.description or "")
+    assert doc is not None, f"the description of {setting} does not end with how to verify it"
+    facts = [f"Default: {doc['default'] or _default(field.default)}"]
+    if words := choices(setting):
+        facts.append(f"Values: {', '.join(f'`{word}`' for word in words)}")
+    if limits := number_range(setting):
+        facts.append(f"Range: {limits[0]:,} to {limits[1]:,}")
+    if parameters := [f"`{parameter.name}`" for parameter in URL_PARAMETERS if parameter.feeds == setting]:
+        facts.append(f"In the URL: {' + '.join(parameters)}")
+    listed = "".join(f"- {fact}\n" for fact in [*facts, f"Verify: {doc['verify'].removesuffix('.')}"])
+    return f"\n### {ENV_PREFIX}{setting.upper()}\n\n{doc['meaning']}\n\n{listed}"
 
 
 def _default(value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"`{str(value).lower()}`"
-
-
-def _choices(annotation: Any) -> tuple[str, ...]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((found for part in typing.get_args(annotation) if (found := _choices(part))), ())
-    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
 
 if __name__ == "__main__":

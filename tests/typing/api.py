@@ -1,22 +1,28 @@
-"""The face as type checkers see it. It is checked, never run: `nox -s types`."""
+"""The public API as type checkers see it. Checked by `nox -s types`, never run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from asyncdb_guard import (
     CircuitOpenError,
+    CircuitState,
     ConnectFailedError,
+    Connection,
     DatabaseSettings,
     DatabaseUnavailableError,
     Event,
+    EventName,
     GuardedPool,
+    Listener,
     PoolStats,
     TriggerEventError,
     TriggerFailedError,
+    log_events,
 )
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
+from asyncdb_guard.events import ConnectionClosed, GrowthPaused
 from asyncdb_guard.runtime import lambda_handler
 
 pool = GuardedPool()
@@ -24,10 +30,25 @@ same = GuardedPool(DatabaseSettings(pool_max=5, url="postgresql://u@h/d"), on_ev
 
 
 def hear(event: Event) -> None:
-    assert_type(event.name, str)
+    assert_type(event.name, EventName)
+    if isinstance(event, GrowthPaused):
+        assert_type(event.seconds, float)
+    if isinstance(event, ConnectionClosed):
+        assert_type(event.reason, str)
 
 
+def hear_nothing() -> None:
+    pass
+
+
+opened: EventName = "circuit_opened"
+unknown: EventName = "circuit_open"  # type: ignore[assignment]  # no such event
+listener: Listener = hear
+listeners: list[Listener] = [hear, print, log_events]
 heard = GuardedPool(on_event=[hear, print])
+also_heard = GuardedPool(on_event=listeners)
+pool.events.add(listener)
+unheard = GuardedPool(on_event=hear_nothing)  # type: ignore[arg-type]  # takes no event
 
 
 class Loose(DatabaseSettings):  # type: ignore[misc]  # final
@@ -38,6 +59,7 @@ async def use() -> None:
     async with GuardedPool() as entered:
         assert_type(entered, GuardedPool)
     async with pool.acquire(timeout=0.5) as connection:
+        assert_type(connection, Connection)
         await connection.execute("SELECT 1")
     async with pool.transaction(isolation="serializable", readonly=True) as connection:
         await connection.fetch("SELECT $1::int", 1)
@@ -52,7 +74,13 @@ async def use() -> None:
     await pool.ping()
     assert_type(pool.stats(), PoolStats)
     assert_type(pool.stats()["waiting"], int)
+    assert_type(pool.stats()["wait_ms"], float)
+    assert_type(pool.stats()["circuit"], CircuitState)
+    state: Literal["closed", "open", "half_open"] = pool.stats()["circuit"]
+    print(state)
+    await pool.disconnect(timeout=1.0)
     await pool.close(timeout=1.0)
+    pool.terminate()
 
 
 def errors(error: Exception) -> float | None:
@@ -63,12 +91,12 @@ def errors(error: Exception) -> float | None:
     raise error
 
 
-async def claims(connection: Any, user: CognitoUser) -> dict[str, object]:
+async def claims(connection: Connection, user: CognitoUser) -> dict[str, object]:
     assert_type(user.sub, str)
     return {"role": await connection.fetchval("SELECT 1")}
 
 
-async def provision(connection: Any, user: CognitoUser) -> None:
+async def provision(connection: Connection, user: CognitoUser) -> None:
     await connection.execute("SELECT 1")
 
 

@@ -1,1 +1,1 @@
-"""Logins from AWS. Needs the extra `aws`, which is imported when the first login is needed."""
+"""Credentials from AWS. Needs the extra `aws`, which is imported at the first login."""

@@ -1,4 +1,4 @@
-"""What the rooms beside this one share: boto3, in a thread, with its errors in our words."""
+"""Shared by the credential providers: boto3 in a thread, with its errors turned into ours."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NO_ROLE = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileN
 
 
 def off_loop(work: Callable[[], T]) -> Future[T]:
-    """Do blocking `work` in a thread of its own; `asyncio.wrap_future` waits for it.
+    """Run blocking `work` in its own thread; wait for the result with `asyncio.wrap_future`.
 
-    A daemon: a thread of the loop's executor would keep the process from ending for as long as AWS doesn't answer.
+    A daemon thread: one of the loop's executor would keep the process from exiting until AWS answers.
     """
     future: Future[T] = Future()
-    # a waiter that is cancelled must not cancel it for the others
+    # so that a waiter that is cancelled does not cancel it for the others
     future.set_running_or_notify_cancel()
 
     def run() -> None:
@@ -38,9 +38,9 @@ def off_loop(work: Callable[[], T]) -> Future[T]:
 
 @contextmanager
 def aws_session(service: str, remedy: str) -> Generator[Any]:
-    """A new session for the block; it finds the role's present credentials, also after a fork or a SnapStart restore.
+    """Yield a new session, which finds the role's current credentials, also after a fork or a SnapStart restore.
 
-    What goes wrong in the block is told as an error of ours; `remedy` says what to do where `service` can't be used.
+    Raises GuardError for botocore's errors in the block; `remedy` says what to do if `service` is unavailable.
     """
     try:
         from boto3.session import Session
@@ -49,7 +49,7 @@ def aws_session(service: str, remedy: str) -> Generator[Any]:
         Session = None  # noqa: N806
         BotoCoreError = Exception  # noqa: N806
     if Session is None:
-        raise ConfigurationError("Credentials from AWS need an extra: pip install 'asyncdb-guard[aws]'.")
+        raise ConfigurationError("Credentials from AWS need the extra aws: pip install 'asyncdb-guard[aws]'.")
     try:
         yield Session()
     except BotoCoreError as error:
@@ -58,5 +58,5 @@ def aws_session(service: str, remedy: str) -> Generator[Any]:
 
 def _trouble(kind: str, service: str, remedy: str) -> GuardError:
     if kind in _NO_ROLE:
-        return ConfigurationError(f"No AWS credentials were found for {service}: give the function a role ({kind}).")
-    return ConnectFailedError(f"{service} could not be used: {remedy} ({kind}).")
+        return ConfigurationError(f"No AWS credentials were found for {service}. Give the function a role ({kind}).")
+    return ConnectFailedError(f"{service} is unavailable: {remedy} ({kind}).")

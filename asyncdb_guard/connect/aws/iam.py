@@ -1,4 +1,4 @@
-"""RDS's IAM authentication: a signed token in place of a password."""
+"""RDS IAM authentication: a signed token in place of a password."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
 
 _LIFETIME = 900
-"""Seconds for which RDS takes a token, and only for logging in."""
+"""Seconds for which RDS accepts a token. It is checked only at login."""
 
 _RDS_HOST = re.compile(r"\.(?P<region>[a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?\.?", re.IGNORECASE)
 
 
 class IamCredentials:
-    """Signs a token for each connect, without a network call of its own. Keeps nothing."""
+    """Signs a token for each connect, with no network call of its own. Stores nothing."""
 
     async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
-        """Add a token for the host that is dialled, the proxy's included.
+        """Add a token for the host that is connected to, which may be the proxy's.
 
-        Raises ConfigurationError where there is no role or no region, ConnectFailedError where the role's credentials
-        can't be had just now.
+        Raises ConfigurationError if there is no role or no region, and ConnectFailedError while the role's credentials
+        are unavailable.
         """
         token = await asyncio.wrap_future(off_loop(lambda: SecretStr(_token(target))))
         return replace(target, password=token)
 
 
 def _token(target: ConnectTarget) -> str:
-    with aws_session(label("iam_auth"), "the role's credentials could not be had") as session:
+    with aws_session(
+        f"IAM authentication ({label('iam_auth')})", "the role's credentials could not be read; try again later"
+    ) as session:
         from botocore.exceptions import NoCredentialsError
         from botocore.model import ServiceId
         from botocore.signers import RequestSigner
@@ -53,9 +55,9 @@ def _token(target: ConnectTarget) -> str:
 
 
 def _region(target: ConnectTarget, configured: str | None) -> str:
-    """The database's own region where its host name tells, since a token is good for that one only."""
+    """The region in the database's host name if there is one, as a token is valid for one region only."""
     named = _RDS_HOST.search(str(target.host))
     region = named["region"] if named is not None else os.environ.get("AWS_REGION") or configured
     if not region:
-        raise ConfigurationError(f"{label('iam_auth')} finds no region: set AWS_REGION, or name RDS's own endpoint.")
+        raise ConfigurationError(f"{label('iam_auth')} finds no region. Set AWS_REGION, or use RDS's own endpoint.")
     return region

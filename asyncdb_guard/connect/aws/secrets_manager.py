@@ -1,4 +1,4 @@
-"""The login from a secret of AWS Secrets Manager, in the form that RDS gives it."""
+"""Credentials from AWS Secrets Manager, in the format that RDS writes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ARN = re.compile(r"arn:[\w-]+:secretsmanager:(?P<region>[a-z0-9-]+):[0-9]{12}:s
 _LABEL = label("secret_arn")
 
 _REMEDIES = {
-    "AccessDeniedException": "allow this role secretsmanager:GetSecretValue on it, and kms:Decrypt with its own key",
+    "AccessDeniedException": "allow this role secretsmanager:GetSecretValue on it, and kms:Decrypt on a key of its own",
     "DecryptionFailure": "allow this role kms:Decrypt with its key",
-    "InvalidRequestException": "it is scheduled for deletion, or has no value yet",
-    "ResourceNotFoundException": "there is none with this ARN in the region that the ARN names",
-    "UnrecognizedClientException": "the AWS credentials of this process are not valid",
+    "InvalidRequestException": "it is scheduled for deletion or has no value yet; restore it, or store a value",
+    "ResourceNotFoundException": "the region that the ARN names has no such secret; correct the ARN",
+    "UnrecognizedClientException": "the AWS credentials of this process are not valid; check the function's role",
 }
-"""What to do about the errors that no later try mends. Source: the API reference of GetSecretValue."""
+"""What to do about errors that a retry does not fix. Source: the API reference of GetSecretValue."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -41,9 +41,9 @@ class _Secret:
 
 
 class SecretsManagerCredentials:
-    """Keeps the secret until the server refuses it, and then fetches it anew. Lives as long as its pool.
+    """Keeps the secret until the server refuses it, then fetches it again. Lives as long as its pool.
 
-    `arn` names the secret and its region; `timeout` bounds a connect to AWS, and the wait for its answer, in seconds.
+    `arn` names the secret and its region; `timeout`, in seconds, bounds a connect to AWS and the wait for its answer.
     """
 
     def __init__(self, arn: str, timeout: float) -> None:
@@ -54,9 +54,9 @@ class SecretsManagerCredentials:
         self._pid = 0
 
     async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
-        """Add the secret's user and password, and its host, port and dbname where `target` has none.
+        """Add the secret's user and password, and its host, port and dbname if `target` has none.
 
-        Raises ConnectFailedError while AWS can't answer, and ConfigurationError for a secret that is of no use.
+        Raises ConnectFailedError while AWS is unavailable, and ConfigurationError for an unusable secret.
         """
         secret = self._secret
         if secret is None or _merged(target, secret) == refused:
@@ -64,7 +64,7 @@ class SecretsManagerCredentials:
         return _merged(target, secret)
 
     async def _fetched(self) -> _Secret:
-        """The secret, fetched just now; whoever asks meanwhile shares the answer."""
+        """Fetch the secret; callers that ask meanwhile share the answer."""
         if self._fetching is None or self._fetching.done() or self._pid != os.getpid():
             self._pid = os.getpid()
             self._fetching = off_loop(self._fetch)
@@ -73,22 +73,22 @@ class SecretsManagerCredentials:
         return self._secret
 
     def _fetch(self) -> None:
-        # kept from this thread: a cold start may take longer than one connect may, and then the next one has it
+        # stored from this thread: a cold start may outlast one connect, and then the next one finds the secret
         self._secret = _parsed(_fetch_text(self._arn, self._timeout))
 
 
 def _fetch_text(arn: str, timeout: float) -> SecretStr:
     region = _ARN.fullmatch(arn)
     if region is None:
-        raise ConfigurationError(f"{_LABEL} must be arn:aws:secretsmanager:region:account:secret:name.")
-    remedy = "in a VPC it takes a NAT gateway, or an interface endpoint in the region that the ARN names"
+        raise ConfigurationError(f"{_LABEL} must have the form arn:aws:secretsmanager:region:account:secret:name.")
+    remedy = "in a VPC, add a NAT gateway, or an interface endpoint in the region that the ARN names"
     with aws_session("Secrets Manager", remedy) as session:
         from botocore.config import Config
         from botocore.exceptions import ClientError
 
-        # one attempt: a second one would not fit into the bound of a connect
+        # one attempt: a second one would exceed the timeout of a connect
         config = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
-        # never kept: a fork would share its socket
+        # never stored: a fork would share its socket
         client: Any = session.client("secretsmanager", region_name=region["region"], config=config)
         try:
             text = client.get_secret_value(SecretId=arn).get("SecretString")
@@ -97,7 +97,7 @@ def _fetch_text(arn: str, timeout: float) -> SecretStr:
         finally:
             client.close()
     if not text:
-        raise ConfigurationError(f"The secret of {_LABEL} has no text: store a JSON object in it.")
+        raise ConfigurationError(f"The secret of {_LABEL} has no text. Store a JSON object in it.")
     return SecretStr(text)
 
 
@@ -105,11 +105,11 @@ def _refusal(response: Any) -> GuardError:
     code = response.get("Error", {}).get("Code", "unknown")
     if code in _REMEDIES:
         return ConfigurationError(f"The secret of {_LABEL} could not be read: {_REMEDIES[code]} ({code}).")
-    return ConnectFailedError(f"Secrets Manager did not answer; trying again later may help ({code}).")
+    return ConnectFailedError(f"Secrets Manager did not answer. Try again later ({code}).")
 
 
 def _parsed(text: SecretStr) -> _Secret:
-    # raised where no variable holds the text, for those whose reports show the variables of each frame
+    # raised in a frame whose variables do not hold the text, for tools that report the variables of each frame
     secret = _read(text.get_secret_value())
     if isinstance(secret, str):
         raise ConfigurationError(f"The secret of {_LABEL} {secret}.")
@@ -117,10 +117,10 @@ def _parsed(text: SecretStr) -> _Secret:
 
 
 def _read(text: str) -> _Secret | str:
-    """The secret, or what is wrong with it."""
+    """Return the secret, or what is wrong with it."""
     fields = _fields(text)
     if fields is None:
-        return "is no JSON object: store username and password in one"
+        return "is not a JSON object: store username and password in one"
     user, password, host, port, database = (
         _word(fields.get(name)) for name in ("username", "password", "host", "port", "dbname")
     )
@@ -128,7 +128,7 @@ def _read(text: str) -> _Secret | str:
         missing = [name for name, value in (("username", user), ("password", password)) if value is None]
         return f"has no {' and no '.join(missing)}: add it as a JSON string"
     if port is not None and not (port.isdecimal() and 1 <= int(port) <= 65535):
-        return "has a port that is no number from 1 to 65535: correct it, or take it out"
+        return "has a port that is not a number from 1 to 65535: correct or remove it"
     return _Secret(user, SecretStr(password), host, int(port) if port is not None else None, database)
 
 
@@ -141,7 +141,7 @@ def _fields(text: str) -> dict[str, object] | None:
 
 
 def _word(value: object) -> str | None:
-    """A text or a whole number, as a text; None for nothing of use."""
+    """Return a string or an integer as a string, and None for anything else."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
 
 
@@ -149,7 +149,7 @@ def _merged(target: ConnectTarget, secret: _Secret) -> ConnectTarget:
     host = target.host or secret.host
     if host is None:
         raise ConfigurationError(
-            f"Neither the database URL nor the secret of {_LABEL} names a host: write one into either."
+            f"Neither the database URL nor the secret of {_LABEL} names a host. Add one to either."
         )
     return replace(
         target,

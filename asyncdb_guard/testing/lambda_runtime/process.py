@@ -184,11 +184,17 @@ class LambdaRuntime:
         """Start the process. For the API's own thread."""
         self._endpoint = Endpoint(lambda: f"-- stdout\n{self.stdout}\n-- stderr\n{self.stderr}")
         address = await self._endpoint.open()
-        self._process = await asyncio.create_subprocess_exec(
-            self._python, "-m", "awslambdaric", self._handler,
-            cwd=self._cwd, env=self._variables(address), start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL, stdout=self._stdout.file, stderr=self._stderr.file,
-        )  # fmt: skip
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                self._python, "-m", "awslambdaric", self._handler,
+                cwd=self._cwd, env=self._variables(address), start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=self._stdout.file, stderr=self._stderr.file,
+            )  # fmt: skip
+        except OSError:
+            self._stdout.close()
+            self._stderr.close()
+            await self._endpoint.close()
+            raise
         self._ended = asyncio.create_task(self._watch())
 
     async def end(self) -> None:

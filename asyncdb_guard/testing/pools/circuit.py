@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from asyncdb_guard import clock
+from asyncdb_guard.failure_kind import FailureKind
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.testing.pools.inside import breaker_of
 
@@ -28,7 +29,7 @@ def open_circuit(pool: GuardedPool) -> Generator[None]:
         return
     permit = breaker.generation
     while breaker.generation == permit:
-        breaker.failed(permit, clock.now())
+        breaker.failed(permit, clock.now(), FailureKind.ANSWERED, alone=False)
     try:
         yield
     finally:

@@ -59,7 +59,14 @@ def pooled_connection_of(acquisition: Acquisition) -> PooledConnection:
 
 def lend_as(kind: type[L], connection: PooledConnection) -> L:
     """Lend a connection, to be used through a class of one's own, until `take_back`."""
-    return kind(connection._holder, connection._connection)
+    lent = kind(connection._holder, connection._connection)
+    lent.server_bound = connection._server_bound
+    return lent
+
+
+def reset_query(connection: PooledConnection) -> str:
+    """What the pool sends between two borrowers."""
+    return connection._traits.reset_plan.usual
 
 
 def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:

@@ -111,7 +111,7 @@ class SharedTransaction:
                     " loss of a session with a pool that is not rolled back."
                 )
             if self._needs_reset:
-                await self.send(f"{self._bare.get_reset_query()} {_PATIENT}")
+                await self.send(f"{inside.reset_query(self._connection)}; {_PATIENT}")
                 self._needs_reset = False
         except BaseException:
             self._turn.release()

@@ -13,8 +13,8 @@ import pytest
 
 from asyncdb_guard import ConfigurationError, TriggerFailedError
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers
-from asyncdb_guard.cognito.cache import user_key
-from asyncdb_guard.cognito.shared_cache import SharedCache
+from asyncdb_guard.cognito.caching.key import user_key
+from asyncdb_guard.cognito.caching.redis import RedisCache
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import confirmation_event, id_claims, token_event
@@ -37,13 +37,13 @@ def redis() -> Iterator[RedisServer]:
 
 
 def entries(redis: RedisServer) -> list[str]:
-    """The names of what is kept, the users' generations aside."""
+    """The names of the entries, without the generations."""
     return [name for name in redis.command("KEYS", "*") if name and not name.endswith("}")]
 
 
 @debian
-async def test_what_was_put_is_there_for_its_time(redis: RedisServer, eventually: Any) -> None:
-    cache = SharedCache(redis.url)
+async def test_an_entry_expires_after_its_ttl(redis: RedisServer, eventually: Any) -> None:
+    cache = RedisCache(redis.url)
     await cache.put(ONE, CLAIMS, 0.2)
     assert json.loads(await cache.get(ONE) or "") == json.loads(CLAIMS)
     assert await cache.get(OTHER) is None
@@ -54,8 +54,8 @@ async def test_what_was_put_is_there_for_its_time(redis: RedisServer, eventually
 
 
 @debian
-async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redis: RedisServer) -> None:
-    cache = SharedCache(redis.url)
+async def test_forget_invalidates_all_entries_of_one_user_for_longer_than_any_ttl(redis: RedisServer) -> None:
+    cache = RedisCache(redis.url)
     somebody = CacheKey("somebody", "one")
     for key in (ONE, OTHER, somebody):
         await cache.put(key, CLAIMS, 86_400)
@@ -71,10 +71,10 @@ async def test_forget_voids_all_of_one_user_and_lasts_longer_than_any_entry(redi
 
 @debian
 @pytest.mark.parametrize("forgotten_before", [False, True])
-async def test_what_was_forgotten_stays_so_when_redis_evicts_that_it_was(
+async def test_forgotten_entries_stay_invalid_when_redis_evicts_their_generation(
     redis: RedisServer, forgotten_before: bool
 ) -> None:
-    cache = SharedCache(redis.url)
+    cache = RedisCache(redis.url)
     if forgotten_before:
         await cache.forget("user")
     await cache.put(ONE, CLAIMS, 60)
@@ -87,14 +87,14 @@ async def test_what_was_forgotten_stays_so_when_redis_evicts_that_it_was(
 
 @debian
 @pytest.mark.parametrize("entry", ['{"generation": null, "claims": {}}', '{"claims": {}}'])
-async def test_no_generation_is_none_that_an_entry_could_be_of(redis: RedisServer, entry: str) -> None:
+async def test_an_entry_without_a_generation_is_invalid(redis: RedisServer, entry: str) -> None:
     redis.command("SET", f"{GENERATION}:{ONE.entry}", entry)
-    assert await SharedCache(redis.url).get(ONE) is None
+    assert await RedisCache(redis.url).get(ONE) is None
 
 
 @debian
-async def test_each_entry_renews_its_generation_and_leaves_the_others_of_it(redis: RedisServer) -> None:
-    cache = SharedCache(redis.url)
+async def test_each_entry_renews_its_generation_and_keeps_the_others_valid(redis: RedisServer) -> None:
+    cache = RedisCache(redis.url)
     await cache.put(ONE, CLAIMS, 86_400)
     redis.command("EXPIRE", GENERATION, "60")
     await cache.put(OTHER, CLAIMS, 86_400)
@@ -105,7 +105,7 @@ async def test_each_entry_renews_its_generation_and_leaves_the_others_of_it(redi
 @debian
 async def test_each_call_is_one_round_trip(redis: RedisServer) -> None:
     with TcpProxy(redis.host, redis.port) as path:
-        cache = SharedCache(f"redis://{path.host}:{path.port}")
+        cache = RedisCache(f"redis://{path.host}:{path.port}")
         await cache.get(ONE)  # the connection's own round trips
         for call in (lambda: cache.put(ONE, CLAIMS, 60), lambda: cache.get(ONE), lambda: cache.forget("user")):
             before = path.round_trips
@@ -189,7 +189,7 @@ async def test_a_deaf_redis_costs_a_tenth_of_a_second_and_then_nothing(
 
 @debian
 async def test_a_connection_that_redis_closed_costs_nothing(redis: RedisServer) -> None:
-    cache = SharedCache(redis.url)
+    cache = RedisCache(redis.url)
     await cache.put(ONE, CLAIMS, 60)
     redis.command("CLIENT", "KILL", "TYPE", "normal")
     assert await cache.get(ONE) is not None
@@ -197,7 +197,7 @@ async def test_a_connection_that_redis_closed_costs_nothing(redis: RedisServer) 
 
 @debian
 def test_it_outlives_event_loops(redis: RedisServer) -> None:
-    cache = SharedCache(redis.url)
+    cache = RedisCache(redis.url)
     asyncio.run(cache.put(ONE, CLAIMS, 60))
     assert asyncio.run(cache.get(ONE)) is not None
     assert len(redis.command("CLIENT", "LIST")) == 2  # ours, and the one that asks
@@ -206,7 +206,7 @@ def test_it_outlives_event_loops(redis: RedisServer) -> None:
 @debian
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # told of any process with threads
 def test_a_forked_child_uses_a_connection_of_its_own(redis: RedisServer) -> None:
-    cache = SharedCache(redis.url)
+    cache = RedisCache(redis.url)
     asyncio.run(cache.put(ONE, CLAIMS, 60))
     child = os.fork()
     if not child:
@@ -256,9 +256,9 @@ async def test_stale_claims_come_from_redis_too(make_pool: MakePool, proxy: TcpP
 
 
 @pytest.mark.parametrize("url", ["http://:secret@cache", "secret", "redis//secret"])
-def test_a_wrong_url_is_told_without_it(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="must begin with redis:// or rediss://") as caught:
-        SharedCache(url)
+def test_an_invalid_url_is_reported_without_its_value(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="must be a redis:// or rediss:// URL") as caught:
+        RedisCache(url)
     assert "secret" not in str(caught.value)
     assert caught.value.__context__ is None
 

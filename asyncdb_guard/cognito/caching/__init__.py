@@ -1,0 +1,1 @@
+"""The claims cache: keys, backends, and the store that combines them."""

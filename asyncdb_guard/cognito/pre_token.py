@@ -1,0 +1,113 @@
+"""The pre token generation trigger: from Cognito's event to the claims in its answer."""
+
+from __future__ import annotations
+
+from asyncdb_guard.cognito.caching.single_flight import Lead
+from asyncdb_guard.cognito.caching.store import ClaimsEntry, ClaimsStore, LoadedClaims
+from asyncdb_guard.cognito.callbacks import Callback, callback_id
+from asyncdb_guard.cognito.claims import Overrides, build_response, check_claims
+from asyncdb_guard.cognito.deadline import Deadline
+from asyncdb_guard.cognito.event import MACHINE, CognitoUser, TriggerEvent, read_token_event, token_source
+from asyncdb_guard.cognito.invocation import CallbackRunner, SessionLostError
+from asyncdb_guard.cognito.outcome import Outcome, capture
+from asyncdb_guard.emf import TriggerMetrics
+from asyncdb_guard.errors import DatabaseUnavailableError
+from asyncdb_guard.events import CacheHit, CacheMiss, Events, logger
+from asyncdb_guard.redaction import describe
+
+
+class PreTokenTrigger:
+    """Answers pre token generation events with the user's claims; lives as long as its `CognitoTriggers`."""
+
+    def __init__(
+        self,
+        callback: Callback,
+        runner: CallbackRunner,
+        store: ClaimsStore,
+        events: Events,
+        *,
+        allow_unchanged: bool,
+    ) -> None:
+        """`allow_unchanged`: leave the tokens unchanged while the database is unavailable.
+
+        Otherwise the sign-in fails then, unless `store` keeps stale claims and has some of this user.
+        """
+        self._callback = callback
+        self._runner = runner
+        self._store = store
+        self._events = events
+        self._allow_unchanged = allow_unchanged
+
+    @staticmethod
+    def handles(event: TriggerEvent) -> bool:
+        """Whether the event is about a user's token, and not a machine's.
+
+        Raises TriggerEventError if it is not a pre token generation event.
+        """
+        return token_source(event) != MACHINE
+
+    async def answer(self, event: TriggerEvent, deadline: Deadline, metrics: TriggerMetrics) -> TriggerEvent:
+        """Set the event's `response` to the user's claims, and return the event.
+
+        Raises TriggerEventError, ClaimError, DatabaseUnavailableError or what the callback raised.
+        """
+        request = read_token_event(event)
+        entry = self._store.entry(request, callback_id(self._callback))
+        overrides = await self._get_overrides(entry, deadline, metrics)
+        if overrides is not None:
+            event["response"] = build_response(overrides, request)
+        return event
+
+    async def _get_overrides(self, entry: ClaimsEntry, deadline: Deadline, metrics: TriggerMetrics) -> Overrides | None:
+        """Return the user's claims, stale claims while the database is unavailable, or None for unchanged tokens."""
+        metrics.record_lookup(miss=False)
+        try:
+            claims = await self._get_claims(entry, deadline, metrics)
+        except DatabaseUnavailableError as error:
+            stale = await entry.read_stale()
+            if stale is None and not self._allow_unchanged:
+                raise
+            result = "unchanged tokens" if stale is None else "stale claims"
+            logger.warning("load_claims answered with %s, as the database is unavailable: %s", result, describe(error))
+            return stale
+        if claims.from_cache:
+            self._events.emit(CacheHit())
+        return claims.overrides
+
+    async def _get_claims(self, entry: ClaimsEntry, deadline: Deadline, metrics: TriggerMetrics) -> LoadedClaims:
+        """Read the claims from the cache, else load them: once for all who ask for them at the same time."""
+        joined = await entry.join(deadline)
+        if isinstance(joined, Outcome):
+            return joined.get()
+        outcome = await capture(self._read_or_load(entry, joined, deadline, metrics))
+        joined.finish(outcome)
+        return outcome.get()
+
+    async def _read_or_load(
+        self, entry: ClaimsEntry, lead: Lead[LoadedClaims], deadline: Deadline, metrics: TriggerMetrics
+    ) -> LoadedClaims:
+        cached = await entry.read()
+        if cached is not None:
+            return LoadedClaims(cached, from_cache=True)
+        metrics.record_lookup(miss=True)
+        self._events.emit(CacheMiss())
+        user = entry.request.user
+        try:
+            overrides = check_claims(await self._run_callback(user, deadline, metrics), user)
+        except DatabaseUnavailableError:
+            raise
+        except Exception:
+            await entry.drop_stale()
+            raise
+        if overrides.empty:
+            await entry.drop_stale()
+        elif lead.still_wanted:
+            await entry.write(overrides, deadline)
+        return LoadedClaims(overrides, from_cache=False)
+
+    async def _run_callback(self, user: CognitoUser, deadline: Deadline, metrics: TriggerMetrics) -> object:
+        try:
+            return await self._runner.run(self._callback, user, deadline, metrics)
+        except SessionLostError:
+            logger.info("The session was lost while load_claims was reading the claims. Reading them once more.")
+        return await self._runner.run(self._callback, user, deadline, metrics)

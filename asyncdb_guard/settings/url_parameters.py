@@ -1,0 +1,139 @@
+"""Every parameter of the database URL. A new one is one new row.
+
+The parser (url.py), the sentences of the faults (problems.py), the table in docs/settings.md and the tests read these
+rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from asyncdb_guard.settings.fields import SettingsFields, number_range, rule
+
+Value: TypeAlias = str | int | bool
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+class UrlParameter(NamedTuple):
+    """One parameter of the database URL."""
+
+    name: str
+    feeds: str
+    """The setting that takes the value, or a field of `DatabaseUrl` if there is no such setting. Where two feed one
+    setting, their values add up."""
+    parse: Callable[[str], Value | None]
+    """Turns the decoded, non-empty text into the value, in the setting's unit; None if the text breaks the rule."""
+    rule: str
+    """What the value must be, as the end of a sentence."""
+    doc: str
+    example: str
+    """A value that is valid on its own and together with the other examples."""
+    unit: str = ""
+
+    @property
+    def feeds_setting(self) -> bool:
+        """Whether it sets what a keyword or a variable can set as well, and contradict."""
+        return self.feeds in SettingsFields.model_fields
+
+
+def _parse_whole_number(text: str) -> int | None:
+    return int(text) if _WHOLE_NUMBER.fullmatch(text) else None
+
+
+def _parse_seconds(text: str) -> int | None:
+    seconds = _parse_whole_number(text)
+    return 1000 * seconds if seconds else None  # milliseconds; 0 breaks the rule
+
+
+def _parse_boolean(text: str) -> bool | None:
+    return {"true": True, "false": False}.get(text)
+
+
+def _parse_application_name(text: str) -> str | None:
+    # PostgreSQL replaces other characters, and cuts off what is longer.
+    return text if text.isascii() and text.isprintable() and len(text) <= 63 else None
+
+
+def _seconds_rule() -> str:
+    limits = number_range("connect_timeout_ms")
+    assert limits is not None
+    return (
+        f"a whole number of seconds from 1 to {limits[1] // 1000}, connect_timeout and pool_timeout together (0, which"
+        " means no limit in Prisma, is refused)"
+    )
+
+
+_SECONDS_RULE = _seconds_rule()
+
+URL_PARAMETERS = (
+    UrlParameter(
+        "sslmode",
+        feeds="sslmode",
+        parse=str,
+        rule=rule("sslmode"),
+        doc="TLS mode, as in libpq.",
+        example="require",
+    ),
+    UrlParameter(
+        "sslrootcert",
+        feeds="ssl_root_cert",
+        parse=str,
+        rule=rule("ssl_root_cert"),
+        doc="PEM file, or `system`.",
+        example="/opt/rds/global-bundle.pem",
+    ),
+    UrlParameter(
+        "application_name",
+        feeds="application_name",
+        parse=_parse_application_name,
+        rule="at most 63 printable ASCII characters",
+        doc="The name in pg_stat_activity.",
+        example="signup",
+    ),
+    UrlParameter(
+        "connect_timeout",
+        feeds="connect_timeout_ms",
+        parse=_parse_seconds,
+        rule=_SECONDS_RULE,
+        unit="seconds",
+        doc="Added to `pool_timeout`, if both are set.",
+        example="1",
+    ),
+    UrlParameter(
+        "connection_limit",
+        feeds="pool_max",
+        parse=_parse_whole_number,
+        rule=rule("pool_max"),
+        doc="The most sessions of one pool.",
+        example="1",
+    ),
+    UrlParameter(
+        "pool_timeout",
+        feeds="connect_timeout_ms",
+        parse=_parse_seconds,
+        rule=_SECONDS_RULE,
+        unit="seconds",
+        doc="Added to `connect_timeout`, if both are set.",
+        example="2",
+    ),
+    UrlParameter(
+        "pgbouncer",
+        feeds="proxy_profile",
+        parse=_parse_boolean,
+        rule=rule("proxy_profile"),
+        doc="Turns the proxy profile on or off.",
+        example="true",
+    ),
+    UrlParameter(
+        "schema",
+        feeds="schema",
+        parse=str,
+        rule="the name of one schema, or public under the proxy profile",
+        doc="The `search_path`.",
+        example="public",
+    ),
+)
+"""Every parameter that is accepted. Any other is refused."""
