@@ -10,7 +10,8 @@ import uvloop
 
 from asyncdb_guard import AcquireTimeoutError, DatabaseSettings, GuardedPool, TriggerFailedError, clock
 from asyncdb_guard.cognito import CognitoTriggers
-from asyncdb_guard.cognito.cache import CacheKey, MemoryCache
+from asyncdb_guard.cognito.caching.key import CacheKey
+from asyncdb_guard.cognito.caching.memory import MemoryCache
 from asyncdb_guard.testing import ManualClock, Observer, TcpProxy, recorded, token_event
 from tests.support.bound import at_rest
 from tests.support.eventually import Eventually
