@@ -14,18 +14,19 @@ T = TypeVar("T")
 class LoopThread:
     """Runs coroutines for callers of any thread, from `start()` to `stop()`."""
 
-    def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+    loop: asyncio.AbstractEventLoop
 
-    @property
-    def running(self) -> bool:
+    def __init__(self, name: str) -> None:
+        self.running = False
         """Whether it was started and not stopped."""
-        return self._thread.is_alive()
+        self._name = name
 
     def start(self) -> None:
-        """Begin. A thread can be started only once."""
+        """Begin, with a new event loop."""
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=self._name, daemon=True)
         self._thread.start()
+        self.running = True
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine without waiting for it."""
@@ -37,6 +38,7 @@ class LoopThread:
 
     def stop(self) -> None:
         """Stop the loop and the thread. Tasks that still run are left where they are."""
+        self.running = False
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from asyncdb_guard.testing import EnvironmentFailed, LambdaRuntime, RuntimeApi
 from asyncdb_guard.testing.lambda_runtime import process
+from asyncdb_guard.testing.lambda_runtime.endpoint import Endpoint
 from asyncdb_guard.testing.lambda_runtime.process import PORTABLE
 from tests.support.eventually import Eventually
 
@@ -105,6 +107,8 @@ def test_a_process_can_be_asked_or_made_to_end(runtime_api: RuntimeApi, code: Pa
     asked.wait_ready()
     assert asked.terminate() < 2.0
     assert asked.returncode == -signal.SIGTERM
+    asked.kill()
+    asked.close()
     stubborn.invoke({"ignore": True})
     assert stubborn.terminate(grace=0.1) >= 0.1
     assert stubborn.returncode == -signal.SIGKILL
@@ -166,3 +170,48 @@ def test_a_runtime_that_cannot_start_leaves_no_thread(code: Path, monkeypatch: p
     monkeypatch.setattr(process, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip install 'asyncdb-guard\[testing\]'"):
         LambdaRuntime.start("speaks.handler", cwd=code)
+
+
+def test_a_fleet_can_be_closed_twice_and_one_that_cannot_start_is_none_of_it(code: Path) -> None:
+    api = RuntimeApi.start()
+    with pytest.raises(FileNotFoundError):
+        api.environment("app.handler", cwd=code, python="/no/such/python")
+    waiting = api.environment("app.handler", cwd=code).submit({"sleep": 60})
+    api.close()
+    assert isinstance(waiting.exception(), EnvironmentFailed)
+    api.close()
+
+
+def test_what_else_a_process_may_ask_the_runtime_api(code: Path) -> None:
+    (code / "asks.py").write_text("""
+import http.client, os
+def handler(event, context):
+    def ask(method, path, **options):
+        connection = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+        connection.request(method, "/2018-06-01/" + path, **options)
+        status = connection.getresponse().status
+        connection.close()
+        return status
+    chunked = {"body": iter([b"{", b"}"]), "headers": {"Transfer-Encoding": "chunked"}, "encode_chunked": True}
+    if event == "nan":
+        return float("nan")
+    return [
+        ask("GET", "nothing"), ask("GET", "runtime/restore/next"),
+        ask("POST", "runtime/invocation/unknown/response", **chunked),
+    ]
+""")
+    with LambdaRuntime.start("asks.handler", cwd=code) as runtime:
+        assert runtime.invoke({}).payload == [404, 200, 202]
+        with pytest.raises(ValueError, match="NaN is not JSON"):
+            runtime.invoke("nan")
+
+
+async def test_an_answer_that_came_before_the_end_stays_one() -> None:
+    endpoint = Endpoint(lambda: "what it said")
+    answered = asyncio.get_running_loop().create_future()
+    answered.set_result((True, b"{}"))
+    endpoint._pending["an id"] = answered
+    endpoint.fail("The process has ended.")
+    assert answered.result() == (True, b"{}")
+    with pytest.raises(EnvironmentFailed, match="what it said"):
+        await endpoint.invoke({}, 100)

@@ -186,6 +186,18 @@ def test_settings_can_be_overridden_and_pools_follow_them(suite: Suite) -> None:
     assert status == 0, said
 
 
+def test_a_database_without_a_schema_is_empty(suite: Suite) -> None:
+    suite.write(
+        """
+        async def test_it(rolled_back_pool):
+            assert await rolled_back_pool.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+        """,
+        conftest="",
+    )
+    status, said = suite.run()
+    assert status == 0, said
+
+
 def test_settings_without_a_url_leave_the_runtime_its_own(suite: Suite) -> None:
     suite.write(
         """

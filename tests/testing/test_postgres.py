@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import uuid
 from pathlib import Path
 
 import asyncpg
 import pytest
 import trustme
 
-from asyncdb_guard.testing import Observer, PostgresNotFoundError, TemporaryPostgres
+from asyncdb_guard.testing import Observer, PostgresNotFoundError, TemporaryPostgres, ports
+from asyncdb_guard.testing.ports import free_port
 from asyncdb_guard.testing.postgres import installation
-from asyncdb_guard.testing.postgres.installation import Installation
+from asyncdb_guard.testing.postgres import server as server_module
+from asyncdb_guard.testing.postgres.installation import Account, Installation
 from asyncdb_guard.testing.postgres.server import join
 from tests.support.eventually import Eventually
 
@@ -155,9 +161,105 @@ async def test_a_server_that_others_have_joined_lives_until_the_last_of_them_is_
     directory = server.data_directory.parent
     joined = join(directory)
     server.leave()
+    server.leave()
     assert server.psql("SELECT 1") == "1"
     os.close(joined)
     await eventually(lambda: not directory.exists())
     with pytest.raises(FileNotFoundError):
         join(directory)
     server.close()
+
+
+def test_a_server_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    directory = Account.current().temporary_root() / f"asyncdb-guard-{uuid.uuid4().hex}"
+    with pytest.raises(RuntimeError, match="no_such_setting"):
+        TemporaryPostgres.start(18, directory=directory, settings={"no_such_setting": "1"})
+    assert not directory.exists()
+    with pytest.raises(RuntimeError, match="was never started"):
+        TemporaryPostgres(Installation.find(), tmp_path, 1, tls=False).stop()
+
+
+def test_a_port_that_somebody_took_is_given_up_before_the_first_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", 0))
+        somebody.listen()
+        numbers = iter([somebody.getsockname()[1], free_port(), free_port()])
+        monkeypatch.setattr(server_module, "free_port", lambda: next(numbers))
+        with TemporaryPostgres.start(18) as server:
+            server.stop()
+            with socket.create_server(("127.0.0.1", server.port)), pytest.raises(RuntimeError, match="in use"):
+                server.restart(timeout=0.5)
+
+
+async def test_what_a_server_says_of_itself(server: TemporaryPostgres, observer: Observer) -> None:
+    assert repr(server) == f"<TemporaryPostgres {server.version} on 127.0.0.1:{server.port}>"
+    with pytest.raises(RuntimeError, match='relation "missing" does not exist'):
+        server.psql("SELECT * FROM missing")
+    assert [tuple(row) for row in await observer.fetch("SELECT 1")] == [(1,)]
+
+
+def test_a_server_that_does_not_answer_is_killed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = TemporaryPostgres.start(18)
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_is_ready", lambda: False)
+        with pytest.raises(RuntimeError, match=r"was not ready within 0\.02 s"):
+            server.wait_ready(0.02)
+    monkeypatch.setattr(server_module, "_QUIT_TIMEOUT", 0.05)
+    os.kill(server.postmaster_pid, signal.SIGSTOP)
+    server.close()
+    assert not server.data_directory.exists()
+
+
+def test_root_runs_it_as_nobody_and_others_as_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 0)
+        assert Account.current().uid == pwd.getpwnam("nobody").pw_uid
+        patch.setattr(os, "geteuid", lambda: 4711)
+        assert Account.current().uid == 4711
+    us, other = Account(os.geteuid(), os.getegid()), Account(4711, 4711)
+    assert "user" not in us.process_options()
+    assert other.process_options()["user"] == 4711
+    tmp_path.chmod(0o700)
+    assert us.can_enter(tmp_path)
+    assert not other.can_enter(tmp_path)
+    owned: list[tuple[Path, int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda *arguments: owned.append(arguments))
+    us.own(tmp_path)
+    other.own(tmp_path)
+    assert owned == [(tmp_path, 4711, 4711)]
+    with pytest.raises(RuntimeError, match="false failed with exit code 1"):
+        us.run("false")
+
+
+def test_a_wheel_in_a_closed_place_is_copied_and_its_template_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Path(tempfile.mkdtemp(prefix="asyncdb-guard-test-"))
+    elsewhere.chmod(0o755)
+    may_enter = Account.can_enter
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.setattr(
+        Account, "can_enter", lambda self, place: "pixeltable" not in str(place) and may_enter(self, place)
+    )
+    installation._from_wheel.cache_clear()
+    try:
+        for _ in range(2):
+            with TemporaryPostgres.start(18) as server:
+                assert str(server._installation.programs).startswith(str(elsewhere))
+                assert server.psql("SELECT 1") == "1"
+            installation._from_wheel.cache_clear()
+        (shared,) = (path for path in elsewhere.iterdir() if path.name.startswith("asyncdb-guard-"))
+        assert (shared / f"template-{server._installation.label}" / "PG_VERSION").exists()
+        shared.rename(elsewhere / "moved")
+        shared.symlink_to(elsewhere / "moved")
+        with pytest.raises(RuntimeError, match="belongs to somebody else"):
+            TemporaryPostgres.start(18)
+    finally:
+        installation._from_wheel.cache_clear()
+        shutil.rmtree(elsewhere)
+
+
+def test_a_machine_without_a_free_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        port = somebody.getsockname()[1]
+        monkeypatch.setattr(ports._choose, "randrange", lambda *_: port)
+        with pytest.raises(RuntimeError, match="No free port"):
+            free_port()

@@ -128,6 +128,8 @@ async def test_a_failed_statement_spoils_the_transaction_it_is_in_and_no_more(po
             await conn.execute(INSERT, "first")
         with pytest.raises(asyncpg.InFailedSQLTransactionError):
             await inner.commit()
+        with pytest.raises(asyncpg.InFailedSQLTransactionError):
+            await conn.transaction().start()
         await outer.rollback()
         assert await conn.fetchval("SELECT 1") == 1
 
@@ -391,6 +393,19 @@ async def test_a_cancelled_statement_is_undone_and_the_next_one_works(
     assert await pool.fetchval(NAMES) == ["first", "second"]
 
 
+async def test_an_end_at_any_moment_undoes_all_of_it(base: GuardedPool) -> None:
+    for rounds in range(1, 60, 2):
+        async with rolled_back(base) as pool:
+            await pool.ping()
+            task = asyncio.create_task(pool.execute(INSERT, "undone"))
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait({task})
+    assert await base.fetchval(NAMES) == ["first"]
+    await at_rest(base)
+
+
 async def test_a_borrower_cancelled_at_any_moment_spoils_nothing(base: GuardedPool) -> None:
     for rounds in itertools.count(1):
         async with rolled_back(base) as pool:
@@ -464,6 +479,20 @@ async def test_a_lost_session_is_told(base: GuardedPool, observer: Observer, rol
             await pool.execute(INSERT, "third")  # the news may have come already
         with pytest.raises(RolledBackError, match="session of the rolled-back pool was lost"):
             await pool.execute(INSERT, "third")
+    assert await base.fetchval(NAMES) == ["first"]
+
+
+async def test_a_session_that_is_lost_in_a_transaction_cannot_commit(
+    base: GuardedPool, observer: Observer, role: str
+) -> None:
+    async with rolled_back(base) as pool:
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            async with pool.acquire() as conn:
+                transaction = conn.transaction()
+                await transaction.start()
+                await observer.terminate(user=role)
+                with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+                    await transaction.commit()
     assert await base.fetchval(NAMES) == ["first"]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 
 import asyncpg
 import pytest
 
-from asyncdb_guard.testing import Observer, TcpProxy
+from asyncdb_guard.testing import Observer, TcpProxy, TemporaryPostgres
+from asyncdb_guard.testing.ports import free_port
+from asyncdb_guard.testing.tcp_proxy import proxy as proxy_module
 from asyncdb_guard.testing.tcp_proxy.wire import FrontendReader
 from tests.support.eventually import Eventually
 
@@ -155,3 +158,93 @@ async def test_a_proxy_is_put_in_front_of_a_urls_server(url: str, role: str) -> 
         connection.terminate()
         assert proxy.url("postgresql:///d") == f"postgresql://127.0.0.1:{proxy.port}/d"
     assert TcpProxy.to("postgresql:///d").target == ("127.0.0.1", 5432)
+
+
+async def test_a_port_that_somebody_took_is_given_up(
+    server: TemporaryPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        taken = somebody.getsockname()[1]
+        numbers = iter([taken, free_port()])
+        monkeypatch.setattr(proxy_module, "free_port", lambda: next(numbers))
+        with TcpProxy(server.host, server.port) as proxy:
+            assert proxy.port != taken
+        monkeypatch.setattr(proxy_module, "free_port", lambda: taken)
+        unlucky = TcpProxy(server.host, server.port)
+        with pytest.raises(OSError, match="in use"):
+            unlucky.__enter__()
+
+
+TLS_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+
+
+async def test_what_is_underway_when_the_path_dies_is_lost(proxy: TcpProxy, eventually: Eventually) -> None:
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    proxy.latency = 0.02
+    writer.write(TLS_REQUEST)
+    await eventually(lambda: proxy.client_bytes == len(TLS_REQUEST), every=0.001)
+    proxy.silence_all()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.06)
+    assert proxy.server_bytes == 0
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_an_answer_to_a_client_that_has_left_is_dropped(proxy: TcpProxy, eventually: Eventually) -> None:
+    _, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    proxy.latency = 0.01
+    writer.write(TLS_REQUEST)
+    await eventually(lambda: proxy.server_bytes == 1, every=0.001)
+    proxy.reset_all()
+    await asyncio.sleep(0.02)
+    assert proxy.open_connections == 0
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_one_that_listens_no_more_can_be_left(server: TemporaryPostgres) -> None:
+    async with TcpProxy(server.host, server.port) as proxy:
+        await proxy.stop_listening()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(proxy.host, proxy.port)
+
+
+async def test_named_statements_are_counted_apart(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
+    connection = await asyncpg.connect(url_via_tcp_proxy)
+    await connection.prepare("SELECT 1", name="mine")
+    await connection.prepare("SELECT 2", name="")
+    assert proxy.named_statements == ["mine"]
+    await connection.close()
+
+
+async def test_after_tls_was_granted_nothing_is_read_any_more() -> None:
+    async def grant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"S")
+        assert await reader.readexactly(5) == b"\x16\x03\x01ab"
+        writer.write(b"done")
+        writer.close()
+        await writer.wait_closed()
+
+    async with (
+        await asyncio.start_server(grant, "127.0.0.1", 0) as server,
+        TcpProxy(*server.sockets[0].getsockname()) as proxy,
+    ):
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(TLS_REQUEST)
+        assert await reader.readexactly(1) == b"S"
+        writer.write(b"\x16\x03\x01ab")
+        assert await reader.read() == b"done"
+        assert (proxy.tls_requests, proxy.client_messages, proxy.startups) == (1, [], [])
+        proxy.reset_all()
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_another_protocol_is_left_alone() -> None:
+    reader = FrontendReader()
+    reader.feed(b"\x00\x00\x00\x01GET / HTTP/1.1")
+    reader.feed(b"Host: x")
+    assert (reader.messages, reader.startup) == ([], None)

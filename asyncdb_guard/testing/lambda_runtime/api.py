@@ -48,8 +48,7 @@ class RuntimeApi:
             begun.result()
         finally:
             # Ctrl-C may have ended the wait: `close()` must know the process all the same.
-            if begun.exception() is None:
-                self._environments.append(environment)
+            self._environments += [environment] if begun.exception() is None else []
         return environment
 
     def close(self) -> None:
@@ -57,8 +56,7 @@ class RuntimeApi:
 
         async def all_of_them() -> None:
             await asyncio.gather(*(environment.end() for environment in self._environments))
-            if others := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(others)
+            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
         if self._thread.running:
             self._thread.run(all_of_them())

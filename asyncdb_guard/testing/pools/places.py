@@ -16,14 +16,17 @@ _CONTEXTLIB = contextlib.__file__
 def caller() -> str:
     """The nearest place outside of this package, as "file:line in function"; in a task of ours, where it began."""
     frame = inspect.currentframe()
-    while frame is not None:
-        file = frame.f_code.co_filename
+    assert frame is not None
+    while _is_passing(frame.f_code.co_filename):
         outer = frame.f_back
-        passing = file.startswith(_OURS) or file == _CONTEXTLIB
-        if not passing or outer is None or outer.f_code.co_filename.startswith(_ASYNCIO):
-            return f"{_short(file)}:{frame.f_lineno} in {frame.f_code.co_name}"
+        if outer is None or outer.f_code.co_filename.startswith(_ASYNCIO):
+            break
         frame = outer
-    return "unknown"
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _is_passing(file: str) -> bool:
+    return file.startswith(_OURS) or file == _CONTEXTLIB
 
 
 def _short(file: str) -> str:

@@ -83,11 +83,12 @@ class RolledBackPool(GuardedPool):
 
     async def _joined(self, beginning: asyncio.Task[SharedTransaction]) -> SharedTransaction:
         try:
-            shared = await asyncio.shield(beginning)
-        finally:
-            if beginning.done():
+            self.transaction_in_use = shared = await asyncio.shield(beginning)
+        except BaseException:
+            if beginning.done():  # else it goes on for the next borrower
                 self._beginning = None
-        self.transaction_in_use = shared
+            raise
+        self._beginning = None
         return shared
 
     def stats(self) -> PoolStats:
@@ -109,10 +110,10 @@ class RolledBackPool(GuardedPool):
                 await self._joined(self._beginning)
         shared, self.transaction_in_use = self.transaction_in_use, None
         if shared is not None:
-            async with asyncio.timeout(timeout):
-                if shared.loop is asyncio.get_running_loop():
-                    await shared.undo()
-                if shared.sequences:
+            if shared.loop is asyncio.get_running_loop():
+                await shared.undo()
+            if shared.sequences:  # the session ended without that
+                with contextlib.suppress(DatabaseUnavailableError, OSError, asyncpg.PostgresError):
                     await restore_sequences(self._pool, shared.sequences)
         await super().close(timeout)
 
@@ -163,9 +164,7 @@ class _SharedAcquisition(Acquisition):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lent, core = self._lent, self._core
-        if lent is None:
-            await super().__aexit__(kind, error, trace)
-            return
+        assert lent is not None
         self._lent = None
         self._in_use = False
         if error is None:

@@ -199,6 +199,8 @@ class SharedTransaction:
                 self.sequences = []
                 if self._schema_changed:
                     await self.reload_schema()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._bare.terminate()  # a statement of the last borrower still runs: the server undoes it with the session
         finally:
             inside.return_now(self._acquisition, changed_codecs=self._changed_codecs)
 

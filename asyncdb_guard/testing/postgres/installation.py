@@ -191,9 +191,8 @@ def _copy_of(package: Path, target: Path) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         draft.mkdir()
         draft.chmod(0o755)
-        for part in (package, package.with_name(f"{package.name}.libs")):
-            if part.exists():
-                shutil.copytree(part, draft / part.name, ignore=shutil.ignore_patterns("include", "*.a", "*.py"))
+        for part in filter(Path.exists, (package, package.with_name(f"{package.name}.libs"))):
+            shutil.copytree(part, draft / part.name, ignore=shutil.ignore_patterns("include", "*.a", "*.py"))
         draft.rename(target)
     return copy
 

@@ -22,6 +22,9 @@ from asyncdb_guard.testing.postgres.sessions import OBSERVER, sessions
 StopMode = Literal["smart", "fast", "immediate"]
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
+_QUIT_TIMEOUT = 10.0
+"""Seconds for the end of a server that was told to quit; then it is killed."""
+
 _SETTINGS = {
     "autovacuum": "off",
     "fsync": "off",
@@ -199,7 +202,7 @@ class TemporaryPostgres:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)
             try:
-                self._process.wait(10.0)
+                self._process.wait(_QUIT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

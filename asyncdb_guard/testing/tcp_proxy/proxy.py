@@ -6,7 +6,7 @@ It runs in a thread of its own, so it also works while the test's loop is blocke
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Self
@@ -31,7 +31,8 @@ class TcpProxy(ProxyState):
         """Where to connect to, once it is entered; the same after `listen_again()`."""
         self._links: list[Link] = []
         self._thread = LoopThread("TcpProxy")
-        self._listening: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: set[asyncio.Task[object]] = set()
 
     @classmethod
     def to(cls, url: str) -> Self:
@@ -47,15 +48,18 @@ class TcpProxy(ProxyState):
 
     def __enter__(self) -> Self:
         self._thread.start()
-        for attempt in itertools.count(1):
-            self.port = free_port()
-            try:
-                self._thread.run(self._listen(), 10.0)
-            except OSError:
-                if attempt == 10:
-                    raise
-            else:
-                break
+        for _ in range(9):
+            with contextlib.suppress(OSError):  # somebody took the port meanwhile
+                return self._entered()
+        try:
+            return self._entered()
+        except OSError:
+            self._thread.stop()
+            raise
+
+    def _entered(self) -> Self:
+        self.port = free_port()
+        self._thread.run(self._listen(), 10.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,30 +142,33 @@ class TcpProxy(ProxyState):
         self._thread.run(to_all(), 10.0)
 
     async def _listen(self) -> None:
-        listener = socket.create_server((self.host, self.port), backlog=1024)
-        listener.setblocking(False)
-        self._listening = self._thread.loop.create_task(self._accept_all(listener))
+        self._listener = socket.create_server((self.host, self.port), backlog=1024)
+        self._listener.setblocking(False)
+        # no asyncio.Server or sock_accept: either may lose a socket if it ends in the moment of an accept
+        self._thread.loop.add_reader(self._listener, self._accept_one, self._listener)
 
     async def _stop_listening(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait({self._listening})
-            self._listening = None
+        if self._listener is not None:
+            self._thread.loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def _close(self) -> None:
         await self._stop_listening()
+        await asyncio.gather(*self._accepting)
         for link in self._links:
             link.abort()
         await asyncio.gather(*(link.closed() for link in self._links))
 
-    async def _accept_all(self, listener: socket.socket) -> None:
-        # no asyncio.Server: CPython 3.13.0's prints a traceback if it is closed in the moment of an accept
-        with listener:
-            while True:
-                client, _ = await self._thread.loop.sock_accept(listener)
-                await self._thread.loop.connect_accepted_socket(self._accept, client)
+    def _accept_one(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it was gone again
+            client, _ = listener.accept()
+            loop = self._thread.loop
+            accepting = loop.create_task(loop.connect_accepted_socket(self._link, client))
+            self._accepting.add(accepting)
+            accepting.add_done_callback(self._accepting.discard)
 
-    def _accept(self) -> Side:
+    def _link(self) -> Side:
         self.accepted += 1
         link = Link(self)
         self._links.append(link)
