@@ -88,6 +88,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1])
+def fleet(session: nox.Session) -> None:
+    """48 real environments through an outage, beside the simulation; `-- --quick` only to see that it runs."""
+    session.install("-e", ".", *group("bench"))
+    session.run("python", "-m", "tests.benchmarks.fleet", *session.posargs)
+
+
 SESSION_LOOP = ("-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session")
 
 

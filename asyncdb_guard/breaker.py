@@ -33,21 +33,21 @@ _HALF_OPEN = CircuitBreakerState.HALF_OPEN
 _OPEN = CircuitBreakerState.OPEN
 
 _COSTLY = frozenset({FailureKind.SILENT, FailureKind.FULL})
-"""A trial that meets silence costs a caller its time, one at a full server costs the server a login: open twice as
-long."""
+"""Failures after which the circuit stays open twice as long: a trial without an answer costs its caller the timeout,
+and one at a full server costs the server a login."""
 
 
 class CircuitBreaker:
     """Admits callers and learns from their reports; lives as long as its pool.
 
-    A permit is the number of a generation. Each trip, each trial and each recovery begins a new one, and a report
-    with an old permit changes nothing. All times are seconds. Jitter comes from the operating system's random
-    source, so that environments restored from one snapshot don't march in step.
+    A permit is the number of a generation. Each trip, each trial and each recovery starts a new generation, and a
+    report with an old permit changes nothing. All times are in seconds. Jitter comes from the operating system's random
+    source, so that environments restored from the same snapshot do not retry at the same moments.
 
-    An open period lasts `reset_timeout`, doubles with each failed trial to `reset_timeout_max`, and is twice that after
-    silence and for a full server. The first 57P03 after anything else starts the periods afresh, as the server is on
-    its way. Jitter is drawn from the upper half: the least that keeps a fleet out of step, since more of it leaves a
-    longer tail of late environments.
+    An open period starts at `reset_timeout`, doubles with each failed trial up to `reset_timeout_max`, and is twice as
+    long if the server did not answer or is full. The first 57P03 after another failure starts the periods again, as the
+    server is starting up. The jitter covers the upper half of the period: that is enough to keep a fleet from retrying
+    together, and more would delay the last environments.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class CircuitBreaker:
         self._calm = True
 
     def failed(self, permit: int, now: Instant, kind: FailureKind, *, alone: bool) -> None:
-        """The database failed. The last failure of a run, or a trial's, opens the circuit.
+        """Report that the database failed. The last of `fail_max` in a row, or a trial's, opens the circuit.
 
-        `alone`: it was a connect, of a pool that has no session besides. If that met silence it opens the circuit, as
-        each further try would make one more caller hang.
+        `alone`: it was a connect of a pool that has no session. If that got no answer, it opens the circuit at once, as
+        each further attempt would make one more caller hang.
         """
         if permit != self.generation:
             return
@@ -146,7 +146,7 @@ class CircuitBreaker:
     def _trip(self, now: Instant, period: float) -> None:
         self._trial_since = None
         self._opened_at = now
-        # a fleet that tripped together must not try together
+        # a fleet that tripped together must not retry together
         self._open_for = self._draw(period / 2, period)
         self.generation += 1
         self._enter(_OPEN)

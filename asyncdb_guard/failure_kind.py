@@ -1,4 +1,4 @@
-"""What a failure says about how soon another try makes sense. Pure: no I/O, no clock, no state."""
+"""What a failure says about how soon another attempt makes sense. Pure: no I/O, no clock, no state."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class FailureKind(enum.Enum):
     """How the database failed; decides how long the circuit stays open."""
 
     ANSWERED = "answered"
-    """The server or its host said no: nothing listens there, a session was reset, the server went down."""
+    """The server or its host answered: nothing listens there, a session was reset, the server went down."""
     STARTING = "starting"
-    """57P03: the server is there and starts, or stops."""
+    """57P03: the server is starting up or shutting down."""
     FULL = "full"
-    """Class 53: it has no session left, or no memory. Each refusal costs it nearly as much as a login."""
+    """Class 53: the server has no connections or memory left. A refusal costs it nearly as much as a login."""
     SILENT = "silent"
-    """No answer at all: a caller hung until a timeout ended that."""
+    """No answer at all: a caller waited until a timeout."""
 
 
 _CANNOT_CONNECT_NOW = "57P03"
@@ -31,7 +31,7 @@ _TIMEOUTS = (TimeoutError, ConnectTimeoutError, DeadlineExceededError)
 
 
 def failure_kind(error: BaseException | None) -> FailureKind:
-    """Tell of what kind the failure is that ended a connect or a block.
+    """Return the kind of the failure that ended a connect or a block.
 
     | what ended it                                                            | kind     |
     |--------------------------------------------------------------------------|----------|
@@ -40,7 +40,7 @@ def failure_kind(error: BaseException | None) -> FailureKind:
     | a timeout, no route to the host, a deadline that was spent in a statement | silent   |
     | anything else: refused, reset, 57P01, 57P02, class 08, a lost session    | answered |
 
-    An error that wraps the driver's counts as its cause; a group as the member that asks for the longest pause.
+    An error that wraps the driver's counts as its cause, and a group as the member that needs the longest pause.
     """
     kinds = (
         [_own_kind(one) for member in members(error) for one in (member, cause_of(member))] if error is not None else []

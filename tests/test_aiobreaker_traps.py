@@ -20,6 +20,7 @@ from aiobreaker import CircuitBreakerError
 
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.failure_kind import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -196,9 +197,10 @@ OPENS_AT = """
 OUR_RETRY_AFTER = """
     from asyncdb_guard.breaker import CircuitBreaker
     from asyncdb_guard.clock import now
+    from asyncdb_guard.failure_kind import FailureKind
     from asyncdb_guard.errors import CircuitOpenError
     breaker = CircuitBreaker(fail_max=1, reset_timeout=60.0, reset_timeout_max=60.0, trial_lease=5.0, emit=repr)
-    breaker.failed(breaker.admit(now()), now())
+    breaker.failed(breaker.admit(now()), now(), FailureKind.ANSWERED, alone=False)
     try:
         breaker.admit(now())
     except CircuitOpenError as error:
@@ -286,7 +288,7 @@ def test_our_shortest_period_is_as_short_as_it_was_set(period):
     breaker = CircuitBreaker(
         fail_max=1, reset_timeout=period, reset_timeout_max=period, trial_lease=5.0, emit=lambda event: None
     )
-    breaker.failed(breaker.admit(START), START)
+    breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=False)
     breaker.admit((START[0] + 0.001, START[1] + 0.001))
     assert breaker.state == "half_open"
 
@@ -301,7 +303,7 @@ def test_aiobreaker_holds_the_state_of_our_circuit():
     )  # fmt: skip
     circuit = breaker._circuit
     assert circuit.state.state.name == "CLOSED"
-    breaker.failed(breaker.admit(START), START)
+    breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=False)
     assert (circuit.state.state.name, circuit.fail_counter) == ("OPEN", 1)
     trial = breaker.admit((START[0] + 8.0, START[1]))
     assert circuit.state.state.name == "HALF_OPEN"

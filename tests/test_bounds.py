@@ -447,6 +447,7 @@ async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, url_via
 async def test_a_disconnect_takes_no_longer_than_the_server(url: str, observer: Observer, role: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url)) as pool:
         running = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+        await eventually(lambda: pool.stats()["lent"] == 1)
         await asyncio.sleep(0.05)
         started = time.monotonic()
         await pool.disconnect(timeout=5.0)
@@ -590,17 +591,18 @@ async def test_a_coroutine_that_is_closed_in_the_queue_gets_no_session(url: str)
         assert_accounts_balance(pool)
 
 
-async def test_a_disconnect_hands_no_dying_session_to_a_caller_who_queues(url: str, eventually: Eventually) -> None:
+async def test_a_disconnect_hands_no_dying_session_to_a_caller_who_queues(url: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url, session_reset="never")) as pool:
-        done = asyncio.Event()
+        begun, done = asyncio.Event(), asyncio.Event()
 
         async def borrow() -> None:
             async with pool.acquire() as connection:
                 await connection.execute("SELECT 1")
+                begun.set()
                 await done.wait()
 
         borrower = asyncio.create_task(borrow())
-        await eventually(lambda: pool.stats()["lent"] == 1, every=0.001)
+        await begun.wait()
         queueing = asyncio.create_task(pool.fetchval("SELECT 1"))
         await asyncio.sleep(0.01)
         done.set()

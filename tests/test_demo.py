@@ -111,7 +111,7 @@ async def test_a_short_run_tells_the_whole_story_and_leaves_nothing_behind(tmp_p
 
     for answer in ('"claimsOverrideDetails"', '"idTokenGeneration"', '"accessTokenGeneration"', '"role": "member"'):
         assert answer in said
-    peak, guarded_peak = figures(said, "Peak sessions of the fleet (limit 24)")
+    peak, guarded_peak = figures(said, "Peak sessions (limit 24)")
     assert peak > 10
     assert guarded_peak == 6
     turned_away, guarded_turned_away = figures(said, "Bystander's requests failed")

@@ -103,10 +103,10 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(refused("28999"), "refused the login", id="unheard-of-login"),
         pytest.param(refused("3D000"), "named in LAMBDA_DATABASE_URL does not exist; create it", id="database"),
         pytest.param(refused("42501"), "GRANT CONNECT ON DATABASE", id="no-right-to-connect"),
-        pytest.param(refused("53300"), "the role has no connection left; lower", id="full-server"),
+        pytest.param(refused("53300"), "the role has no connections left; lower", id="full-server"),
         pytest.param(refused("53400"), "out of resources; check", id="no-resources"),
         pytest.param(refused("57P03"), "starting up or shutting down; try again", id="starting-up"),
-        pytest.param(refused("57P01"), "shutting down or failing over: try again", id="shutting-down"),
+        pytest.param(refused("57P01"), "shutting down or failing over; try again", id="shutting-down"),
         pytest.param(refused("57P04"), "was dropped; create it", id="dropped"),
         pytest.param(refused("55000"), "does not accept connections at the moment; try again, or wake it", id="asleep"),
         pytest.param(refused("58000"), "the platform's status page", id="control-plane"),
@@ -129,12 +129,12 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(refused("XX000", "Tenant or user not found "), "postgres.<project>", id="supavisor-user"),
         pytest.param(refused("99999"), "look for this SQLSTATE in its log", id="any-other"),
         pytest.param(ConnectionRefusedError(111, SAID), "nothing listens at its host and port; check", id="nobody"),
-        pytest.param(socket.gaierror(-2, SAID), "could not be resolved; check it", id="unknown-host"),
-        pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not speak TLS; turn", id="no-tls"),
+        pytest.param(socket.gaierror(-2, SAID), "could not be resolved; check the name", id="unknown-host"),
+        pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not support TLS; enable", id="no-tls"),
         pytest.param(ssl.SSLError(1, SAID), "the TLS handshake failed; check", id="handshake"),
         pytest.param(ConnectionResetError(104, SAID), "(ConnectionResetError); check the server's log", id="reset"),
         pytest.param(OSError(113, SAID), "the network failed (OSError); check the route", id="network"),
-        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another, or wait", id="no-writer"),
+        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another one, or wait", id="no-writer"),
         pytest.param(
             asyncpg.InterfaceError("unsupported authentication method: " + SAID), "scram-sha-256", id="login-method"
         ),
@@ -145,7 +145,7 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         ),
         pytest.param(asyncpg.InterfaceError(SAID), "lead to a PostgreSQL server", id="interface"),
         pytest.param(refused("99999 \n" + "A" * 5000), "lead to a PostgreSQL server", id="no-sqlstate"),
-        pytest.param(LookupError(SAID), "what provides the credentials failed with LookupError; see", id="provider"),
+        pytest.param(LookupError(SAID), "the provider of the credentials failed with LookupError; see", id="provider"),
     ],
 )
 @pytest.mark.parametrize("renewed", [False, True], ids=["once", "renewed"])

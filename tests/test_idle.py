@@ -172,6 +172,7 @@ async def test_a_lifetime_of_zero_is_for_ever(url: str, monkeypatch: pytest.Monk
     settings = DatabaseSettings(url=url, max_lifetime_ms=0, idle_timeout_ms=86_400_000)
     async with GuardedPool(settings) as pool:
         pid = await pool.fetchval(PID)
+        await at_rest(pool)
         monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + 80_000))
         assert await pool.fetchval(PID) == pid
 

@@ -116,7 +116,7 @@ async def test_a_session_that_was_made_read_only_does_not(pool, role):
 async def test_an_open_transaction_does_not_and_somebody_is_told(pool, role, caplog):
     await left(pool, "BEGIN", f"CREATE TABLE {role}.t ()")
     assert await pool.fetchval(f"SELECT to_regclass('{role}.t') IS NULL")
-    assert ["transaction open" in record.getMessage() for record in caplog.records] == [True]
+    assert ["open transaction" in record.getMessage() for record in caplog.records] == [True]
 
 
 async def test_a_failed_transaction_does_not(pool, role):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -54,13 +54,16 @@ async def _works(pool: GuardedPool) -> bool:
     return False
 
 
-async def test_the_place_is_free_as_soon_as_the_server_has_let_go(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+async def test_the_place_is_free_as_soon_as_the_server_has_let_go(
+    proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None]
+) -> None:
     settings = DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=300, breaker_fail_max=1000)
     async with GuardedPool(settings) as pool:
         proxy.hang = True
         with pytest.raises(ConnectFailedError):
             await pool.ping()
         proxy.hang = False
+        later(10)  # past the open period
         started = time.monotonic()
         await pool.ping()
         assert time.monotonic() - started < 0.25

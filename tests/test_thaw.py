@@ -104,7 +104,8 @@ async def test_all_of_it_with_tls(
         with Child(url, breaker_fail_max=1, **kind) as child:
             await survives(child, lambda: observer.terminate(application_name="frozen"))
             await survives(child, proxy.reset_all)
-            assert await survives(child, proxy.silence_all, slept=30.0) == ["connection_replaced unresponsive"]
+            reasons = await survives(child, proxy.silence_all, slept=30.0)
+            assert set(reasons) <= {"connection_replaced unresponsive", "connection_replaced lost"}
             assert proxy.tls_requests > 9
     await observer.close()
 

@@ -37,7 +37,7 @@ _BY_TEXT = {
     "no such user": "the pooler does not know the user; check its name, and the pooler's list of users",
     "startup parameter": _POOLER,
 }
-"""What some platforms say under an SQLSTATE that tells nothing. Their words are looked for, and never shown."""
+"""What some platforms say with an SQLSTATE that says nothing. Their words are matched, and never shown."""
 
 _BY_SQLSTATE = {
     "08003": "the connection ended during the login; check the log of the server, and of a proxy in front of it",
@@ -49,7 +49,7 @@ _BY_SQLSTATE = {
     "42501": "the user may not connect to this database; GRANT CONNECT ON DATABASE to it",
     "42704": "the server does not know a startup parameter; check the parameters in the database URL, or behind a"
     " pooler set LAMBDA_DATABASE_PROXY_PROFILE=true",
-    "53300": "the server or the role has no connection left; lower LAMBDA_DATABASE_POOL_MAX or the Lambda's"
+    "53300": "the server or the role has no connections left; lower LAMBDA_DATABASE_POOL_MAX or the Lambda's"
     " concurrency, or raise max_connections or the role's CONNECTION LIMIT",
     "55000": "the database does not accept connections at the moment; try again, or wake it up in the platform's"
     " console if it is suspended",
@@ -63,7 +63,7 @@ _BY_SQLSTATE = {
 _BY_CLASS = {
     "08": "the server, or a pooler in front of it, refused the connection; check its log",
     "53": "the server is out of resources; check its disk, memory and connections",
-    "57": "the server ended the login; it may be shutting down or failing over: try again in a few seconds",
+    "57": "the server ended the login; it may be shutting down or failing over; try again in a few seconds",
     "58": _BY_SQLSTATE["58000"],
     "XX": _BY_SQLSTATE["XX000"],
 }
@@ -73,7 +73,7 @@ _ANY = "the server refused the connection; look for this SQLSTATE in its log"
 _LOGIN = {
     "28000": (
         "the server refused the login",
-        "check the user and its rights, and LAMBDA_DATABASE_SSLMODE, as a server that demands TLS answers so, too",
+        "check the user and its rights, and LAMBDA_DATABASE_SSLMODE, as a server that requires TLS answers the same",
     ),
     "28P01": ("the server refused the password", "check the user and the password in LAMBDA_DATABASE_URL"),
 }
@@ -133,16 +133,13 @@ def _reason(cause: Exception, renewed: bool) -> str:
     if isinstance(cause, OSError):
         return _network(cause)
     if isinstance(cause, asyncpg.TargetServerAttributeNotMatched):
-        return "no server there is of the kind that was asked for; name another, or wait for a failover to end"
+        return "no server there is of the requested kind; name another one, or wait for the failover to end"
     if says(cause, "uthentication method") or says(cause, "performing authentication"):
-        return (
-            "it asks for a login method that asyncpg does not have, or in a form that it does not know; let pg_hba.conf"
-            " ask for scram-sha-256"
-        )
+        return "it requires a login method that asyncpg does not support; configure scram-sha-256 in pg_hba.conf"
     kind = type_name(cause)
     if isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError) or raised_by_driver(cause):
         return f"{_NOT_POSTGRESQL} ({kind})"
-    return f"what provides the credentials failed with {kind}; see the cause of this error"
+    return f"the provider of the credentials failed with {kind}; see the __cause__ of this error"
 
 
 def _network(cause: OSError) -> str:
@@ -150,11 +147,11 @@ def _network(cause: OSError) -> str:
         return "its host name could not be resolved; check the name and the DNS of the network"
     if isinstance(cause, ConnectionRefusedError):
         return "nothing listens at its host and port; check both, and that the server runs"
-    # asyncpg/connect_utils.py: a bare ConnectionError says that the server answered no to the request for TLS
+    # asyncpg/connect_utils.py: a bare ConnectionError means that the server declined TLS
     if type(cause) is ConnectionError and "SSL" in str(cause):
-        return "it does not speak TLS; turn TLS on there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
+        return "it does not support TLS; enable TLS there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
     if isinstance(cause, ConnectionError):
-        return f"the connection broke during the login ({type_name(cause)}); check the server's log, and a proxy's"
+        return f"the connection was lost during the login ({type_name(cause)}); check the server's log, and a proxy's"
     return f"the network failed ({type_name(cause)}); check the route, the subnet and the security group"
 
 

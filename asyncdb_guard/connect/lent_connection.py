@@ -28,9 +28,9 @@ class LentConnection(PoolConnectionProxy):
     closed_by_borrower = False
     """Whether the borrower closed it: then the session does not count as lost."""
     running = 0
-    """Statements of the kinds in `_STATEMENTS` that run now."""
+    """How many calls of the methods in `_STATEMENTS` are running."""
     ran_scripts = False
-    """Whether a text of SQL was run that may hold anything, such as a PREPARE."""
+    """Whether SQL was run that may contain several statements, such as a PREPARE."""
     changed_codecs = False
     server_bound: float | None = None
     """Seconds after which the server ends a statement; None if we set no bound."""
@@ -63,7 +63,7 @@ class LentConnection(PoolConnectionProxy):
         self.listeners = _without(self.listeners, (channel, callback))
 
     async def with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
-        """Run one statement that may take longer than the server's bound, for two round trips more."""
+        """Run one statement that may take longer than the server's bound. This takes two additional round trips."""
         execute = PoolConnectionProxy.execute
         milliseconds = round((timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
         self.raised_server_bound = True

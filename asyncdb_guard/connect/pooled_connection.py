@@ -84,7 +84,7 @@ class PooledConnection:
         self._known_statements: int = _driver._uid
         self._ran_scripts = False
         self._leaves_names = False
-        """Whether a borrower of this session has left a name of SQL's own PREPARE before: then each reset looks."""
+        """Whether a borrower of this session ever left a name of SQL's own PREPARE: then each reset checks for them."""
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
@@ -100,7 +100,7 @@ class PooledConnection:
         self.unresettable = False
         """Whether the borrower changed what no reset restores."""
         self.suspected: str | None = None
-        """Why it may be unfit to be lent again, as its last block made one think."""
+        """Why it may be unfit to be lent again, judging by its last block; None if there is no reason."""
         self.is_closed: Callable[[], bool] = self._connection.is_closed
         """Whether the client knows that the session has ended. After a freeze it may not know yet."""
         raw = self._transport.get_extra_info("socket")
@@ -174,7 +174,7 @@ class PooledConnection:
     async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
         """Roll back, and clear all that a borrower can leave in a session: one round trip of at most `timeout` seconds.
 
-        Whatever goes wrong is raised, but for a part that the server does not have, or does not let the role have.
+        Raises whatever the driver raises, except for parts that the server does not know or does not allow the role.
         """
         # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
         unusual = (
@@ -196,7 +196,7 @@ class PooledConnection:
         await self._reset_unusually(timeout, needs_cleanup)
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
-        """The same with the parts that are needed now and then, or after the server has refused a part."""
+        """The same with the parts that are needed only sometimes, or after the server has refused a part."""
         plan = self._traits.reset_plan
         before: list[Part] = []
         if needs_cleanup:
@@ -211,7 +211,7 @@ class PooledConnection:
         self._known_statements = _driver._uid
 
     async def _send_parts(self, parts: list[Part], timeout: float) -> str:
-        """Return the tag of the last answer. Where the server refuses all parts together, send one after the other."""
+        """Send the parts and return the last command tag. If the server refuses them together, send them one by one."""
         plan = self._traits.reset_plan
         if not plan.one_by_one:
             try:
@@ -243,16 +243,16 @@ class PooledConnection:
         connection = self._connection
         if self._protocol.is_in_transaction() and not self.interrupted:
             logger.warning(
-                "A block ended with a transaction open, and the pool rolls it back. Use `async with"
-                " conn.transaction()`, or COMMIT before the block ends."
+                "A block ended with an open transaction, which is rolled back. Use `async with conn.transaction()`, or"
+                " COMMIT before the block ends."
             )
         connection._top_xact = None
         connection._listeners.clear()
 
     async def is_unfit(self, now: Instant, timeout: float) -> bool:
-        """Find out, after a reset, whether the suspicion is right; one round trip of at most `timeout` seconds.
+        """Find out, after a reset, whether the suspicion is right: one round trip of at most `timeout` seconds.
 
-        Only `read_only` can be suspected. A session is that no longer if its last block had asked for it.
+        Only `read_only` can be suspected. If the block itself had asked for that, the reset has ended it.
         """
         sessions = self._traits.read_only_sessions
         if not sessions.worth_ending(self.opened_at, now):

@@ -1,4 +1,4 @@
-"""Sessions that lead to a read-only server, such as the former writer after a failover. Pure: no I/O, no clock."""
+"""Sessions on a read-only server, such as the former writer after a failover. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.events import logger
 
 REPLACE_INTERVAL = 1.0
-"""Seconds that a session rests on a read-only server, at least, if another such session was ended before it opened.
+"""Seconds for which a session on a read-only server is kept, at least, if it was opened after another one was closed.
 
-The name may lead to the old server for some seconds after a failover, or always to a replica, on which somebody writes
-by mistake: neither may cost a connect for each statement.
+After a failover the name may lead to the old server for some seconds; or it may always lead to a replica, to which
+somebody writes by mistake. Neither may cost a connect for each statement.
 """
 
 
 class ReadOnlySessions:
-    """What is known of them; lives as long as its pool, over all event loops."""
+    """What is known about them; lives as long as its pool, over all event loops."""
 
     __slots__ = ("_found_at",)
 
@@ -27,11 +27,11 @@ class ReadOnlySessions:
         return found_at is None or opened_at <= found_at or elapsed(found_at, now) >= REPLACE_INTERVAL
 
     def found(self, now: Instant) -> None:
-        """A session turned out to be read-only and is ended. Says so once."""
+        """Note that a session is read-only and will be closed. Logs a warning the first time."""
         if self._found_at is None:
             logger.warning(
                 "A write was refused because the server is read-only (SQLSTATE 25006), as the former writer is after a"
-                " failover. The pool ends such sessions and connects again. If it goes on, let the database URL name"
-                " the writer, not a replica; or look for default_transaction_read_only."
+                " failover. The pool closes such sessions and connects again. If this continues, make the database"
+                " URL name the writer, not a replica, or check default_transaction_read_only."
             )
         self._found_at = now

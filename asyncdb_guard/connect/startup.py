@@ -55,7 +55,7 @@ class ServerTraits:
         self.pooler = False
         """Whether a connect has met a pooler that the settings do not mention."""
         self.dba_asked = False
-        """Whether the limits that the DBA set for the role are known."""
+        """Whether the DBA's limits for the role have been read."""
         self.reset_plan = ResetPlan()
         self.read_only_sessions = ReadOnlySessions()
 

@@ -112,7 +112,8 @@ class PoolCore:
         registry.discard(self)
         if loop_pool is not None and not loop_pool.closed:
             if loop_pool.loop.is_closed():
-                loop_pool.abandon()
+                for lingering in loop_pool.abandon():
+                    lingering.close()
             else:
                 loop_pool.terminate()
 

@@ -35,7 +35,7 @@ def progress(console: Console) -> Generator[Show, None, None]:
 def table(plain: Run, guarded: Run) -> Table:
     """Both runs side by side."""
     rows: list[tuple[str, Callable[[Run], str]]] = [
-        (f"Peak sessions of the fleet (limit {plain.scenario.max_connections})", lambda run: f"{run.peak}"),
+        (f"Peak sessions (limit {plain.scenario.max_connections})", lambda run: f"{run.peak}"),
         ("Bystander's requests failed", lambda run: f"{run.turned_away:,}"),
         ("Bystander's requests served", lambda run: f"{run.served:,}"),
         ("Sign-ups completed before the outage", lambda run: f"{run.done_before_outage:,}"),

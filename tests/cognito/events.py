@@ -6,9 +6,11 @@ from typing import Any
 
 from asyncdb_guard.testing import access_claims, cognito_events, id_claims, machine_event
 from asyncdb_guard.testing.cognito_events import CLIENT_ID
+from asyncdb_guard.testing.cognito_events import USER_POOL_ID as POOL_ID
 
 __all__ = [
     "CLIENT_ID",
+    "POOL_ID",
     "access_claims",
     "confirmation_event",
     "id_claims",
@@ -27,7 +29,7 @@ def token_event(
     version: str = "2", *, sub: str | None = None, source: str = "TokenGeneration_HostedAuth", **request: Any
 ) -> dict[str, Any]:
     """A pre token generation event; `request` replaces parts of its request."""
-    event = cognito_events.token_event(version, sub=sub, source=source)
+    event = cognito_events.token_event(version, sub=sub, source=source, roles=["arn:aws:iam::1:role/e"])
     event["request"].update(request)
     return event
 

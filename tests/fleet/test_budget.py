@@ -1,0 +1,56 @@
+"""Whether a fleet's sessions fit a server: sums alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from asyncdb_guard.fleet.budget import Budget, Demand, ServerFacts
+
+SERVER = ServerFacts(
+    max_connections=1000, reserved=3, role="app", role_limit=None, role_is_superuser=False, database_limit=None,
+    others=40, others_limit=None,
+)  # fmt: skip
+
+
+def budget(environments: int, others: int = 97, facts: ServerFacts = SERVER, **demand: int) -> Budget:
+    return Budget(facts, Demand({"a": environments}, **demand), others)
+
+
+def test_a_fleet_fits_to_the_last_slot() -> None:
+    assert budget(900).fits
+    assert not budget(901).fits
+    assert (budget(900).limit, budget(901).limit) == (900, 900)
+    assert budget(900).refused_share == 0.0
+
+
+def test_what_does_not_fit_is_shared_alike() -> None:
+    both = Budget(SERVER, Demand({"a": 1200, "b": 600}), others=97)
+    assert both.limit == 900
+    assert both.refused_share == pytest.approx(0.5)
+    assert both.reserved_concurrency == {"a": 600, "b": 300}
+
+
+def test_others_that_want_everything_leave_nothing() -> None:
+    assert budget(10, others=2000).limit == 0
+
+
+def test_processes_and_places_multiply() -> None:
+    demand = Demand({"a": 10, "b": 5}, processes=4, pool_max=2)
+    assert (demand.pools, demand.sessions) == (60, 120)
+
+
+@pytest.mark.parametrize(
+    ("changed", "obstacles"),
+    [
+        ({}, 0),
+        ({"role_limit": 100}, 0),
+        ({"role_limit": 99}, 1),
+        ({"role_is_superuser": True, "role_limit": 99}, 1),
+        ({"database_limit": 197}, 0),
+        ({"database_limit": 196}, 1),
+    ],
+)
+def test_a_limit_below_the_demand_is_an_obstacle(changed: dict[str, object], obstacles: int) -> None:
+    assert len(budget(100, facts=replace(SERVER, **changed)).obstacles) == obstacles
