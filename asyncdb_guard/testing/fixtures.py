@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -17,6 +18,11 @@ from asyncdb_guard.testing.pools.inside import loop_of
 from asyncdb_guard.testing.pools.rolled_back import RolledBackPool, rolled_back
 from asyncdb_guard.testing.pools.watched import WatchedPool
 from asyncdb_guard.testing.postgres.databases import TemporaryDatabase
+
+_OURS = ("LAMBDA_DATABASE_", "DATABASE_URL")
+"""How the variables begin that DatabaseSettings reads."""
+
+_settings: dict[tuple[str, tuple[tuple[str, str], ...]], DatabaseSettings] = {}
 
 _LEFT_OPEN_TIMEOUT = 0.1
 """Seconds for a borrower who is late anyway."""
@@ -41,6 +47,16 @@ def database(config: Config, schema: str) -> Generator[str]:
         process=worker.get("workerid", "main"),
     ) as temporary:
         yield temporary.url
+
+
+def settings_for(url: str) -> DatabaseSettings:
+    """The settings for a URL and for the environment as it is now; to make them anew takes longer than many a test."""
+    environment = tuple((name, value) for name, value in os.environ.items() if name.upper().startswith(_OURS))
+    key = (url, environment)
+    if key not in _settings:
+        _settings[key] = DatabaseSettings(url=url)
+    # A copy: what database_down() does to it concerns nobody else.
+    return _settings[key].model_copy()
 
 
 @contextmanager
@@ -68,7 +84,9 @@ class BasePools:
     def _base(self, settings: DatabaseSettings) -> GuardedPool:
         if self._pool is None or self._pool.settings != settings:
             self.close()
-            self._pool = GuardedPool(settings)
+            self._pool = GuardedPool(
+                settings.model_copy()
+            )  # database_down() on the test's own pool is not for this one
         return self._pool
 
     def close(self) -> None:

@@ -67,9 +67,9 @@ def postgres_url(request: pytest.FixtureRequest, postgres_schema: str) -> Iterat
 @pytest.fixture
 def guarded_settings(postgres_url: str) -> DatabaseSettings:
     """The settings of the pools below: `DatabaseSettings(url=postgres_url)`. Override it for others."""
-    from asyncdb_guard.settings import DatabaseSettings
+    from asyncdb_guard.testing.fixtures import settings_for
 
-    return DatabaseSettings(url=postgres_url)
+    return settings_for(postgres_url)
 
 
 @pytest.fixture

@@ -186,6 +186,31 @@ def test_settings_can_be_overridden_and_pools_follow_them(suite: Suite) -> None:
     assert status == 0, said
 
 
+def test_settings_follow_the_environment_and_are_nobody_elses(suite: Suite) -> None:
+    suite.write(
+        """
+        import pytest
+        from asyncdb_guard import ConnectFailedError
+
+        @pytest.fixture(params=["1", "2"])
+        def environment(request, monkeypatch):
+            monkeypatch.setenv("LAMBDA_DATABASE_POOL_MAX", request.param)
+            return int(request.param)
+
+        async def test_it(environment, guarded_pool):
+            assert guarded_pool.settings.pool_max == environment
+
+        async def test_down(guarded_pool, rolled_back_pool, database_down):
+            with database_down(guarded_pool):
+                with pytest.raises(ConnectFailedError):
+                    await guarded_pool.ping()
+                await rolled_back_pool.ping()
+        """
+    )
+    status, said = suite.run()
+    assert status == 0, said
+
+
 def test_a_database_without_a_schema_is_empty(suite: Suite) -> None:
     suite.write(
         """

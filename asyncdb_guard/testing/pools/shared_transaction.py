@@ -1,7 +1,7 @@
 """The one transaction behind a rolled-back pool: begun once, shared by all borrowers, undone in the end.
 
-What a borrower does outside of a transaction of its own runs between `SAVEPOINT` and `RELEASE`: so a statement that
-fails undoes only itself, as it would on its own, and the next one works.
+What a borrower does outside of a transaction of its own runs after a savepoint: so a statement that fails undoes only
+itself, as it would on its own, and the next one works. There is always exactly one savepoint of ours.
 """
 
 from __future__ import annotations
@@ -20,25 +20,29 @@ from asyncdb_guard.testing.pools.errors import RolledBackError
 from asyncdb_guard.testing.pools.shared_connection import SharedConnection
 
 _SAVE = "SAVEPOINT asyncdb_guard"
-_UNDO = "ROLLBACK TO SAVEPOINT asyncdb_guard"
-_KEEP = (
+_NEXT = f"RELEASE {_SAVE}; {_SAVE}"
+_UNDO = f"ROLLBACK TO {_SAVE}"
+_CHECK = (
     # What a COMMIT would check, without a trace of the check: a constraint that is deferred stays so.
     "SAVEPOINT asyncdb_guard_check; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK TO SAVEPOINT asyncdb_guard_check;"
-    " RELEASE SAVEPOINT asyncdb_guard"
+    " RELEASE SAVEPOINT asyncdb_guard_check"
 )
 
 _PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"
 """A test may stand in a debugger for as long as it likes."""
 
 _BEGUN = """
-    SELECT replace(current_setting('transaction_isolation'), ' ', '_'), (
+    SELECT replace(current_setting('transaction_isolation'), ' ', '_'),
+        EXISTS (SELECT FROM pg_constraint WHERE condeferrable) OR EXISTS (SELECT FROM pg_trigger WHERE tgdeferrable),
+    (
         SELECT string_agg(format('SELECT %1$L, last_value, is_called FROM %1$s', oid::regclass), ' UNION ALL ')
         FROM pg_sequence JOIN pg_class ON oid = seqrelid
         WHERE relpersistence <> 't' AND has_schema_privilege(relnamespace, 'USAGE')
           AND has_sequence_privilege(seqrelid, 'SELECT') AND has_sequence_privilege(seqrelid, 'UPDATE')
     )
 """
-"""The isolation level, and the statement that reads all sequences: no ROLLBACK sets those back."""
+"""The isolation level, whether a COMMIT may find fault with anything, and the statement that reads all sequences, which
+no ROLLBACK sets back."""
 
 
 class SharedTransaction:
@@ -55,8 +59,12 @@ class SharedTransaction:
         self._connection = inside.pooled_connection_of(acquisition)
         self._bare: Any = inside.bare(self._connection)
         self._sending: asyncio.Task[None] | None = None
+        self._fresh = True
+        """Whether nothing has come after the savepoint."""
         self._spoiled = False
         """Whether what came after the savepoint is to be undone, which the next statement does."""
+        self._checks = False
+        """Whether a COMMIT may find fault: there are constraints or triggers that can be deferred."""
         self._needs_reset = False
         self._schema_changed = False
         self._lent: SharedConnection | None = None
@@ -73,10 +81,10 @@ class SharedTransaction:
         try:
             outermost = lent.transaction(isolation=isolation)
             level = "" if isolation is None else f" ISOLATION LEVEL {isolation.replace('_', ' ')}"
-            await lent.execute(f"BEGIN{level}; {_PATIENT}")
+            await lent.execute(f"BEGIN{level}; {_PATIENT}; {_SAVE}")
             inside.set_transaction(shared._connection, outermost)
             row: Any = await lent.fetchrow(_BEGUN)
-            shared.isolation, read_sequences = row
+            shared.isolation, shared._checks, read_sequences = row
             if read_sequences is not None:
                 shared.sequences = [tuple(one) for one in await lent.fetch(read_sequences)]
         except BaseException as error:
@@ -111,8 +119,10 @@ class SharedTransaction:
                     " loss of a session with a pool that is not rolled back."
                 )
             if self._needs_reset:
-                await self.send(f"{inside.reset_query(self._connection)}; {_PATIENT}")
-                self._needs_reset = False
+                if self._spoiled:
+                    await self._send(_UNDO)
+                await self._send(f"{inside.reset_query(self._connection)}; {_PATIENT}")
+                self._fresh = self._needs_reset = False
         except BaseException:
             self._turn.release()
             raise
@@ -146,12 +156,18 @@ class SharedTransaction:
     # -- statements --------------------------------------------------------------------------------------------------
 
     async def save(self) -> None:
-        """Before a statement or a transaction of a borrower: undo what failed before, and set the savepoint."""
-        await self.send(_SAVE)
+        """Before a statement or a transaction of a borrower: undo what failed before, and have a savepoint."""
+        await self._settled()
+        if self._spoiled:
+            await self._send(_UNDO)
+        elif not self._fresh:
+            await self._send(_NEXT)
+        self._fresh = False
 
     async def keep(self) -> None:
-        """It went well: check what a COMMIT checks, and keep it. Raises what the server finds."""
-        await self.send(_KEEP)
+        """It went well: check what a COMMIT checks. Raises what the server finds."""
+        if self._checks:
+            await self._send(_CHECK)
 
     def spoil(self) -> None:
         """It failed: the next statement undoes it first."""
@@ -159,29 +175,31 @@ class SharedTransaction:
 
     def schema_changed(self) -> None:
         """What asyncpg remembers of tables and types is out of date, now and again after the undo."""
-        self._schema_changed = True
+        self._schema_changed = self._checks = True
 
     async def reload_schema(self) -> None:
         """Let asyncpg forget tables and types, as it does by itself outside of a transaction."""
         await self._bare.reload_schema_state()
 
-    async def send(self, sql: str) -> None:
+    async def _send(self, sql: str) -> None:
         """Send a statement of our own. A task of its own: a cancelled borrower must not leave it half done."""
-        while self._sending is not None:
-            await asyncio.wait({self._sending})
-        self._sending = asyncio.create_task(self._send(sql))
+        await self._settled()
+        self._sending = asyncio.create_task(self._execute(sql))
         await asyncio.shield(self._sending)
 
-    async def _send(self, sql: str) -> None:
+    async def _settled(self) -> None:
+        while self._sending is not None:
+            await asyncio.wait({self._sending})
+
+    async def _execute(self, sql: str) -> None:
         try:
-            if self._spoiled:
-                await self._bare.execute(_UNDO if sql == _SAVE else f"{_UNDO}; RELEASE SAVEPOINT asyncdb_guard; {sql}")
-                self._spoiled = False
-            else:
-                await self._bare.execute(sql)
+            await self._bare.execute(sql)
         except BaseException:
-            self._spoiled = self._spoiled or sql == _KEEP
+            self._spoiled = self._spoiled or sql == _CHECK
             raise
+        else:
+            if sql in {_UNDO, _NEXT}:
+                self._fresh, self._spoiled = True, False
         finally:
             self._sending = None
 
@@ -189,8 +207,7 @@ class SharedTransaction:
 
     async def undo(self) -> None:
         """Roll everything back, and return the connection to the pool that it came from. On its own event loop."""
-        while self._sending is not None:
-            await asyncio.wait({self._sending})
+        await self._settled()
         self._take_back()
         inside.set_transaction(self._connection, None)
         try:
