@@ -84,9 +84,8 @@ class BasePools:
     def _base(self, settings: DatabaseSettings) -> GuardedPool:
         if self._pool is None or self._pool.settings != settings:
             self.close()
-            self._pool = GuardedPool(
-                settings.model_copy()
-            )  # database_down() on the test's own pool is not for this one
+            # A copy: database_down() on a pool of the test's own is not for this one.
+            self._pool = GuardedPool(settings.model_copy())
         return self._pool
 
     def close(self) -> None:
