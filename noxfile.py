@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["tests", "lint", "types", "package"]
+nox.options.sessions = ["tests", "lint", "types", "package", "examples"]
 nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -96,6 +96,31 @@ def fleet(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks.fleet", *session.posargs)
 
 
+SESSION_LOOP = ("-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session")
+
+
+@nox.session(python=PYTHONS)
+def examples(session: nox.Session) -> None:
+    """The suite of `examples/pytest_suite` against the built wheel: with pytest-asyncio three ways, and with anyio."""
+    wheel = built_wheel(session)
+    session.install(f"{wheel}[testing]", *group("examples"))
+    suite = Path(session.create_tmp()).resolve() / "suite"
+    shutil.rmtree(suite, ignore_errors=True)
+    shutil.copytree("examples/pytest_suite", suite, ignore=shutil.ignore_patterns("__pycache__"))
+    with session.chdir(suite):
+        for options in ((), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")):
+            session.run("python", "-m", "pytest", *options, *session.posargs)
+
+
+def built_wheel(session: nox.Session) -> Path:
+    """The wheel, built from this tree, in a folder of its own."""
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), ".")
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff's rules and format, and whether the pre-commit configuration has the same pins."""
@@ -120,12 +145,9 @@ def types(session: nox.Session) -> None:
 @nox.session
 def package(session: nox.Session) -> None:
     """The built wheel, in its own environment: it can be imported, is typed, and contains nothing else."""
-    dist = Path(session.create_tmp()).resolve() / "dist"
-    shutil.rmtree(dist, ignore_errors=True)
-    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), ".")
-    (wheel,) = dist.glob("*.whl")
+    wheel = built_wheel(session)
     session.install("--force-reinstall", str(wheel))
-    with session.chdir(dist):
+    with session.chdir(wheel.parent):
         session.run(
             "python", "-c",
             "import asyncdb_guard, importlib.metadata as m, importlib.resources as r\n"
@@ -133,6 +155,7 @@ def package(session: nox.Session) -> None:
             "files = [p for p in m.files('asyncdb-guard') if not p.parts[0].endswith('.dist-info')]\n"
             "assert [p.name for p in files if p.parts[0] == '..'] == ['asyncdb-guard'], files\n"  # the command
             "files = [p for p in files if p.parts[0] != '..']\n"
-            "assert {p.parts[0] for p in files} == {'asyncdb_guard'}, files\n"
+            "names = {p.parts[0] for p in files} - {'__pycache__'}\n"
+            "assert names == {'asyncdb_guard', 'asyncdb_guard_pytest.py'}, files\n"
             "assert all(p.suffix in ('.py', '.pyc') or p.name == 'py.typed' for p in files), files\n",
         )  # fmt: skip

@@ -149,6 +149,12 @@ class Events:
         """Send every event to `listener`, too, from now on."""
         self._listeners += _checked((listener,))
 
+    def remove(self, listener: Listener) -> None:
+        """Stop telling `listener`. One that was added twice is removed once; one that was not is no error."""
+        if listener in self._listeners:
+            at = self._listeners.index(listener)
+            self._listeners = self._listeners[:at] + self._listeners[at + 1 :]
+
     def emit(self, event: Event) -> None:
         """Call every listener with `event`, in the order in which they were added."""
         for listener in self._listeners:

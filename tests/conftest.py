@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,12 @@ import hypothesis
 import pytest
 import trustme
 
-from asyncdb_guard import clock
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
-from examples.harness.runtime_api import RuntimeApi
+from asyncdb_guard.testing import ManualClock
+from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support import eventually as waiting
-from tests.support.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -67,7 +66,7 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[Cluster, str]]:
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
     certificate.private_key_pem.write_to_path(tmp_path / "server.key")
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
-    with Cluster.start("debian", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
+    with Cluster.start(source="machine", tls=(tmp_path / "server.crt", tmp_path / "server.key")) as server:
         yield server, str(tmp_path / "ca.crt")
 
 
@@ -120,16 +119,10 @@ def eventually() -> waiting.Eventually:
 
 
 @pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def later() -> Iterator[Callable[[float], None]]:
     """`later(10)` puts the pool's clocks ahead by so many seconds more, in place of a sleep."""
-    ahead = 0.0
-
-    def put_ahead(seconds: float) -> None:
-        nonlocal ahead
-        ahead += seconds
-        monkeypatch.setattr(clock, "now", lambda: (time.monotonic() + ahead, time.time() + ahead))
-
-    return put_ahead
+    with ManualClock() as clock:
+        yield clock.advance
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,11 @@ from asyncdb_guard import (
 )
 from asyncdb_guard.events import Event
 from asyncdb_guard.pool.connections import GROWTH_PAUSE, GROWTH_PAUSE_MAX
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import allow, assert_accounts_balance, at_rest
 from tests.support.eventually import Eventually, eventually
-from tests.support.proxy import TcpProxy
 
 
 @pytest.mark.parametrize("pool_max", [1, 5])

@@ -11,12 +11,12 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import CircuitOpenError, DatabaseSettings, GuardedPool
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import allow, assert_accounts_balance
 from tests.support.cancelling import Moment, cancelled_at
 from tests.support.eventually import eventually
-from tests.support.proxy import TcpProxy
 
 MOMENTS: tuple[Moment, ...] = ("while it waits", "with the answer")
 State = Callable[[GuardedPool], Awaitable[object]]

@@ -19,11 +19,11 @@ from asyncdb_guard import (
     GuardedPool,
 )
 from asyncdb_guard.events import Event
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import assert_accounts_balance, at_rest
 from tests.support.eventually import Eventually
-from tests.support.proxy import TcpProxy
 
 
 async def quiet(proxy: TcpProxy, seconds: float) -> bool:

@@ -15,8 +15,9 @@ from tests.cognito.conftest import SUB, TABLE
 from tests.cognito.events import confirmation_event, id_claims, machine_event, token_event
 
 if TYPE_CHECKING:
-    from examples.harness.postgres import Cluster
-    from examples.harness.runtime_api import Environment, RuntimeApi
+    from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
+    from asyncdb_guard.testing.lambda_runtime.process import LambdaRuntime as Environment
+    from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 

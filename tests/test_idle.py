@@ -12,12 +12,12 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, clock
 from asyncdb_guard.events import Event
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import allow, assert_accounts_balance, at_rest
 from tests.support.environment_child import Child
 from tests.support.eventually import Eventually
-from tests.support.proxy import TcpProxy
 
 PID = "SELECT pg_backend_pid()"
 QUIET = 6.0

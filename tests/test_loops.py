@@ -13,8 +13,8 @@ import pytest
 import uvloop
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError, PoolInUseError
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 PID = "SELECT pg_backend_pid()"
 

@@ -9,9 +9,9 @@ import pytest
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, ConnectTimeoutError, DatabaseSettings, GuardedPool
 from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.events import Event
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
-from tests.support.proxy import TcpProxy
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 
 async def test_pool_max_is_1(monkeypatch: pytest.MonkeyPatch, url: str, observer: Observer, role: str) -> None:

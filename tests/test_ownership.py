@@ -13,10 +13,10 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, GuardError
-from examples.harness.observer import Observer
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import at_rest
 from tests.support.eventually import eventually
-from tests.support.proxy import TcpProxy
 
 # what tears asyncpg and asyncio in the middle leaves warnings of theirs
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

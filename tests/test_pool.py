@@ -13,7 +13,7 @@ import pytest
 
 from asyncdb_guard import ConfigurationError, DatabaseSettings, GuardedPool, PoolClosedError
 from asyncdb_guard.events import Event
-from examples.harness.observer import Observer
+from asyncdb_guard.testing.postgres.observer import Observer
 from tests.support.bound import assert_accounts_balance, at_rest
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.read_only import REPLACE_INTERVAL, ReadOnlySessions
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from asyncdb_guard.verdict import unfit
-from examples.harness.postgres import Cluster
 from tests.support.bound import at_rest
-from tests.support.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,11 +13,11 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.runtime import lambda_handler
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import allow, assert_accounts_balance, at_rest
 from tests.support.eventually import eventually
-from tests.support.proxy import TcpProxy
 
 LATENCY = 0.05
 """Seconds each way."""

@@ -16,8 +16,8 @@ from tests.support.speaker import Platform
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from examples.harness.postgres import Cluster
-    from tests.support.proxy import TcpProxy
+    from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 WHO = "SELECT current_user::text"
 

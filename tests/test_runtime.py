@@ -26,14 +26,15 @@ from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.errors import ConfigurationError, TriggerEventError, TriggerFailedError
 from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.runtime import lambda_handler
-from examples.harness.runtime_api import Environment, RuntimeApi
+from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
+from asyncdb_guard.testing.lambda_runtime.process import LambdaRuntime as Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from examples.harness.observer import Observer
+    from asyncdb_guard.testing.postgres.observer import Observer
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
     from tests.support.eventually import Eventually
-    from tests.support.proxy import TcpProxy
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool, GuardError
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import allow
 from tests.support.eventually import eventually
-from tests.support.proxy import TcpProxy
 
 DELAY = 1
 """Seconds for each login, more than a caller waits."""

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, GuardError
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import assert_accounts_balance, at_rest
 from tests.support.eventually import eventually
-from tests.support.proxy import TcpProxy
 
 SECONDS = 30.0 if os.environ.get("CI") == "true" else 8.0
 BORROWERS = 20

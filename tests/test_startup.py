@@ -7,8 +7,8 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.startup import ServerTraits
-from examples.harness.postgres import Cluster
-from tests.support.proxy import TcpProxy
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 OURS = (
     "idle_session_timeout", "idle_in_transaction_session_timeout", "client_connection_check_interval",

@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import at_rest
 from tests.support.eventually import Eventually
-from tests.support.proxy import TcpProxy
 
 
 async def test_a_statement_on_a_dead_path_does_not_keep_its_backend(

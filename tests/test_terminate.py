@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError
-from examples.harness.observer import Observer
+from asyncdb_guard.testing.postgres.observer import Observer
 from tests.support.eventually import Eventually
 
 

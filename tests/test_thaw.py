@@ -14,12 +14,12 @@ import pytest
 from asyncdb_guard import AcquireTimeoutError, DatabaseSettings, GuardedPool, clock
 from asyncdb_guard.connect.sockets import socket_probe
 from asyncdb_guard.pool.health import RESET_TIMEOUT
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import at_rest
 from tests.support.environment_child import Child
 from tests.support.eventually import Eventually
-from tests.support.proxy import TcpProxy
 
 PID = "SELECT pg_backend_pid()"
 ROUNDS = 10

@@ -30,6 +30,8 @@ from asyncdb_guard.errors import (
     DeadlineExceededError,
 )
 from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.verdict import (
     Verdict,
     is_lost,
@@ -39,8 +41,6 @@ from asyncdb_guard.verdict import (
     server_spoke,
     sqlstate_of,
 )
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
 from tests.support.eventually import eventually
 from tests.support.speaker import message, refusal, speaker
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from examples.burst.fleet import Fleet
 from examples.burst.measurements import Run
 from examples.burst.scenario import BYSTANDER, PoolName, Scenario
 from examples.burst.watch import AttemptCounter, observe, visit
-from examples.harness.postgres import Cluster
 
 SHOW_EVERY = 0.2
 LAST_SECONDS = 60.0

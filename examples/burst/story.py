@@ -10,14 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asyncdb_guard.testing.lambda_runtime.endpoint import EnvironmentFailed
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from examples.burst import picture, report, triggers
 from examples.burst.fleet import FleetError
 from examples.burst.incident import run_incident
 from examples.burst.interruption import Interruption
 from examples.burst.measurements import Run, shown
 from examples.burst.scenario import ASYNCPG_DEFAULT_POOL, FLEET, SCHEMA, PoolName, Scenario
-from examples.harness.postgres import Cluster
-from examples.harness.runtime_api import EnvironmentFailed
 
 QUICK = Scenario(processes=12, max_connections=40, seconds=9)
 FOREIGN = ("LAMBDA_DATABASE_", "DATABASE_URL", "PG")

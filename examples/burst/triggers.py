@@ -7,56 +7,30 @@ from typing import Any
 
 from rich.console import Console
 
+from asyncdb_guard.testing import (
+    Answer,
+    LambdaRuntime,
+    RuntimeApi,
+    TemporaryPostgres,
+    confirmation_event,
+    token_event,
+)
 from examples.burst.fleet import ROOT
 from examples.burst.scenario import FLEET
-from examples.harness.postgres import Cluster
-from examples.harness.runtime_api import Answer, Environment, RuntimeApi
 
 SUB = str(uuid.uuid5(uuid.NAMESPACE_DNS, "ada.example.com"))
-ATTRIBUTES = {"sub": SUB, "email": "ada@example.com", "email_verified": "true"}
 
 
 class TriggerRefusedError(Exception):
     """A Lambda function answered with an error."""
 
 
-def event(version: str, source: str, request: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
-    """Return an event in the envelope that Cognito uses for every trigger."""
-    return {
-        "version": version,
-        "triggerSource": source,
-        "region": "eu-central-1",
-        "userPoolId": "eu-central-1_Example",
-        "userName": "ada",
-        "callerContext": {"awsSdkVersion": "aws-sdk-unknown-unknown", "clientId": "example-client"},
-        "request": {"userAttributes": ATTRIBUTES, **request},
-        "response": response,
-    }
-
-
-def confirmation() -> dict[str, Any]:
-    """Return Cognito's event after a user has confirmed her address."""
-    return event("1", "PostConfirmation_ConfirmSignUp", {}, {})
-
-
-def token_request(version: str) -> dict[str, Any]:
-    """Return Cognito's event before it signs tokens, in one of its three versions."""
-    groups = {"groupsToOverride": ["editors"], "iamRolesToOverride": [], "preferredRole": None}
-    request: dict[str, Any] = {"groupConfiguration": groups}
-    if version == "1":
-        details = "claimsOverrideDetails"
-    else:
-        details = "claimsAndScopeOverrideDetails"
-        request["scopes"] = ["openid", "email"]
-    return event(version, "TokenGeneration_Authentication", request, {details: None})
-
-
-def act(server: Cluster, console: Console) -> None:
+def act(server: TemporaryPostgres, console: Console) -> None:
     """Provision one user and load her claims; print what Cognito would get back."""
     environment = {"LAMBDA_DATABASE_URL": server.url(user=FLEET, sslmode="disable")}
     with RuntimeApi.start() as api:
         with api.environment("examples.burst.lambda_app.post_confirmation", env=environment, cwd=ROOT) as function:
-            answer = _ask(function, confirmation())
+            answer = _ask(function, confirmation_event(sub=SUB))
             console.print(
                 f"\n[bold]Post confirmation[/]: ada has signed up. Answered in {_ms(answer)}. From the answer:"
             )
@@ -65,7 +39,7 @@ def act(server: Cluster, console: Console) -> None:
             console.print(f"Her row in app_user: {row.replace('|', ', ')}", soft_wrap=True)
         with api.environment("examples.burst.lambda_app.pre_token", env=environment, cwd=ROOT) as function:
             for version in ("1", "2", "3"):
-                answer = _ask(function, token_request(version))
+                answer = _ask(function, token_event(version, sub=SUB))
                 console.print(
                     f"\n[bold]Pre token generation[/], event version {version}: ada signs in. "
                     f"Answered in {_ms(answer)}. Its response:"
@@ -73,7 +47,7 @@ def act(server: Cluster, console: Console) -> None:
                 console.print_json(data=answer.payload["response"])
 
 
-def _ask(function: Environment, question: dict[str, Any]) -> Answer:
+def _ask(function: LambdaRuntime, question: dict[str, Any]) -> Answer:
     answer = function.invoke(question)
     if answer.error is not None:
         said = function.stdout + function.stderr

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from examples.burst.measurements import Sample, Visit
 from examples.burst.scenario import FLEET
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
 
 OBSERVE_EVERY = 0.05
 CONNECT_EVERY = 0.05

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 import asyncdb_guard
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.benchmarks import node_pg, picture, report
 from tests.benchmarks.claims import loads
 from tests.benchmarks.contestants import MAKERS, Maker

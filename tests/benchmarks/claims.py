@@ -8,7 +8,7 @@ import asyncpg
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.benchmarks.contestants import COMMAND_TIMEOUT, Borrower
 from tests.benchmarks.figures import Figure, compare
 from tests.benchmarks.warm import take_turns

@@ -24,7 +24,7 @@ from rich.table import Table
 from asyncdb_guard import DatabaseSettings
 from asyncdb_guard.fleet import FleetModel, Gate, OpenPeriods, Result, Scenario, ServerModel, simulate
 from asyncdb_guard.fleet.scenarios import Reach
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 OURS = ("LAMBDA_DATABASE_", "DATABASE_URL", "PG")
 """Variables of the caller's own that must not reach the fleet."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.benchmarks.contestants import ALWAYS, ASYNCPG_POOL, BARE, MAKERS, NEVER, Borrower
 from tests.benchmarks.figures import Figure, Spread, compare
 from tests.benchmarks.slow_line import SlowLine

@@ -7,7 +7,7 @@ import contextlib
 from aiobreaker import CircuitBreakerError
 
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool
-from examples.harness.ports import LOOPBACK, free_port
+from asyncdb_guard.testing.ports import LOOPBACK, free_port
 from tests.benchmarks.by_hand import Database, Settings
 from tests.benchmarks.contestants import Borrower
 from tests.benchmarks.figures import Figure, Spread

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.benchmarks.contestants import ALWAYS, ASYNCPG_POOL, COMMAND_TIMEOUT
 from tests.benchmarks.figures import Figure, Samples, compare
 

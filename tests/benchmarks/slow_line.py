@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Self
 
-from examples.harness.ports import LOOPBACK
+from asyncdb_guard.testing.ports import LOOPBACK
 
 
 class SlowLine:

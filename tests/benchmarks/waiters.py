@@ -11,7 +11,7 @@ from typing import TypeAlias
 import asyncpg
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.benchmarks.contestants import ASYNCPG_POOL, COMMAND_TIMEOUT, STATEMENT
 from tests.benchmarks.figures import Figure, Ratio, Spread, quotients
 

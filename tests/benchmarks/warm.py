@@ -6,11 +6,11 @@ import gc
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.benchmarks.contestants import ALWAYS, ASYNCPG_POOL, BARE, NEVER, NODE_PG, Contestant, Maker
 from tests.benchmarks.figures import Figure, Samples, Spread, compare
 from tests.benchmarks.slow_line import SlowLine
-from tests.support.proxy import TcpProxy
 
 ROUND_TRIPS = "Round trips of a warm borrow"
 LOOPBACK_TIME = "Warm borrow, on loopback"

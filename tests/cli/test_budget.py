@@ -11,8 +11,8 @@ from asyncdb_guard import DatabaseSettings
 from asyncdb_guard.cli.budget import _Report
 from asyncdb_guard.cli.main import main
 from asyncdb_guard.fleet.budget import Demand
-from examples.harness.postgres import Cluster
-from tests.support.proxy import TcpProxy
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 FLEET = ("budget", "--concurrency", "20", "--vcpu", "1")
 

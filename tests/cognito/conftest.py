@@ -10,7 +10,7 @@ import pytest
 from asyncdb_guard import DatabaseSettings, GuardedPool
 
 if TYPE_CHECKING:
-    from examples.harness.postgres import Cluster
+    from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 SUB = "8b1f6a52-6f0e-4b65-9d6c-0a2d1b3c4d5e"
 

@@ -16,7 +16,7 @@ from tests.cognito.events import confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
-    from tests.support.proxy import TcpProxy
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 
 async def slow(conn: Any, user: CognitoUser) -> None:

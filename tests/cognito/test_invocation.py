@@ -17,9 +17,9 @@ from tests.cognito.events import confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
-    from examples.harness.observer import Observer
+    from asyncdb_guard.testing.postgres.observer import Observer
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
     from tests.support.eventually import Eventually
-    from tests.support.proxy import TcpProxy
 
 BUDGET = 0.3
 

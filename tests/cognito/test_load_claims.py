@@ -14,8 +14,8 @@ from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import access_claims, id_claims, machine_event, token_event
 
 if TYPE_CHECKING:
-    from examples.harness.observer import Observer
-    from tests.support.proxy import TcpProxy
+    from asyncdb_guard.testing.postgres.observer import Observer
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 
 async def test_version_1_has_texts_for_the_id_token(pool: GuardedPool, sub: str) -> None:

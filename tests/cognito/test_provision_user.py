@@ -17,8 +17,8 @@ from tests.cognito.events import confirmation_event, id_claims, token_event
 
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
-    from examples.harness.postgres import Cluster
-    from tests.support.proxy import TcpProxy
+    from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 INSERT = "INSERT INTO app_user (cognito_sub, email, attributes) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
 

@@ -15,9 +15,9 @@ from asyncdb_guard import ConfigurationError, TriggerFailedError
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers
 from asyncdb_guard.cognito.caching.key import user_key
 from asyncdb_guard.cognito.caching.redis import RedisCache
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import confirmation_event, id_claims, token_event
-from tests.support.proxy import TcpProxy
 from tests.support.redis import RedisServer
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, id_clai
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
-    from examples.harness.postgres import Cluster
+    from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 SIGN_IN = "The sign-in could not be completed, please try again later"
 SIGN_UP = "The sign-up could not be completed, please try again later"

@@ -17,7 +17,7 @@ from tests.cognito.events import confirmation_event, id_claims, token_event, use
 
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
-    from tests.support.proxy import TcpProxy
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 
 async def claims_of(pool: GuardedPool, statement: str, sub: str, **request: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tests.cognito.conftest import Context, MakePool, returning, role_of
 from tests.cognito.events import id_claims, token_event
 
 if TYPE_CHECKING:
-    from tests.support.proxy import TcpProxy
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 DOWN = "postgresql://nobody@127.0.0.1:1/none"
 

@@ -13,7 +13,7 @@ from moto import mock_aws
 from moto.core.exceptions import JsonRESTError
 from moto.secretsmanager.models import SecretsManagerBackend
 
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 REGION = "eu-west-1"
 

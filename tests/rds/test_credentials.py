@@ -13,7 +13,7 @@ from asyncdb_guard.connect.aws.iam import IamCredentials
 from asyncdb_guard.connect.aws.secrets_manager import SecretsManagerCredentials
 from asyncdb_guard.connect.credentials import FixedCredentials, credentials_for
 from asyncdb_guard.settings.target import ConnectTarget
-from examples.harness.observer import Observer
+from asyncdb_guard.testing.postgres.observer import Observer
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:signup-AbCdEf"
 URL = "postgresql://app@db.example/app"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
-from tests.support.proxy import TcpProxy
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 NAME = "main.cluster.example"
 

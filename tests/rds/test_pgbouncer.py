@@ -19,11 +19,11 @@ from asyncdb_guard import (
     DatabaseUnavailableError,
     GuardedPool,
 )
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.rds.test_credentials import Vault
 from tests.support.pgbouncer import PgBouncer
-from tests.support.proxy import TcpProxy
 
 pytestmark = pytest.mark.debian
 

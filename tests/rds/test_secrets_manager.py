@@ -12,11 +12,11 @@ import pytest
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.aws.secrets_manager import SecretsManagerCredentials
-from examples.harness.observer import Observer
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.rds.conftest import REGION, SecretsManager
 from tests.support.program import run
-from tests.support.proxy import TcpProxy
 
 MISSING = f"arn:aws:secretsmanager:{REGION}:123456789012:secret:nothing-AbCdEf"
 PASSWORD = "s3cr3t-w0rd"

@@ -15,8 +15,8 @@ import trustme
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.tls import TlsContexts
-from examples.harness.postgres import Cluster
-from tests.support.proxy import TcpProxy
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 IN_TLS = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 USER = "app"
@@ -60,7 +60,7 @@ def start(authority: trustme.CA, directory: Path) -> Iterator[Callable[..., Clus
         files = directory / f"{stem}.crt", directory / f"{stem}.key"
         certificate.cert_chain_pems[0].write_to_path(files[0])
         certificate.private_key_pem.write_to_path(files[1])
-        cluster = Cluster.start("debian", tls=files, auth="scram-sha-256")
+        cluster = Cluster.start(source="machine", tls=files, auth="scram-sha-256")
         clusters.append(cluster)
         cluster.psql(f"CREATE ROLE {USER} LOGIN PASSWORD 'word'")
         return cluster

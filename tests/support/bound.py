@@ -9,7 +9,7 @@ from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
     from asyncdb_guard import GuardedPool
-    from examples.harness.postgres import Cluster
+    from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 
 def allow(server: Cluster, url: str, sessions: int) -> None:

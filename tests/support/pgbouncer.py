@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote, urlencode
 
-from examples.harness.installation import Account, Installation
-from examples.harness.ports import LOOPBACK, free_port
-from examples.harness.postgres import Cluster
+from asyncdb_guard.testing.ports import LOOPBACK, free_port
+from asyncdb_guard.testing.postgres.installation import Account, Installation
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 
 _PROGRAMS = ("/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer")
 
@@ -136,7 +136,7 @@ class PgBouncer:
         """Run one command in the admin console: PAUSE, RESUME, SHOW POOLS; the rows of the answer."""
         done = subprocess.run(
             [
-                Installation.of(self.server.version).programs / "psql", "-X", "-q", "-A",
+                Installation.find(self.server.version).programs / "psql", "-X", "-q", "-A",
                 "-F", "\t", "-P", "footer=off", "-c", command,
                 f"postgresql://admin@{self.host}:{self.port}/pgbouncer?connect_timeout=5",
             ],

@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Self
 
-from examples.harness.ports import LOOPBACK, free_port
+from asyncdb_guard.testing.ports import LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

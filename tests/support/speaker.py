@@ -8,7 +8,7 @@ import struct
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from examples.harness.ports import LOOPBACK
+from asyncdb_guard.testing.ports import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -6,20 +6,42 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from tests.support.wire import FrontendReader
+from asyncdb_guard.testing.tcp_proxy.wire import FrontendReader
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from tests.support.proxy import TcpProxy
+class ProxyState:
+    """What a proxy does to its connections, and what it has counted."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        """Host and port of the server."""
+
+        self.latency = 0.0
+        """Seconds added each way."""
+        self.deaf = False
+        """The path is dead: nothing passes any more, in neither direction, not even the end of a connection, and
+        sockets stay open. A connection that lost bytes stays deaf when this becomes False again."""
+        self.hang = False
+        """New connections are accepted and never answered; the server never hears of them."""
+        self.refuse = False
+        """New connections are accepted and reset at once."""
+
+        self.accepted = 0
+        """Connections so far, refused and hanging ones included."""
+        self.round_trips = 0
+        """Bursts from clients that follow an output of the server, or begin a connection."""
+        self.client_bytes = 0
+        """Bytes received from clients."""
+        self.server_bytes = 0
+        """Bytes received from the server."""
 
 
 class Link:
     """Both sides of one connection; lives in the proxy's thread."""
 
-    def __init__(self, proxy: TcpProxy) -> None:
+    def __init__(self, proxy: ProxyState) -> None:
         self.proxy = proxy
         self.reader = FrontendReader()
         self.client = Side(self, self._from_client)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from .endpoint import FUNCTION, REGION, Answer, Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from concurrent.futures import Future
-
-    from .runtime_api import RuntimeApi
+from asyncdb_guard.testing.lambda_runtime.endpoint import FUNCTION, REGION, Answer, Endpoint
+from asyncdb_guard.testing.loop_thread import LoopThread
 
 _INHERITED = ("COVERAGE_", "DYLD_", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")
 
@@ -45,18 +44,54 @@ class _Output:
         return os.pread(self.file.fileno(), os.fstat(self.file.fileno()).st_size, 0)
 
 
-class Environment:
-    """One process, which answers one event at a time; lives until `close()`, or until its process has ended."""
+class LambdaRuntime:
+    """One execution environment: a process that answers one event at a time, until `close()` or its own end.
 
-    def __init__(self, api: RuntimeApi, handler: str, env: Mapping[str, str], cwd: Path, python: str) -> None:
+    Made by `LambdaRuntime.start(...)`, or by a `RuntimeApi` for several.
+    """
+
+    def __init__(
+        self, thread: LoopThread, handler: str, env: Mapping[str, str], cwd: Path, python: str, *, own_thread: bool
+    ) -> None:
         self.returncode: int | None = None
         """How the process ended; minus the signal's number if one killed it."""
-        self._api = api
+        self._thread = thread
+        self._own_thread = own_thread
         self._handler = handler
         self._env = env
         self._cwd = cwd
         self._python = python
         self._stdout, self._stderr = _Output(), _Output()
+
+    @classmethod
+    def start(
+        cls,
+        handler: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        python: str = sys.executable,
+    ) -> Self:
+        """Start a process for `handler` ("module.function", found from `cwd`); does not wait until it is up.
+
+        It sees Lambda's usual variables, `env`, and little of ours. A signal handler of Python's runs in an idle
+        process only with `AWS_EXECUTION_ENV="AWS_Lambda_python3.12"` or later in `env`, as on Lambda.
+
+        Raises RuntimeError where `awslambdaric` is not installed.
+        """
+        if python == sys.executable and find_spec("awslambdaric") is None:
+            raise RuntimeError(
+                "The package awslambdaric is not installed. Install the extra: pip install 'asyncdb-guard[testing]'."
+            )
+        thread = LoopThread("LambdaRuntime")
+        thread.start()
+        runtime = cls(thread, handler, env or {}, Path(cwd or Path.cwd()).resolve(), python, own_thread=True)
+        try:
+            thread.run(runtime.begin())
+        except BaseException:
+            thread.stop()
+            raise
+        return runtime
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +113,16 @@ class Environment:
         """All that the process has written to stderr so far."""
         return self._stderr.text()
 
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The CloudWatch EMF documents that the process has printed so far."""
+        return [json.loads(line) for line in self.stdout.splitlines() if _is_emf(line)]
+
+    @property
+    def logs(self) -> list[str]:
+        """The lines that the process has written so far, metrics left out: stdout's, then stderr's."""
+        return [line for line in (*self.stdout.splitlines(), *self.stderr.splitlines()) if not _is_emf(line)]
+
     def invoke(self, event: Any, *, timeout_ms: int = 6000, timeout: float = 10.0) -> Answer:
         """Hand the event to the process and wait for its answer.
 
@@ -88,11 +133,11 @@ class Environment:
 
     def submit(self, event: Any, *, timeout_ms: int = 6000) -> Future[Answer]:
         """Hand the event over without waiting. Several wait in line."""
-        return self._api.submit(self._endpoint.invoke(event, timeout_ms))
+        return self._thread.submit(self._endpoint.invoke(event, timeout_ms))
 
     def wait_ready(self, timeout: float = 10.0) -> None:
         """Return once the process has asked for its first event. Raises as `invoke` does."""
-        self._api.run(self._until_ready(), timeout)
+        self._thread.run(self._until_ready(), timeout)
 
     def terminate(self, grace: float = 2.0) -> float:
         """SIGTERM, then SIGKILL after `grace` seconds; the seconds until the process had ended."""
@@ -111,7 +156,7 @@ class Environment:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process to end; raises TimeoutError. Returns how it ended."""
-        return self._api.run(self._until_ended(), timeout)
+        return self._thread.run(self._until_ended(), timeout)
 
     def freeze(self) -> None:
         """Stop the process and its children where they are (SIGSTOP), as Lambda does between invocations."""
@@ -123,7 +168,10 @@ class Environment:
 
     def close(self) -> None:
         """End the process: gently if it waits for an event, else with SIGKILL. Safe to call twice."""
-        self._api.run(self.end())
+        if self._thread.running:
+            self._thread.run(self.end())
+            if self._own_thread:
+                self._thread.stop()
 
     def _signal(self, number: int) -> None:
         if self.returncode is None:
@@ -136,11 +184,17 @@ class Environment:
         """Start the process. For the API's own thread."""
         self._endpoint = Endpoint(lambda: f"-- stdout\n{self.stdout}\n-- stderr\n{self.stderr}")
         address = await self._endpoint.open()
-        self._process = await asyncio.create_subprocess_exec(
-            self._python, "-m", "awslambdaric", self._handler,
-            cwd=self._cwd, env=self._variables(address), start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL, stdout=self._stdout.file, stderr=self._stderr.file,
-        )  # fmt: skip
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                self._python, "-m", "awslambdaric", self._handler,
+                cwd=self._cwd, env=self._variables(address), start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=self._stdout.file, stderr=self._stderr.file,
+            )  # fmt: skip
+        except OSError:
+            self._stdout.close()
+            self._stderr.close()
+            await self._endpoint.close()
+            raise
         self._ended = asyncio.create_task(self._watch())
 
     async def end(self) -> None:
@@ -191,3 +245,7 @@ class Environment:
 
     async def _until_ended(self) -> int:
         return await asyncio.shield(self._ended)
+
+
+def _is_emf(line: str) -> bool:
+    return line.startswith("{") and '"_aws"' in line

@@ -6,73 +6,65 @@ It runs in a thread of its own, so it also works while the test's loop is blocke
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import socket
-import threading
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Callable
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
 
-from examples.harness.ports import LOOPBACK, free_port
-from tests.support.link import Link
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from tests.support.link import Side
-
-T = TypeVar("T")
+from asyncdb_guard.testing.loop_thread import LoopThread
+from asyncdb_guard.testing.ports import LOOPBACK, free_port
+from asyncdb_guard.testing.tcp_proxy.link import Link, ProxyState, Side
 
 
-class TcpProxy:
-    """Use as `async with` or `with`. Everything may be read and set from any thread at any time."""
+class TcpProxy(ProxyState):
+    """A proxy on a loopback port, from `with` or `async with` to its end.
+
+    Everything may be read and set from any thread at any time.
+    """
 
     host = LOOPBACK
 
     def __init__(self, target_host: str, target_port: int) -> None:
-        self.target = (target_host, target_port)
+        super().__init__((target_host, target_port))
         self.port = 0
-
-        self.latency = 0.0
-        """Seconds added each way."""
-        self.deaf = False
-        """The path is dead: nothing passes any more, in neither direction, not even the end of a connection, and
-        sockets stay open. A connection that lost bytes stays deaf when this becomes False again."""
-        self.hang = False
-        """New connections are accepted and never answered; the server never hears of them."""
-        self.refuse = False
-        """New connections are accepted and reset at once."""
-
-        self.accepted = 0
-        """Connections so far, refused and hanging ones included."""
-        self.round_trips = 0
-        """Bursts from clients that follow an output of the server, or begin a connection."""
-        self.client_bytes = 0
-        """Bytes received from clients."""
-        self.server_bytes = 0
-        """Bytes received from the server."""
-
+        """Where to connect to, once it is entered; the same after `listen_again()`."""
         self._links: list[Link] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="TcpProxy", daemon=True)
-        self._listening: asyncio.Task[None] | None = None
+        self._thread = LoopThread("TcpProxy")
+        self._listener: socket.socket | None = None
+        self._accepting: set[asyncio.Task[object]] = set()
+
+    @classmethod
+    def to(cls, url: str) -> Self:
+        """A proxy in front of the server of a database URL."""
+        target = urlsplit(url)
+        return cls(target.hostname or LOOPBACK, target.port or 5432)
+
+    def url(self, url: str) -> str:
+        """The same database URL, with the proxy's host and port."""
+        target = urlsplit(url)
+        login = f"{target.netloc.rpartition('@')[0]}@" if "@" in target.netloc else ""
+        return urlunsplit(target._replace(netloc=f"{login}{self.host}:{self.port}"))
 
     def __enter__(self) -> Self:
         self._thread.start()
-        for attempt in itertools.count(1):
-            self.port = free_port()
-            try:
-                self._wait(self._listen())
-            except OSError:
-                if attempt == 10:
-                    raise
-            else:
-                break
+        for _ in range(9):
+            with contextlib.suppress(OSError):  # somebody took the port meanwhile
+                return self._entered()
+        try:
+            return self._entered()
+        except OSError:
+            self._thread.stop()
+            raise
+
+    def _entered(self) -> Self:
+        self.port = free_port()
+        self._thread.run(self._listen(), 10.0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wait(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.run(self._close(), 10.0)
+        self._thread.stop()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -126,53 +118,57 @@ class TcpProxy:
         """End all connections in order, both sides (FIN)."""
         self._do(Link.end)
 
+    def go_deaf(self) -> None:
+        """The path is dead from now on: the same as `deaf = True`."""
+        self.deaf = True
+
     def silence_all(self) -> None:
         """The paths of all connections are dead from now on, for good; those of new ones are not."""
         self._do(Link.silence)
 
     async def stop_listening(self) -> None:
         """From now on the kernel refuses connections; those that are open stay."""
-        self._wait(self._stop_listening())
+        self._thread.run(self._stop_listening(), 10.0)
 
     async def listen_again(self) -> None:
         """Listen on the same port as before."""
-        self._wait(self._listen())
-
-    def _wait(self, work: Coroutine[object, object, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10.0)
+        self._thread.run(self._listen(), 10.0)
 
     def _do(self, work: Callable[[Link], None]) -> None:
         async def to_all() -> None:
             for link in self._links:
                 work(link)
 
-        self._wait(to_all())
+        self._thread.run(to_all(), 10.0)
 
     async def _listen(self) -> None:
-        listener = socket.create_server((self.host, self.port), backlog=1024)
-        listener.setblocking(False)
-        self._listening = self._loop.create_task(self._accept_all(listener))
+        self._listener = socket.create_server((self.host, self.port), backlog=1024)
+        self._listener.setblocking(False)
+        # no asyncio.Server or sock_accept: either may lose a socket if it ends in the moment of an accept
+        self._thread.loop.add_reader(self._listener, self._accept_one, self._listener)
 
     async def _stop_listening(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait({self._listening})
-            self._listening = None
+        if self._listener is not None:
+            self._thread.loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def _close(self) -> None:
         await self._stop_listening()
+        await asyncio.gather(*self._accepting)
         for link in self._links:
             link.abort()
         await asyncio.gather(*(link.closed() for link in self._links))
 
-    async def _accept_all(self, listener: socket.socket) -> None:
-        # no asyncio.Server: CPython 3.13.0's prints a traceback if it is closed in the moment of an accept
-        with listener:
-            while True:
-                client, _ = await self._loop.sock_accept(listener)
-                await self._loop.connect_accepted_socket(self._accept, client)
+    def _accept_one(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it was gone again
+            client, _ = listener.accept()
+            loop = self._thread.loop
+            accepting = loop.create_task(loop.connect_accepted_socket(self._link, client))
+            self._accepting.add(accepting)
+            accepting.add_done_callback(self._accepting.discard)
 
-    def _accept(self) -> Side:
+    def _link(self) -> Side:
         self.accepted += 1
         link = Link(self)
         self._links.append(link)

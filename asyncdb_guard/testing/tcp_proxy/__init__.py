@@ -1,0 +1,1 @@
+"""A TCP proxy, to test what happens on the network."""

@@ -1,1 +1,0 @@
-"""Real parts to run against: a throw-away PostgreSQL and a stand-in for the Lambda Runtime API."""
