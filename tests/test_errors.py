@@ -39,6 +39,7 @@ TREE = {
     "AcquireTimeoutError": ("DatabaseUnavailableError",),
     "ConnectTimeoutError": ("ConnectFailedError", "AcquireTimeoutError"),
     "DeadlineExceededError": ("DatabaseUnavailableError",),
+    "CacheUnavailableError": ("GuardError",),
     "TriggerFailedError": ("GuardError",),
     "TriggerEventError": ("TriggerFailedError",),
 }

@@ -101,8 +101,8 @@ class PreTokenTrigger:
             raise
         if overrides.empty:
             await entry.drop_stale()
-        elif lead.still_wanted:
-            await entry.write(overrides, deadline)
+        else:
+            await entry.write(overrides, lead, deadline)
         return LoadedClaims(overrides, from_cache=False)
 
     async def _run_callback(self, user: CognitoUser, deadline: Deadline, metrics: TriggerMetrics) -> object:

@@ -89,7 +89,11 @@ class CognitoTriggers:
         return await run_with_public_errors("provision_user", _SIGN_UP_FAILED, self._provision_user(event, context))
 
     async def forget(self, sub: str) -> None:
-        """Delete the cached claims of one user; in a shared cache, for the whole fleet."""
+        """Delete the cached claims of one user; in a shared cache, for the whole fleet.
+
+        Raises CacheUnavailableError if the cache did not confirm it within 1.5 s: call `forget` again. Until one call
+        succeeds, the other environments may use the user's claims for the rest of their time to live.
+        """
         await self._store.forget(sub)
 
     async def _load_claims(self, event: TriggerEvent, context: Any, metrics: TriggerMetrics) -> TriggerEvent:
