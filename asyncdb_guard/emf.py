@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import sys
 import time
 from typing import Any
@@ -53,11 +54,7 @@ class TriggerMetrics:
             namespace=environment.get("POWERTOOLS_METRICS_NAMESPACE", "").strip() or "asyncdb_guard",
             service=environment.get("POWERTOOLS_SERVICE_NAME", "").strip() or "service_undefined",
         )
-        # A broken stdout must not fail a sign-in.
-        with contextlib.suppress(OSError, ValueError):
-            # One write, without `logging`: CloudWatch ignores a line with a prefix.
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        _print(line)
 
 
 def emf_line(values: dict[str, float], *, at: float, namespace: str, service: str) -> str:
@@ -79,3 +76,25 @@ def emf_line(values: dict[str, float], *, at: float, namespace: str, service: st
         "service": service,
     }
     return json.dumps(document | values)
+
+
+def _print(line: str) -> None:
+    """Write a line to stdout, or drop it if stdout is missing, broken or blocked: metrics must not fail a sign-in."""
+    stdout: Any = sys.stdout
+    with contextlib.suppress(Exception):  # somebody's wrapper of stdout may raise anything
+        if _is_blocked(stdout):
+            return
+        # One write, without `logging`: CloudWatch ignores a line with a prefix.
+        stdout.write(line + "\n")
+        stdout.flush()
+
+
+def _is_blocked(stdout: Any) -> bool:
+    """Whether a write would wait for a reader, as the other end of a full pipe does not read."""
+    try:
+        descriptor = stdout.fileno()
+    except Exception:
+        return False  # it is in memory
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return not poll.poll(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -9,7 +10,7 @@ from asyncdb_guard.cognito.caching.protocol import ClaimsCache
 from asyncdb_guard.cognito.caching.store import ClaimsStore, open_store
 from asyncdb_guard.cognito.callbacks import Callback, claims_callback, provision_callback
 from asyncdb_guard.cognito.deadline import Deadline
-from asyncdb_guard.cognito.event import TriggerEvent
+from asyncdb_guard.cognito.event import TriggerEvent, plain_event
 from asyncdb_guard.cognito.invocation import CallbackRunner
 from asyncdb_guard.cognito.post_confirmation import PostConfirmationTrigger
 from asyncdb_guard.cognito.pre_token import PreTokenTrigger
@@ -63,8 +64,10 @@ class CognitoTriggers:
         self._on_unavailable = on_unavailable
         self._runner = CallbackRunner(pool)
 
-    async def load_claims(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
+    async def load_claims(self, event: Mapping[str, Any], context: Any = None) -> TriggerEvent:
         """Answer a pre token generation event: return the same event, with the user's claims as its `response`.
+
+        The event may be any mapping, such as one of Powertools' typed events; if it is no dict, the answer is a copy.
 
         A machine's token (`TokenGeneration_ClientCredentials`) has no user: its event is returned unchanged.
         Raises TriggerFailedError, or TriggerEventError if the event is not one that this trigger handles.
@@ -80,7 +83,7 @@ class CognitoTriggers:
         finally:
             metrics.publish()
 
-    async def provision_user(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
+    async def provision_user(self, event: Mapping[str, Any], context: Any = None) -> TriggerEvent:
         """Write the user of a `PostConfirmation_ConfirmSignUp` event to the database, and return the event.
 
         Concurrent runs for the same user run one after the other. Any other event is returned unchanged, without
@@ -96,13 +99,15 @@ class CognitoTriggers:
         """
         await self._store.forget(sub)
 
-    async def _load_claims(self, event: TriggerEvent, context: Any, metrics: TriggerMetrics) -> TriggerEvent:
+    async def _load_claims(self, event: Mapping[str, Any], context: Any, metrics: TriggerMetrics) -> TriggerEvent:
+        event = plain_event(event)
         if not PreTokenTrigger.handles(event):
             return event
         deadline = self._start_deadline(context)
         return await self._pre_token.answer(event, deadline, metrics)
 
-    async def _provision_user(self, event: TriggerEvent, context: Any) -> TriggerEvent:
+    async def _provision_user(self, event: Mapping[str, Any], context: Any) -> TriggerEvent:
+        event = plain_event(event)
         if not PostConfirmationTrigger.handles(event):
             return event
         deadline = self._start_deadline(context)
