@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import traceback
 import uuid
 from typing import Any
 
+import boto3.session
 import pytest
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
@@ -119,6 +121,16 @@ async def test_a_database_has_either_name(secrets_manager, names):
 @pytest.mark.parametrize("engine", [None, "", "postgres", "postgresql", "aurora-postgresql", "PostgreSQL"])
 async def test_an_engine_that_is_postgres_is_accepted(secrets_manager, engine):
     assert (await completed(secrets_manager, {"host": "h", "engine": engine})).host == "h"
+
+
+async def test_a_root_logger_at_debug_shows_no_secret(secrets_manager, guarded_server, login, caplog):
+    caplog.set_level(logging.DEBUG)
+    async with GuardedPool(settings(secrets_manager.create(login))) as pool:
+        await pool.ping()
+    assert PASSWORD not in caplog.text
+    caplog.clear()
+    boto3.session.Session().client("secretsmanager", region_name=REGION)
+    assert "botocore" in caplog.text  # everybody else's records are where they were
 
 
 async def test_keys_that_are_not_used_are_named_once(secrets_manager, guarded_server, login, caplog):
