@@ -7,7 +7,7 @@ to the breaker; a report that opens the circuit refuses all waiters and ends all
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from asyncdb_guard import clock
@@ -36,14 +36,14 @@ class Waiter:
 
     __slots__ = ("deadline", "future", "permit", "since", "timer")
 
-    timer: asyncio.TimerHandle
-
     def __init__(self, future: asyncio.Future[Lease], permit: int, since: Instant, deadline: float) -> None:
         self.future = future
         self.permit = permit
         self.since = since
         self.deadline = deadline
         """On the event loop's own clock."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Its own, unless it waits for as long as most do."""
 
 
 class ConnectAttempt:
@@ -76,6 +76,10 @@ class Gate:
         self._renews_login = renews_login
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._usual: deque[Waiter] = deque()
+        """Those with the usual timeout, the earliest deadline first. One timer serves them all: a timer for each would
+        cost as much as the rest of a wait."""
+        self._timer: asyncio.TimerHandle | None = None
         self._attempts: list[ConnectAttempt] = []
         self._growth_error: str | None = None
         """Why the pool could not grow, if its last connect failed while other connections were in use."""
@@ -97,9 +101,22 @@ class Gate:
     def join(self, permit: int, timeout: float, now: Instant) -> Waiter:
         """Queue for a connection, for at most `timeout` seconds."""
         waiter = Waiter(self._loop.create_future(), permit, now, self._loop.time() + timeout)
-        waiter.timer = self._loop.call_at(waiter.deadline, self._time_out, waiter)
+        if timeout == self._connect_timeout:
+            self._usual.append(waiter)
+            if self._timer is None:
+                self._timer = self._loop.call_at(waiter.deadline, self._time_out_usual)
+        else:
+            waiter.timer = self._loop.call_at(waiter.deadline, self._time_out, waiter)
         self._waiters[waiter] = None
         return waiter
+
+    def end_wait(self, waiter: Waiter) -> None:
+        """A wait is over, one way or the other."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        usual = self._usual
+        while usual and usual[0].future.done():
+            usual.popleft()
 
     def take_first(self) -> Waiter | None:
         """Take whoever has waited longest out of the queue, to be served."""
@@ -123,10 +140,21 @@ class Gate:
 
     def close(self) -> None:
         """Send everybody away: the pool is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
         for waiter in self._take_out():
             waiter.future.set_exception(PoolClosedError())
             self._breaker.released(waiter.permit)
         self._cancel_unwanted()
+
+    def _time_out_usual(self) -> None:
+        self._timer = None
+        usual = self._usual
+        now = self._loop.time()
+        while usual and (usual[0].future.done() or usual[0].deadline <= now):
+            self._time_out(usual.popleft())
+        if usual:
+            self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
 
     def _time_out(self, waiter: Waiter) -> None:
         if waiter.future.done():
