@@ -17,6 +17,7 @@ from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.verdict import Verdict, judge_connect
 
@@ -44,23 +45,6 @@ class Waiter:
         """On the event loop's own clock."""
         self.timer: asyncio.TimerHandle | None = None
         """Its own, unless it waits for as long as most do."""
-
-
-class ConnectAttempt:
-    """A connect in progress; lives until it has succeeded or failed."""
-
-    __slots__ = ("alone", "late", "reported_at", "since", "task")
-
-    task: asyncio.Task[None]
-
-    def __init__(self, now: Instant, *, alone: bool) -> None:
-        self.since = now
-        self.alone = alone
-        """Whether the pool has had no session since it began."""
-        self.late = False
-        """Whether it has been given up, and only holds its place until the server has let go."""
-        self.reported_at: Instant | None = None
-        """When a waiter whose time was over reported it last."""
 
 
 class Gate:
@@ -172,13 +156,11 @@ class Gate:
             self._breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
-        enough = self._connect_timeout / 2  # whoever had less time has not seen enough to report a failure
-        reported = attempt.reported_at is not None and elapsed(attempt.reported_at, now) < enough
-        if reported or min(waited, elapsed(attempt.since, now)) < enough:
-            self._breaker.released(waiter.permit)
-        else:
+        if attempt.counts_as_silent(waited, now, self._connect_timeout):
             attempt.reported_at = now
             self.report(waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, alone=attempt.alone)
+        else:
+            self._breaker.released(waiter.permit)
 
     def _remove(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
@@ -212,18 +194,15 @@ class Gate:
             attempt.alone = False
 
     def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, promising: bool) -> None:
-        """Decide who gets the error of a failed connect.
+        """A connect failed: give its error to whoever gets it, and report that to the breaker.
 
-        Nobody, while another connection or connect is promising: waiters can still get that one. Else whoever has
-        waited longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who
-        left had not waited long enough to tell.
+        If nobody waits any more, nobody saw it fail: those who left had not waited long enough to tell.
         """
         renewed = self._renews_login
         error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
         if promising:
             self._growth_error = str(error)
-            return
-        if attempt.reported_at is not None:
+        if not attempt.fails_a_waiter(promising=promising):
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
