@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import asyncpg
@@ -21,6 +21,7 @@ from asyncdb_guard import (
     ConnectTimeoutError,
     DatabaseSettings,
     GuardedPool,
+    GuardError,
     PoolClosedError,
 )
 from asyncdb_guard.events import Event
@@ -125,6 +126,30 @@ async def test_a_server_with_eight_free_seats_serves_a_pool_of_twenty(
         assert stats["connect_failures"] == len(pauses) > 0
         assert all(0 < pause.seconds <= GROWTH_PAUSE_MAX for pause in pauses)
         assert_accounts_balance(pool)
+
+
+async def test_a_connect_that_ends_just_as_a_waiter_gives_up_is_over(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    async def serves() -> bool:
+        with suppress(GuardError):
+            await stack.enter_async_context(pool.acquire(timeout=2.0))
+            return True
+        return False
+
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, connect_timeout_ms=100, breaker_fail_max=1000)
+    async with GuardedPool(settings) as pool, AsyncExitStack() as stack:
+        await eventually(serves)
+        proxy.hang = True
+        with suppress(AcquireTimeoutError):
+            await pool.ping(timeout=0.2)
+        waiting = asyncio.create_task(pool.ping(timeout=0.5))
+        await asyncio.sleep(0)
+        time.sleep(0.55)  # the place of the connect and the time of the waiter are up in the same round of the loop
+        with suppress(AcquireTimeoutError):
+            await waiting
+        proxy.hang = False
+        await eventually(serves)
+        with pytest.raises(AcquireTimeoutError, match="No connection became free"):
+            await pool.ping(timeout=0.02)
 
 
 async def test_a_pool_that_could_not_grow_says_so_in_the_timeout_and_grows_later(
