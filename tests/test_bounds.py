@@ -143,7 +143,8 @@ async def test_a_connect_that_ends_just_as_a_waiter_gives_up_is_over(proxy: TcpP
             await pool.ping(timeout=0.2)
         waiting = asyncio.create_task(pool.ping(timeout=0.5))
         await asyncio.sleep(0)
-        time.sleep(0.55)  # the place of the connect and the time of the waiter are up in the same round of the loop
+        # the place of the connect and the time of the waiter are up in the same round of the loop
+        time.sleep(0.55)  # noqa: ASYNC251
         with suppress(AcquireTimeoutError):
             await waiting
         proxy.hang = False
