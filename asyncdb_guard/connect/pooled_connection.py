@@ -21,11 +21,13 @@ from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, NAMES, NO_NAMES, ROLLBACK, Part, join, lacks
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
 from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
 _CLIENT_CHECK_GRACE = 0.1
 """Seconds from that check until the session is gone."""
@@ -41,6 +43,7 @@ class PooledConnection:
         "_holder",
         "_known_statements",
         "_leaves_names",
+        "_needs_writer",
         "_protocol",
         "_ran_scripts",
         "_server_bound",
@@ -49,6 +52,7 @@ class PooledConnection:
         "_traits",
         "_transport",
         "_via_pooler",
+        "_wanted",
         "closing",
         "has_leftovers",
         "idle_since",
@@ -68,6 +72,7 @@ class PooledConnection:
         now: Instant,
         lifetime: float,
         traits: ServerTraits,
+        wanted: SessionAttrs,
         server_bound: float | None = None,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
@@ -79,6 +84,8 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
+        self._wanted = wanted if kept_suitable(wanted) else None
+        self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
         self._known_statements: int = _driver._uid
@@ -139,6 +146,14 @@ class PooledConnection:
                 asyncpg.InterfaceWarning,
                 stacklevel=5,
             )
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether the server has reported that it is no longer of the kind that the settings ask for. No round trip."""
+        if self._wanted is None:
+            return False
+        state = reported_state(self._server_settings)
+        return state is not None and not suits(self._wanted, state)
 
     @property
     def interrupted(self) -> bool:
@@ -255,7 +270,7 @@ class PooledConnection:
         Only `read_only` can be suspected. If the block itself had asked for that, the reset has ended it.
         """
         sessions = self._traits.read_only_sessions
-        if not sessions.worth_ending(self.opened_at, now):
+        if not self._needs_writer or not sessions.worth_ending(self.opened_at, now):
             return False
         # libpq asks this for target_session_attrs: on for a standby, and where the server or the role is read-only
         if await self._connection.fetchval("SHOW transaction_read_only", timeout=timeout) != "on":

@@ -287,6 +287,13 @@ async def test_an_unannounced_pooler_cannot_give_a_search_path(unannounced_bounc
             await pool.ping()
 
 
+async def test_an_unannounced_pooler_cannot_choose_a_kind_of_node(unannounced_bouncer):
+    settings = DatabaseSettings(url=unannounced_bouncer.url(USER, target_session_attrs="read-write"))
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConfigurationError, match="target_session_attrs in the database URL can only be any"):
+            await pool.ping()
+
+
 async def test_the_host_of_a_proxy_turns_the_profile_on(bouncer):
     made = DatabaseSettings(
         url=f"postgresql://{USER}@127.0.0.1:1/postgres", proxy_host=f"{bouncer.host}:{bouncer.port}"
