@@ -68,7 +68,8 @@ def test_only_a_quiet_recent_young_session_is_lent_as_it_is(facts):
 @given(SESSIONS)
 def test_a_ping_is_only_spent_on_a_session_that_may_stay(facts):
     if assess(**facts) is Health.SUSPECT:
-        assert not (facts["closed"] or facts["misplaced"])
+        assert not facts["closed"]
+        assert not facts["misplaced"]
         assert facts["idle"] < facts["idle_timeout"]
         assert not facts["lifetime"] or facts["age"] < facts["lifetime"]
 
