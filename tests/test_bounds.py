@@ -491,13 +491,34 @@ async def test_whoever_asks_during_a_disconnect_waits_for_the_same_place(
     async with GuardedPool(DatabaseSettings(url=url, breaker_fail_max=1, command_timeout_ms=10_000)) as pool:
         for _ in range(5):
             await pool.ping()
+            await at_rest(pool)
             busy = asyncio.create_task(pool.execute(statement))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # it has the connection after the first step
             _, answer = await asyncio.gather(pool.disconnect(), pool.fetchval("SELECT 1"))
             assert answer == 1
             await asyncio.wait([busy])
         assert pool.stats()["connect_failures"] == 0
         assert_accounts_balance(pool)
+
+
+async def test_a_session_whose_cancel_request_is_lost_keeps_its_place_until_the_server_ends_it(
+    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str
+) -> None:
+    allow(server, url_via_tcp_proxy, 1)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, command_timeout_ms=10_000)
+    async with GuardedPool(settings) as pool:
+        await pool.ping()
+        await at_rest(pool)
+        busy = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+        await eventually(lambda: pool.stats()["lent"] == 1)
+        proxy.hang = True  # the cancel request is a connection of its own
+        await pool.disconnect(timeout=0.1)
+        proxy.hang = False
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connect_failures"] == 0
+        assert await observer.count(user=role) == 1
+        await asyncio.wait([busy])
+        busy.exception()
 
 
 async def test_a_disconnect_during_a_connect_leaves_no_session(observer: Observer, url: str, role: str) -> None:

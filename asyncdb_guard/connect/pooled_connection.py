@@ -9,7 +9,6 @@ test for each private name, which fails in plain words when asyncpg changes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import warnings
 from collections.abc import Callable
@@ -29,8 +28,8 @@ from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings.url_parameters import SessionAttrs
 
-_CLIENT_CHECK_GRACE = 0.1
-"""Seconds from that check until the session is gone."""
+_CUT_OFF_TIME = CLIENT_CHECK_INTERVAL + 0.1
+"""Seconds, at most, until a server that runs a statement has noticed that its client hung up, and ended the session."""
 
 _driver: Any = asyncpg.connection
 
@@ -279,13 +278,21 @@ class PooledConnection:
         return True
 
     async def close(self, timeout: float) -> None:
-        """Close politely and wait for the server to close its side, for at most `timeout` seconds; then hang up."""
-        lost_mid_statement = self.lost_mid_statement  # as it was before this close, which itself waits for the server
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            await self._connection.close(timeout=timeout)
+        """Close politely and wait for the server to close its side; else hang up in time for it to notice that.
+
+        That takes about `timeout` seconds at most. A running statement is cancelled first; but a cancel request that
+        overtakes its statement does nothing.
+        """
+        unsure = self.lost_mid_statement  # as it was before this close, which itself waits for the server
+        try:
+            await self._connection.close(timeout=max(timeout - _CUT_OFF_TIME, timeout / 2))
+        except TimeoutError:
+            unsure = True
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            pass
         self.terminate()
-        if lost_mid_statement:
-            await asyncio.sleep(CLIENT_CHECK_INTERVAL + _CLIENT_CHECK_GRACE)
+        if unsure:
+            await asyncio.sleep(_CUT_OFF_TIME)
 
     def terminate(self) -> None:
         """Hang up at once."""
