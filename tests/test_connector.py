@@ -104,6 +104,18 @@ def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
             assert not private_names(path) & set(RELIED_UPON), path
 
 
+async def test_libpqs_own_variables_change_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nonsense = {
+        "PGHOST": "nowhere.invalid", "PGPORT": "1", "PGUSER": "nobody", "PGDATABASE": "none", "PGAPPNAME": "x",
+        "PGSSLMODE": "verify-full", "PGSSLNEGOTIATION": "direct", "PGTARGETSESSIONATTRS": "standby",
+        "PGOPTIONS": "-c work_mem=1MB", "PGSERVICE": "none", "PGGSSLIB": "none", "PGKRBSRVNAME": "none",
+    }  # fmt: skip
+    for name, value in nonsense.items():
+        monkeypatch.setenv(name, value)
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        assert await pool.fetchval("SHOW work_mem") == "4MB"
+
+
 async def test_detach_ends_a_proxy_and_hands_out_the_connection(pool: asyncpg.Pool) -> None:
     proxy = await pool.acquire()
     connection = proxy._detach()

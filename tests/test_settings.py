@@ -579,6 +579,13 @@ def test_the_public_schema_is_left_to_the_server_under_the_proxy_profile() -> No
     assert make(url=f"{URL}?schema=public&pgbouncer=true").target.schema is None
 
 
+@pytest.mark.parametrize("values", [{"proxy_host": "proxy.example"}, {"proxy_profile": True}])
+def test_a_kind_of_node_is_refused_under_the_proxy_profile(values: dict[str, Any]) -> None:
+    sentence = fault(url=f"{URL}?target_session_attrs=read-write", **values)
+    assert "can only be any under the proxy profile" in sentence
+    assert make(url=f"{URL}?target_session_attrs=any", **values).target.target_session_attrs == "any"
+
+
 def test_what_a_profile_permits_follows_from_its_fields() -> None:
     session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
     url = parse_database_url(f"{URL}?schema=tenant")[0]

@@ -133,7 +133,10 @@ def _reason(cause: Exception, renewed: bool) -> str:
     if isinstance(cause, OSError):
         return _network(cause)
     if isinstance(cause, asyncpg.TargetServerAttributeNotMatched):
-        return "no server there is of the requested kind; name another one, or wait for the failover to end"
+        return (
+            "no server there is of the kind that target_session_attrs in the database URL requires; wait for the"
+            " failover to end, name another host, or change target_session_attrs"
+        )
     if says(cause, "uthentication method") or says(cause, "performing authentication"):
         return "it requires a login method that asyncpg does not support; configure scram-sha-256 in pg_hba.conf"
     kind = type_name(cause)

@@ -9,7 +9,6 @@ test for each private name, which fails in plain words when asyncpg changes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import warnings
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.reset import (
     AUTHORIZATION,
@@ -36,9 +36,10 @@ from asyncdb_guard.connect.reset import (
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
 from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
-_CLIENT_CHECK_GRACE = 0.1
-"""Seconds from that check until the session is gone."""
+_CUT_OFF_TIME = CLIENT_CHECK_INTERVAL + 0.1
+"""Seconds, at most, until a server that runs a statement has noticed that its client hung up, and ended the session."""
 
 _driver: Any = asyncpg.connection
 
@@ -51,6 +52,7 @@ class PooledConnection:
         "_holder",
         "_known_statements",
         "_leaves_names",
+        "_needs_writer",
         "_prepared",
         "_protocol",
         "_ran_scripts",
@@ -60,6 +62,7 @@ class PooledConnection:
         "_traits",
         "_transport",
         "_via_pooler",
+        "_wanted",
         "closing",
         "has_leftovers",
         "idle_since",
@@ -79,6 +82,7 @@ class PooledConnection:
         now: Instant,
         lifetime: float,
         traits: ServerTraits,
+        wanted: SessionAttrs,
         server_bound: float | None = None,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
@@ -90,6 +94,8 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
+        self._wanted = wanted if kept_suitable(wanted) else None
+        self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
         self._known_statements: int = _driver._uid
@@ -152,6 +158,14 @@ class PooledConnection:
                 asyncpg.InterfaceWarning,
                 stacklevel=5,
             )
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether the server has reported that it is no longer of the kind that the settings ask for. No round trip."""
+        if self._wanted is None:
+            return False
+        state = reported_state(self._server_settings)
+        return state is not None and not suits(self._wanted, state)
 
     @property
     def interrupted(self) -> bool:
@@ -280,7 +294,7 @@ class PooledConnection:
         Only `read_only` can be suspected. If the block itself had asked for that, the reset has ended it.
         """
         sessions = self._traits.read_only_sessions
-        if not sessions.worth_ending(self.opened_at, now):
+        if not self._needs_writer or not sessions.worth_ending(self.opened_at, now):
             return False
         # libpq asks this for target_session_attrs: on for a standby, and where the server or the role is read-only
         if await self._connection.fetchval("SHOW transaction_read_only", timeout=timeout) != "on":
@@ -289,13 +303,21 @@ class PooledConnection:
         return True
 
     async def close(self, timeout: float) -> None:
-        """Close politely and wait for the server to close its side, for at most `timeout` seconds; then hang up."""
-        lost_mid_statement = self.lost_mid_statement  # as it was before this close, which itself waits for the server
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            await self._connection.close(timeout=timeout)
+        """Close politely and wait for the server to close its side; else hang up in time for it to notice that.
+
+        That takes about `timeout` seconds at most. A running statement is cancelled first; but a cancel request that
+        overtakes its statement does nothing.
+        """
+        unsure = self.lost_mid_statement  # as it was before this close, which itself waits for the server
+        try:
+            await self._connection.close(timeout=max(timeout - _CUT_OFF_TIME, timeout / 2))
+        except TimeoutError:
+            unsure = True
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            pass
         self.terminate()
-        if lost_mid_statement:
-            await asyncio.sleep(CLIENT_CHECK_INTERVAL + _CLIENT_CHECK_GRACE)
+        if unsure:
+            await asyncio.sleep(_CUT_OFF_TIME)
 
     def terminate(self) -> None:
         """Hang up at once."""

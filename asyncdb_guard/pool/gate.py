@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
@@ -186,6 +186,10 @@ class Gate:
         """A connect is over, if it was not before."""
         if attempt in self._attempts:
             self._attempts.remove(attempt)
+
+    def keep_connects(self, running: Container[object]) -> None:
+        """Forget the connects that no worker has in hand: waiters must not be told that they wait for one of them."""
+        self._attempts = [attempt for attempt in self._attempts if attempt in running]
 
     def connect_succeeded(self) -> None:
         """The pool can grow again."""

@@ -188,10 +188,13 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task in [task for task, (_, end) in self._tasks.items() if task.done() or now > end]:
+        for task in [task for task, (_, end) in self._tasks.items() if now > end and not task.done()]:
             forget_task(task)  # it has lost its wake-up
             del self._tasks[task]
+        for task in [task for task in self._tasks if task.done()]:
+            self._done(task)  # its callback was torn, or is about to run
         in_hand = {in_hand for in_hand, _ in self._tasks.values()}
+        self._gate.keep_connects(in_hand)
         self._preparing &= self._tasks.keys()
         connections.connecting &= in_hand
         connections.leaving &= in_hand

@@ -78,7 +78,7 @@ def conflicts(
     yield from _address(settings, url)
     yield from _credentials(settings, url)
     yield from _tls(settings, target)
-    yield from _pooler(settings, url, profile, from_url)
+    yield from _pooler(settings, url, target, profile, from_url)
     yield from _durations(settings)
     yield from _claims_cache(settings)
 
@@ -136,7 +136,11 @@ def _tls(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
 
 
 def _pooler(
-    settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile, from_url: Container[str]
+    settings: SettingsFields,
+    url: DatabaseUrl,
+    target: ConnectTarget,
+    profile: PoolerProfile,
+    from_url: Container[str],
 ) -> Iterator[Conflict]:
     if settings.proxy_host is not None and not (parse_endpoint(settings.proxy_host) or ("",))[0]:
         yield _conflict("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
@@ -151,6 +155,13 @@ def _pooler(
         yield _conflict(
             "schema in the database URL can only be public under the proxy profile ({} or {}), because a pooler refuses"
             " search_path: qualify the names in your SQL, or use ALTER ROLE … SET search_path.",
+            "proxy_profile",
+            "proxy_host",
+        )
+    if not profile.tells_node and target.target_session_attrs != "any":
+        yield _conflict(
+            "target_session_attrs in the database URL can only be any under the proxy profile ({} or {}), because the"
+            " pooler chooses the node: remove it, and connect to the pooler's endpoint for that kind of node.",
             "proxy_profile",
             "proxy_host",
         )

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from asyncdb_guard.settings.fields import SettingsFields, SslMode
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
 from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
 DEFAULT_PORT = 5432
 
@@ -35,6 +36,8 @@ class ConnectTarget:
     application_name: str | None = field(repr=False)
     schema: str | None = field(repr=False)
     """One unquoted name, to be sent as `search_path` at startup. Always None under a profile that does not set it."""
+    target_session_attrs: SessionAttrs = "any"
+    """The kind of node that a session may be on."""
 
 
 def is_loopback(host: str | None) -> bool:
@@ -67,6 +70,7 @@ def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerPr
         ssl_root_cert=None if settings.ssl_root_cert == "system" else settings.ssl_root_cert,
         application_name=url.application_name,
         schema=url.schema if profile.sets_search_path else None,
+        target_session_attrs=url.target_session_attrs or "any",
     )
 
 

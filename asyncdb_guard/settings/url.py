@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from pydantic import SecretStr
 
-from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, Value
+from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, SessionAttrs, Value
 
 _URL = re.compile(
     r"(?i:postgres(?:ql)?)://(?P<authority>[^/?]*)(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?", re.DOTALL
@@ -32,6 +32,7 @@ class DatabaseUrl(NamedTuple):
     database: str | None = None
     application_name: str | None = None
     schema: str | None = None
+    target_session_attrs: SessionAttrs | None = None
     settings: Mapping[str, Value] = MappingProxyType({})
     """The values that the parameters give to settings, by the settings' names. Their ranges are not checked yet."""
 
