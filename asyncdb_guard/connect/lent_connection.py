@@ -34,6 +34,8 @@ class LentConnection(PoolConnectionProxy):
     changed_codecs = False
     server_bound: float | None = None
     """Seconds after which the server ends a statement; None if we set no bound."""
+    reset_bound = "RESET statement_timeout"
+    """How to return to that bound."""
     raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
@@ -69,7 +71,7 @@ class LentConnection(PoolConnectionProxy):
         self.raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
-        await execute(self, "RESET statement_timeout")
+        await execute(self, self.reset_bound)
         self.raised_server_bound = False
         return answer
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition
@@ -56,6 +57,12 @@ class GuardedPool:
     old ones are gone; a forked child never touches its parent's. `settings` default to the environment's,
     `credentials` to what the URL says; `on_event` is one listener or several.
 
+    `init` is asyncpg's: an `async def init(conn)` that prepares each new connection, such as with `set_type_codec`,
+    before anybody borrows it. It runs once for each session and within the bound on a connect; what it raises reaches
+    whoever waits for the connection, and ends the session. What it sets is there for every borrower: the codecs, the
+    listeners, and what it SETs on the server, which the session reset sets again. Temporary tables, advisory locks and
+    names of PREPARE are not. Behind a transaction pooler SET and LISTEN raise ConfigurationError.
+
     Lives as long as the process, or until `close()`; leaving `async with` closes it.
     """
 
@@ -65,8 +72,9 @@ class GuardedPool:
         *,
         credentials: Credentials | None = None,
         on_event: Listener | Iterable[Listener] = (),
+        init: Init | None = None,
     ) -> None:
-        self._core = PoolCore(settings, credentials, on_event)
+        self._core = PoolCore(settings, credentials, on_event, init)
 
     @property
     def settings(self) -> DatabaseSettings:
