@@ -41,6 +41,10 @@ class LentConnection(PoolConnectionProxy):
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
     """The other callbacks that the borrower added, each with its kind."""
+    acquisition: Any = None
+    """What `release()` ends; None in an `async with`, which ends itself."""
+    released = False
+    """Whether the borrow is over: asyncpg refuses whatever comes now."""
 
     @property
     def in_statement(self) -> bool:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -123,6 +124,11 @@ class PooledConnection:
         lent.reset_bound = self._reset_bound
         return lent
 
+    def let_go(self, lent: LentConnection) -> None:
+        """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
+        # asyncpg/connection.py: what callbacks get as their connection
+        self._connection._proxy = weakref.proxy(lent)
+
     def keep(self, lent: LentConnection) -> None:
         """End the work of `init=`: what it left on our side of the wire is there for every borrower."""
         self._end(lent)
@@ -168,6 +174,7 @@ class PooledConnection:
     def _end(self, lent: LentConnection) -> None:
         bare: Any = lent
         bare._detach()
+        lent.released = True
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
         self.has_leftovers = lent.running > 0 or lent.raised_server_bound

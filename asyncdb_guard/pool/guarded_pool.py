@@ -12,7 +12,7 @@ from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
-from asyncdb_guard.pool.acquisition import Acquisition
+from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
@@ -89,12 +89,25 @@ class GuardedPool:
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection for an `async with` block, which the breaker judges.
 
+        `await pool.acquire()` borrows it, too, until `release`, or until nothing refers to it any more.
+
         `timeout` bounds the wait, the liveness check and the connect together, in seconds; by default it is
         CONNECT_TIMEOUT_MS, and a connect takes no longer than that in any case. Raises CircuitOpenError,
         ConnectFailedError, AcquireTimeoutError, PoolClosedError or, on first use, ConfigurationError. What the block
         raises passes through untouched.
         """
         return Acquisition(self._core, timeout)
+
+    async def release(self, connection: LentConnection, *, timeout: float | None = None) -> None:
+        """Return a connection that `await pool.acquire()` gave. A second time does nothing.
+
+        Call it in a `finally`: the breaker judges the error that is being handled as if it had ended a block. A release
+        never waits, so that there is nothing for `timeout` to bound; it is asyncpg's. Raises asyncpg.InterfaceError for
+        a connection of another pool, or of an `async with` block.
+        """
+        acquisition = take_acquisition(connection, self._core)
+        if acquisition is not None:
+            await acquisition.end(connection)
 
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
         """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement.

@@ -20,7 +20,7 @@ from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.sockets import forget_task
-from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused
+from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused, logger
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import ConnectAttempt, Gate
 from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
@@ -179,6 +179,10 @@ class Workers:
     def _retire_unowned(self, connection: PooledConnection, lease: int) -> None:
         if connection in self._connections.lent and connection.lease == lease:
             connection.lease = 0
+            logger.warning(
+                "A connection was borrowed, and forgotten without a release. It is closed, and its place is free again."
+                " Use `async with pool.acquire()`, or release() in a `finally`."
+            )
         self.reclaim_all()
 
     def reclaim_all(self) -> None:
