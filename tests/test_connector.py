@@ -39,6 +39,7 @@ RELIED_UPON = {
     "_uid": "test_a_number_goes_up_with_each_new_statement",
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
+    "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
 ROOMS = ("adopting_pool", "lent_connection", "pooled_connection", "pooler_connection", "sockets")
@@ -146,6 +147,19 @@ async def test_a_release_ends_statements_cursors_and_transactions(pool: asyncpg.
     with pytest.raises(asyncpg.InterfaceError, match="released"):
         await statement.fetchval()
     await connection.close()
+
+
+async def test_a_connection_hands_its_proxy_to_callbacks(pool: asyncpg.Pool, eventually: Eventually) -> None:
+    proxy = await pool.acquire()
+    connection, heard = proxy._con, list[object]()
+    assert connection._proxy is proxy, f"{ASYNCPG}: Connection._proxy"
+    connection._proxy = "another"
+    await connection.add_listener("channel", lambda of, *_: heard.append(of))
+    await connection.execute("NOTIFY channel")
+    await eventually(lambda: heard == ["another"])
+    connection._proxy = proxy
+    await proxy.reset()
+    await pool.release(proxy)
 
 
 async def test_a_connection_remembers_a_transaction_that_did_not_begin(pool: asyncpg.Pool) -> None:

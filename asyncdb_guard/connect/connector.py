@@ -12,6 +12,7 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
+from asyncdb_guard.connect.initialization import Init, initialize
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.node import attempts, suits
 from asyncdb_guard.connect.pooled_connection import PooledConnection
@@ -54,11 +55,13 @@ class Connector:
         credentials: Credentials,
         traits: ServerTraits,
         lingering: Sequence[socket.socket] = (),
+        init: Init | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
         self._traits = traits
         self._lingering = list(lingering)
+        self._init = init
         self._tls = TlsContexts()
         self._pool = AdoptingPool(settings.pool_max)
 
@@ -87,6 +90,17 @@ class Connector:
         proxy = await self._pool.adopt(connection)
         wanted = self._settings.target.target_session_attrs
         return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, wanted, bound)
+
+    @property
+    def initializes(self) -> bool:
+        """Whether new connections are handed to the caller's `init=`."""
+        return self._init is not None
+
+    async def initialize(self, connection: PooledConnection, timeout: float) -> None:
+        """Hand a new connection to `init=`, for at most `timeout` seconds. Raises InitFailedError and TimeoutError."""
+        assert self._init is not None
+        pooler = self._profile is not DIRECT
+        await initialize(connection, self._init, timeout, resets=self.resets, pooler=pooler)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import asyncpg
@@ -50,12 +51,16 @@ class PooledConnection:
     __slots__ = (
         "_connection",
         "_holder",
+        "_kept",
         "_known_statements",
         "_leaves_names",
         "_needs_writer",
         "_prepared",
         "_protocol",
         "_ran_scripts",
+        "_reset_bound",
+        "_restore",
+        "_restore_text",
         "_server_bound",
         "_server_settings",
         "_session_user",
@@ -108,6 +113,12 @@ class PooledConnection:
         self.idle_since = now
         self.lifetime = lifetime
         self._server_bound = server_bound
+        self._reset_bound = LentConnection.reset_bound
+        self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
+        """The callbacks and the listeners of `init=`."""
+        self._restore: tuple[Part, ...] = ()
+        """What follows the reset in one message: it does again what `init=` did on the server."""
+        self._restore_text = ""
         self.lease = 0
         """The number of the lease that owns it, or 0."""
         self.closing = False
@@ -129,27 +140,72 @@ class PooledConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
         lent = LentConnection(self._holder, self._connection)
         lent.server_bound = self._server_bound
+        lent.reset_bound = self._reset_bound
         return lent
+
+    def let_go(self, lent: LentConnection) -> None:
+        """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
+        # asyncpg/connection.py: what callbacks get as their connection
+        self._connection._proxy = weakref.proxy(lent)
+
+    def keep(self, lent: LentConnection) -> None:
+        """End the work of `init=`: what it left on our side of the wire is there for every borrower."""
+        self._end(lent)
+        if lent.callbacks or lent.listeners:
+            self._kept = lent.callbacks, self._connection._listeners
+            self._keep_callbacks()
+            channels = dict.fromkeys(channel for channel, _ in lent.listeners)
+            self._restore_with(f"LISTEN {_identifier(channel)}" for channel in channels)
+
+    def keep_settings(self, settings: Sequence[tuple[str, str]]) -> None:
+        """Set these again after each reset, in this order. They are names, with values as the server shows them."""
+        user = self._reported_user()
+        if user != self._session_user:
+            self._restore_with([f"SET SESSION AUTHORIZATION {_identifier(str(user))}"])
+        for name, value in settings:
+            # a condition, as each column and row of an answer has a cost
+            self._restore_with(
+                [f"SELECT WHERE pg_catalog.set_config({_literal(name)}, {_literal(value)}, false) IS NULL"]
+            )
+            if name == "statement_timeout":
+                self._server_bound = int(value) / 1000 or None
+                self._reset_bound = f"SET statement_timeout = {int(value)}"
+
+    def _restore_with(self, statements: Iterable[str]) -> None:
+        self._restore += tuple(Part(sql, "what init= set") for sql in statements)
+        self._restore_text = f";{join(self._restore)}" if self._restore else ""
+
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Run one statement of our own. Raises whatever the driver raises."""
+        rows: list[asyncpg.Record] = await self._connection.fetch(query, *arguments)
+        return rows
 
     def take_back(self, lent: LentConnection) -> None:
         """End a borrow: the borrower's connection, statements and cursors stop working.
 
         Warns with asyncpg.InterfaceWarning, as asyncpg does, if the borrower left a listener behind.
         """
+        self._end(lent)
+        self.unresettable = lent.changed_codecs
+        if lent.listeners or lent.callbacks or self._kept is not None:
+            self._remove_callbacks(lent)
+
+    def _end(self, lent: LentConnection) -> None:
         bare: Any = lent
         bare._detach()
+        lent.released = True
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
         self.has_leftovers = lent.running > 0 or lent.raised_server_bound
-        self.unresettable = lent.changed_codecs
         self._ran_scripts = lent.ran_scripts
-        if lent.listeners or lent.callbacks:
-            self._remove_callbacks(lent)
 
     def _remove_callbacks(self, lent: LentConnection) -> None:
         for kind, callback in lent.callbacks:
             getattr(self._connection, f"remove_{kind}")(callback)
         self.has_leftovers = self.has_leftovers or bool(lent.listeners)
+        if self._kept is not None:
+            self.has_leftovers = self.has_leftovers or self._connection._listeners != self._kept[1]
+            self._keep_callbacks()
         left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
         if left:
             warnings.warn(
@@ -158,6 +214,13 @@ class PooledConnection:
                 asyncpg.InterfaceWarning,
                 stacklevel=5,
             )
+
+    def _keep_callbacks(self) -> None:
+        """Have those of `init=`, whatever a borrower added or removed."""
+        callbacks, listeners = self._kept or ((), {})
+        for kind, callback in callbacks:
+            getattr(self._connection, f"add_{kind}")(callback)
+        self._connection._listeners = {channel: set(ours) for channel, ours in listeners.items()}
 
     @property
     def misplaced(self) -> bool:
@@ -187,15 +250,18 @@ class PooledConnection:
             or connection._top_xact is not None
         )
 
-    async def settle(self, timeout: float) -> bool:
-        """Wait until a cancelled statement has ended; return whether the connection is clean."""
+    async def settle(self, timeout: float | None = None) -> bool:
+        """Wait until a cancelled statement has ended; return whether the connection is clean.
+
+        By default for at most COMMAND_TIMEOUT.
+        """
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
         connection = self._connection
         return not (connection.is_in_transaction() or connection._top_xact is not None or self.has_leftovers)
 
-    async def ping(self, timeout: float) -> None:
-        """Make one round trip of at most `timeout` seconds. Raises whatever the driver raises."""
+    async def ping(self, timeout: float | None) -> None:
+        """Make one round trip of at most `timeout` seconds, or COMMAND_TIMEOUT. Raises whatever the driver raises."""
         await self._connection.execute("SELECT 1", timeout=timeout)
 
     async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
@@ -226,12 +292,12 @@ class PooledConnection:
     async def _reset_usually(self, plan: ResetPlan, timeout: float) -> None:
         if self._prepared:
             try:
-                await self._protocol.query(plan.usual, timeout)
+                await self._protocol.query(plan.usual + self._restore_text, timeout)
             except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
                 self._prepared = False
             else:
                 return
-        await self._protocol.query(plan.first, timeout)
+        await self._protocol.query(plan.first + self._restore_text, timeout)
         self._prepared = True
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
@@ -243,7 +309,7 @@ class PooledConnection:
             before.append(ROLLBACK)
         if self._reported_user() != self._session_user or self._via_pooler:
             before.append(AUTHORIZATION)
-        tag = await self._send_parts(plan.parts(before, [NAMES]), timeout)
+        tag = await self._send_parts(plan.parts(before, [*self._restore, NAMES]), timeout)
         if plan.accepts(NAMES) and tag != NO_NAMES:
             self._leaves_names = True
             await self._connection.execute(DEALLOCATE, timeout=timeout)
@@ -266,7 +332,7 @@ class PooledConnection:
                 try:
                     tag = await self._connection.execute(part.sql)
                 except asyncpg.PostgresError as error:
-                    if not lacks(error, part):
+                    if part in self._restore or not lacks(error, part):
                         raise
                     refused[part] = error
         plan.one_by_one = not refused
@@ -286,7 +352,7 @@ class PooledConnection:
                 " COMMIT before the block ends."
             )
         connection._top_xact = None
-        connection._listeners.clear()
+        self._keep_callbacks()
 
     async def is_unfit(self, now: Instant, timeout: float) -> bool:
         """Find out, after a reset, whether the suspicion is right: one round trip of at most `timeout` seconds.
@@ -337,3 +403,12 @@ class PooledConnection:
         # asyncpg/connection.py: without a holder, its end notifies no pool; once aborted, it has no finaliser
         self._connection._pool_holder = None
         self._connection._aborted = True
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    # E'…' means the same whatever standard_conforming_strings is
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

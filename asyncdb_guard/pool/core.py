@@ -8,6 +8,7 @@ from socket import socket
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
+from asyncdb_guard.connect.initialization import Init, checked
 from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
@@ -29,9 +30,11 @@ class PoolCore:
         settings: DatabaseSettings | None,
         credentials: Credentials | None,
         listeners: Listener | Iterable[Listener],
+        init: Init | None = None,
     ) -> None:
         self._settings: object = settings  # judged on first use, as a pool may be made at import
         self._own_credentials = credentials
+        self._init = checked(init)
         self._credentials: Credentials | None = None
         self._traits: ServerTraits | None = None
         self._breaker: CircuitBreaker | None = None
@@ -86,7 +89,7 @@ class PoolCore:
         if loop_pool is not None:
             self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(
-            settings, self._credentials, self._traits, breaker, self.events, self.counters, self._lingering
+            settings, self._credentials, self._traits, breaker, self.events, self.counters, self._lingering, self._init
         )
         self._lingering = []
         registry.add(self)

@@ -14,12 +14,14 @@ from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
+from asyncdb_guard.connect.initialization import InitFailedError
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.failure_kind import FailureKind, failure_kind
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
-from asyncdb_guard.verdict import Verdict, judge_connect
+from asyncdb_guard.redaction import type_name
+from asyncdb_guard.verdict import Verdict, judge, judge_connect
 
 _UNWANTED_CONNECT_TIMEOUT = 0.5
 """Seconds for which a connect goes on after the last waiter has left: a healthy one is through by then, and one that
@@ -53,10 +55,18 @@ class Gate:
     Waiters are served first come, first served. Joining, leaving and serving cost the same at any length.
     """
 
-    def __init__(self, breaker: CircuitBreaker, connect_timeout: float, renews_login: bool, events: Events) -> None:
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        connect_timeout: float,
+        command_timeout: float,
+        renews_login: bool,
+        events: Events,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
         self._connect_timeout = connect_timeout
+        self._command_timeout = command_timeout
         self._renews_login = renews_login
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
@@ -203,15 +213,23 @@ class Gate:
         If nobody waits any more, nobody saw it fail: those who left had not waited long enough to tell.
         """
         renewed = self._renews_login
-        error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
+        error: BaseException
+        if isinstance(cause, InitFailedError):
+            error, alone = cause.error, False
+            reason = f"init= raised {type_name(error)}."
+            verdict = judge(error, lost=cause.lost, command_timeout=self._command_timeout)
+        else:
+            error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
+            alone = attempt.alone
+            reason = str(error)
+            verdict = judge_connect(cause, renewed=renewed)
         if promising:
-            self._growth_error = str(error)
+            self._growth_error = reason
         if not attempt.fails_a_waiter(promising=promising):
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
-            verdict = judge_connect(cause, renewed=renewed)
-            self.report(waiter.permit, verdict, clock.now(), failure_kind(cause), alone=attempt.alone)
+            self.report(waiter.permit, verdict, clock.now(), failure_kind(error), alone=alone)
             return
 
     def _cancel_unwanted(self) -> None:

@@ -12,6 +12,7 @@ from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
@@ -41,10 +42,11 @@ class LoopPool:
         events: Events,
         counters: Counters,
         lingering: Sequence[socket] = (),
+        init: Init | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._connector = connector = Connector(settings, credentials, traits, lingering)
-        self.gate = Gate(breaker, settings.connect_timeout, connector.renews_login, events)
+        self._connector = connector = Connector(settings, credentials, traits, lingering, init)
+        self.gate = Gate(breaker, settings.connect_timeout, settings.command_timeout, connector.renews_login, events)
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
