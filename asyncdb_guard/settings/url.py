@@ -105,7 +105,7 @@ def parse_database_url(text: str) -> tuple[DatabaseUrl, list[str]]:
     is_plain = "@" not in f"{match['database']}{query}" and (bool(at_sign) or ":" not in address)
     address_parameters, parameters = _parameters(query, is_plain, faults)
     by_setting, others = _values(parameters, faults)
-    parts = {
+    parts: dict[str, Any] = {
         "host": host,
         "port": port,
         "user": _decoded(user, "user", faults) if user else None,
