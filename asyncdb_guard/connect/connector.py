@@ -14,7 +14,7 @@ from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
-from asyncdb_guard.connect.probe import POOLER, probe, role_settings
+from asyncdb_guard.connect.pooler_detection import POOLER, probe, role_settings
 from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts

@@ -22,7 +22,17 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
-from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, NAMES, NO_NAMES, ROLLBACK, Part, join, lacks
+from asyncdb_guard.connect.reset import (
+    AUTHORIZATION,
+    DEALLOCATE,
+    NAMES,
+    NO_NAMES,
+    ROLLBACK,
+    Part,
+    ResetPlan,
+    join,
+    lacks,
+)
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
 from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
@@ -41,6 +51,7 @@ class PooledConnection:
         "_holder",
         "_known_statements",
         "_leaves_names",
+        "_prepared",
         "_protocol",
         "_ran_scripts",
         "_server_bound",
@@ -83,6 +94,8 @@ class PooledConnection:
         self._session_user = getattr(self._server_settings, "session_authorization", None)
         self._known_statements: int = _driver._uid
         self._ran_scripts = False
+        self._prepared = False
+        """Whether the session has a name of ours, for the reset."""
         self._leaves_names = False
         """Whether a borrower of this session ever left a name of SQL's own PREPARE: then each reset checks for them."""
         self.opened_at = now
@@ -176,6 +189,7 @@ class PooledConnection:
 
         Raises whatever the driver raises, except for parts that the server does not know or does not allow the role.
         """
+        plan = self._traits.reset_plan
         # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
         unusual = (
             needs_cleanup
@@ -184,16 +198,27 @@ class PooledConnection:
             or self._known_statements != _driver._uid
             or self._reported_user() != self._session_user
             or self._via_pooler
-            or self._traits.reset_plan.one_by_one
+            or plan.one_by_one
         )
         try:
             if not unusual:
-                await self._protocol.query(self._traits.reset_plan.usual, timeout)
+                await self._reset_usually(plan, timeout)
                 return
         except asyncpg.PostgresError as error:
             if not lacks(error):
                 raise
         await self._reset_unusually(timeout, needs_cleanup)
+
+    async def _reset_usually(self, plan: ResetPlan, timeout: float) -> None:
+        if self._prepared:
+            try:
+                await self._protocol.query(plan.usual, timeout)
+            except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
+                self._prepared = False
+            else:
+                return
+        await self._protocol.query(plan.first, timeout)
+        self._prepared = True
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
         """The same with the parts that are needed only sometimes, or after the server has refused a part."""

@@ -7,7 +7,7 @@ to the breaker; a report that opens the circuit refuses all waiters and ends all
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from asyncdb_guard import clock
@@ -17,6 +17,7 @@ from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.verdict import Verdict, judge_connect
 
@@ -36,31 +37,14 @@ class Waiter:
 
     __slots__ = ("deadline", "future", "permit", "since", "timer")
 
-    timer: asyncio.TimerHandle
-
     def __init__(self, future: asyncio.Future[Lease], permit: int, since: Instant, deadline: float) -> None:
         self.future = future
         self.permit = permit
         self.since = since
         self.deadline = deadline
         """On the event loop's own clock."""
-
-
-class ConnectAttempt:
-    """A connect in progress; lives until it has succeeded or failed."""
-
-    __slots__ = ("alone", "late", "reported_at", "since", "task")
-
-    task: asyncio.Task[None]
-
-    def __init__(self, now: Instant, *, alone: bool) -> None:
-        self.since = now
-        self.alone = alone
-        """Whether the pool has had no session since it began."""
-        self.late = False
-        """Whether it has been given up, and only holds its place until the server has let go."""
-        self.reported_at: Instant | None = None
-        """When a waiter whose time was over reported it last."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Its own, unless it waits for as long as most do."""
 
 
 class Gate:
@@ -76,6 +60,10 @@ class Gate:
         self._renews_login = renews_login
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._usual: deque[Waiter] = deque()
+        """Those with the usual timeout, the earliest deadline first. One timer serves them all: a timer for each would
+        cost as much as the rest of a wait."""
+        self._timer: asyncio.TimerHandle | None = None
         self._attempts: list[ConnectAttempt] = []
         self._growth_error: str | None = None
         """Why the pool could not grow, if its last connect failed while other connections were in use."""
@@ -97,9 +85,22 @@ class Gate:
     def join(self, permit: int, timeout: float, now: Instant) -> Waiter:
         """Queue for a connection, for at most `timeout` seconds."""
         waiter = Waiter(self._loop.create_future(), permit, now, self._loop.time() + timeout)
-        waiter.timer = self._loop.call_at(waiter.deadline, self._time_out, waiter)
+        if timeout == self._connect_timeout:
+            self._usual.append(waiter)
+            if self._timer is None:
+                self._timer = self._loop.call_at(waiter.deadline, self._time_out_usual)
+        else:
+            waiter.timer = self._loop.call_at(waiter.deadline, self._time_out, waiter)
         self._waiters[waiter] = None
         return waiter
+
+    def end_wait(self, waiter: Waiter) -> None:
+        """A wait is over, one way or the other."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        usual = self._usual
+        while usual and usual[0].future.done():
+            usual.popleft()
 
     def take_first(self) -> Waiter | None:
         """Take whoever has waited longest out of the queue, to be served."""
@@ -123,10 +124,21 @@ class Gate:
 
     def close(self) -> None:
         """Send everybody away: the pool is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
         for waiter in self._take_out():
             waiter.future.set_exception(PoolClosedError())
             self._breaker.released(waiter.permit)
         self._cancel_unwanted()
+
+    def _time_out_usual(self) -> None:
+        self._timer = None
+        usual = self._usual
+        now = self._loop.time()
+        while usual and (usual[0].future.done() or usual[0].deadline <= now):
+            self._time_out(usual.popleft())
+        if usual:
+            self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
 
     def _time_out(self, waiter: Waiter) -> None:
         if waiter.future.done():
@@ -144,13 +156,11 @@ class Gate:
             self._breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
-        enough = self._connect_timeout / 2  # whoever had less time has not seen enough to report a failure
-        reported = attempt.reported_at is not None and elapsed(attempt.reported_at, now) < enough
-        if reported or min(waited, elapsed(attempt.since, now)) < enough:
-            self._breaker.released(waiter.permit)
-        else:
+        if attempt.counts_as_silent(waited, now, self._connect_timeout):
             attempt.reported_at = now
             self.report(waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, alone=attempt.alone)
+        else:
+            self._breaker.released(waiter.permit)
 
     def _remove(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
@@ -184,18 +194,15 @@ class Gate:
             attempt.alone = False
 
     def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, promising: bool) -> None:
-        """Decide who gets the error of a failed connect.
+        """A connect failed: give its error to whoever gets it, and report that to the breaker.
 
-        Nobody, while another connection or connect is promising: waiters can still get that one. Else whoever has
-        waited longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who
-        left had not waited long enough to tell.
+        If nobody waits any more, nobody saw it fail: those who left had not waited long enough to tell.
         """
         renewed = self._renews_login
         error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
         if promising:
             self._growth_error = str(error)
-            return
-        if attempt.reported_at is not None:
+        if not attempt.fails_a_waiter(promising=promising):
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)

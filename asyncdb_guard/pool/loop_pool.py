@@ -81,7 +81,7 @@ class LoopPool:
             self.workers.reclaim_all()
             raise
         finally:
-            waiter.timer.cancel()
+            self.gate.end_wait(waiter)
         lease.since = clock.now()
         try:
             lease.permit = self.gate.readmit(waiter, lease.since)

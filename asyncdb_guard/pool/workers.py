@@ -21,8 +21,9 @@ from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.sockets import forget_task
 from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused
+from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.connections import Connections
-from asyncdb_guard.pool.gate import ConnectAttempt, Gate
+from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters

@@ -130,7 +130,7 @@ class SettingsFields(BaseSettings):
         default=3,
         ge=1,
         le=1000,
-        description="Consecutive failures that open the circuit. A connect that meets silence opens it at once if the"
+        description="Consecutive failures that open the circuit. A connect without any answer opens it at once if the"
         " pool has no other session. Verify: the number of connection attempts that a dead server receives.",
     )
     breaker_reset_timeout_ms: int = Field(
