@@ -40,6 +40,8 @@ RELIED_UPON = {
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
     "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
+    "_con": "test_a_statement_can_be_prepared_from_the_cache",
+    "_prepare": "test_a_statement_can_be_prepared_from_the_cache",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
 ROOMS = ("adopting_pool", "lent_connection", "pooled_connection", "pooler_connection", "sockets")
@@ -251,6 +253,16 @@ async def test_statements_go_through_two_methods(url: str) -> None:
     assert await connection.fetchval("SELECT $1::int", 1) == 1
     assert called == ["_get_statement", "_do_execute"], f"{ASYNCPG}: how a statement is run"
     await connection.close()
+
+
+async def test_a_statement_can_be_prepared_from_the_cache(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as proxy:
+        names = set()
+        for _ in range(2):
+            statement = await proxy._con._prepare("SELECT $1::int AS n", use_cache=True)
+            assert await statement.fetchval(1) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True)"
+            names.add(statement.get_name())
+        assert len(names) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True) prepares again"
 
 
 async def test_a_connection_can_be_told_that_the_server_has_no_jit(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 import re
 import socket
@@ -133,6 +134,17 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not support TLS; enable", id="no-tls"),
         pytest.param(ssl.SSLError(1, SAID), "the TLS handshake failed; check", id="handshake"),
         pytest.param(ConnectionResetError(104, SAID), "(ConnectionResetError); check the server's log", id="reset"),
+        pytest.param(
+            OSError(errno.ENETUNREACH, f"Connect call failed ('2001:db8::1', 5432, 0, 0) {SAID}"),
+            "has only an IPv6 address, and this network has no route to it; give",
+            id="ipv6-only",
+        ),
+        pytest.param(
+            OSError(errno.ENETUNREACH, f"Connect call failed ('192.0.2.1', 5432) {SAID}"),
+            "the network failed",
+            id="ipv4",
+        ),
+        pytest.param(FileNotFoundError(2, SAID), "nothing listens on its Unix socket; check", id="no-socket"),
         pytest.param(OSError(113, SAID), "the network failed (OSError); check the route", id="network"),
         pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another one, or wait", id="no-writer"),
         pytest.param(

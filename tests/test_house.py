@@ -20,7 +20,7 @@ FLOORS = (
     {"cli"},
     {"fleet"},
     {"handlers"},
-    {"cognito", "runtime"},
+    {"cognito", "runtime", "sqlalchemy"},
     {"emf"},
     {"pool"},
     {"connect"},
@@ -44,6 +44,7 @@ DOORS = {
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "matplotlib": {"cli.picture"},
+    "sqlalchemy": {"sqlalchemy"},
 }
 
 MODULES = {

@@ -225,5 +225,7 @@ def _plain_settings(target: ConnectTarget) -> dict[str, str]:
     if target.application_name is not None:
         settings["application_name"] = target.application_name
     if target.schema is not None:
-        settings["search_path"] = '"' + target.schema.replace('"', '""') + '"'
+        settings["search_path"] = ", ".join(
+            '"' + name.strip().replace('"', '""') + '"' for name in target.schema.split(",")
+        )
     return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
@@ -101,6 +102,11 @@ _BY_VERIFY_CODE = {
 }
 """By OpenSSL's X509_V_ERR numbers (openssl-verification-options(1)), as OpenSSL's own texts show the host."""
 
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_IPV6_ADDRESS = re.compile(r"\('[^']*:[^']*', \d+, \d+, \d+\)")
+_IPV4_ADDRESS = re.compile(r"\('[\d.]+', \d+\)")
+"""How asyncio's texts show the addresses that it tried: matched, and never shown."""
+
 
 def connect_error(cause: Exception, *, renewed: bool = False) -> ConnectFailedError:
     """Wrap what the driver raised during a connect; it becomes the `__cause__`.
@@ -153,6 +159,13 @@ def _network(cause: OSError) -> str:
     # asyncpg/connect_utils.py: a bare ConnectionError means that the server declined TLS
     if type(cause) is ConnectionError and "SSL" in str(cause):
         return "it does not support TLS; enable TLS there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
+    if isinstance(cause, FileNotFoundError | PermissionError):
+        return "nothing listens on its Unix socket; check the directory and its rights, and that the server runs"
+    if cause.errno in _UNREACHABLE and _IPV6_ADDRESS.search(str(cause)) and not _IPV4_ADDRESS.search(str(cause)):
+        return (
+            "its host has only an IPv6 address, and this network has no route to it; give the subnet IPv6, or use an"
+            " address with IPv4, such as that of the platform's pooler"
+        )
     if isinstance(cause, ConnectionError):
         return f"the connection was lost during the login ({type_name(cause)}); check the server's log, and a proxy's"
     return f"the network failed ({type_name(cause)}); check the route, the subnet and the security group"

@@ -60,9 +60,23 @@ class Acquisition:
         counters.acquired += 1
         return lease.lent
 
+    @property
+    def connection(self) -> LentConnection:
+        """What is lent, between the two ends of the `async with`."""
+        return self._lease.lent
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client knows that the session has ended."""
+        return self._lease.connection.is_closed()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release(error)
+
+    def release(self, error: BaseException | None) -> None:
+        """Return the connection from a block that ended with `error`. Never waits."""
         lease = self._lease
         del self._lease
         self._in_use = False

@@ -65,9 +65,10 @@ class SettingsFields(BaseSettings):
         repr=False,
         exclude=True,
         description="Where the database is: `postgresql://user:password@host:port/database?…`. DATABASE_URL is read if"
-        " this is not set. The port defaults to 5432, and the database to the name of the user. Only the documented"
-        " parameters are accepted. Default: none; required unless SECRET_ARN is set. Verify: `datname`,"
-        " `usename` and `application_name` in pg_stat_activity.",
+        " this is not set. The host may be the directory of a Unix socket, as in `?host=/cloudsql/…`. The port defaults"
+        " to 5432, and the database to the name of the user. Only the documented parameters are accepted. Default:"
+        " none; required unless SECRET_ARN is set. Verify: `datname`, `usename` and `application_name` in"
+        " pg_stat_activity.",
     )
     proxy_host: str | None = Field(
         default=None,
@@ -155,13 +156,23 @@ class SettingsFields(BaseSettings):
         default=None,
         description="The TLS mode, as in libpq: `disable`, `require` (encrypted, but the server is not verified),"
         " `verify-ca` or `verify-full`. As in libpq, `require` with a root certificate means `verify-ca`. Default:"
-        " `verify-full`; `disable` on loopback without SSL_ROOT_CERT and IAM_AUTH. Verify: pg_stat_ssl.",
+        " `verify-full`; `disable` on a Unix socket, and on loopback without SSL_ROOT_CERT, SSL_CERT and IAM_AUTH."
+        " Verify: pg_stat_ssl.",
     )
     ssl_root_cert: str | None = Field(
         default=None,
         description="PEM file of the certificate authorities to trust, such as RDS's global-bundle.pem. `system` means"
         " the system's trust store, and requires `verify-full`. Default: the system's trust store. Verify: a connect"
         " fails if another authority signed the server's certificate.",
+    )
+    ssl_cert: str | None = Field(
+        default=None,
+        description="PEM file of the client's certificate, with its chain, for a server that asks for one. Needs"
+        " SSL_KEY and TLS. Verify: `client_dn` in pg_stat_ssl.",
+    )
+    ssl_key: str | None = Field(
+        default=None,
+        description="PEM file of the private key of SSL_CERT, unencrypted. Verify: `client_dn` in pg_stat_ssl.",
     )
     secret_arn: str | None = Field(
         default=None,
