@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
-from types import FrameType
+from types import FrameType, TracebackType
 
 from asyncdb_guard.errors import GuardError
 from asyncdb_guard.verdict import chain_of, sqlstate_of
@@ -25,6 +25,27 @@ def describe(error: BaseException) -> str:
     chain = list(itertools.islice(chain_of(error), _CAUSES_MAX + 1))
     told = "; because of ".join(map(_describe_alone, chain[:_CAUSES_MAX]))
     return told + ("; because of more" if len(chain) > _CAUSES_MAX else "")
+
+
+def authors_frames(error: BaseException) -> TracebackType | None:
+    """The traceback of `error` without the frames of ours and the event loop's that lead to the author's code.
+
+    If we raised the error, without ours at its end, too: the author looks for the call that failed. Where nothing would
+    remain, it is left as it is.
+    """
+    steps: list[TracebackType] = []
+    step = error.__traceback__
+    while step is not None:
+        steps.append(step)
+        step = step.tb_next
+    while steps and (_is_ours(steps[0].tb_frame) or _is_event_loop(steps[0].tb_frame)):
+        del steps[0]
+    while steps and isinstance(error, GuardError) and _is_ours(steps[-1].tb_frame):
+        del steps[-1]
+    kept: TracebackType | None = None
+    for step in reversed(steps):
+        kept = TracebackType(kept, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return kept or error.__traceback__
 
 
 def type_name(error: BaseException) -> str:
@@ -57,4 +78,12 @@ def _word(text: str) -> str:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("asyncdb_guard.")
+    return _module(frame).startswith("asyncdb_guard.")
+
+
+def _is_event_loop(frame: FrameType) -> bool:
+    return _module(frame).partition(".")[0] in {"asyncio", "uvloop"}
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncdb_guard.cognito.deadline import CLEANUP_TIMEOUT, BudgetSpentError, Deadline
 from asyncdb_guard.cognito.outcome import Outcome
-from asyncdb_guard.emf import TriggerMetrics
-from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, DatabaseUnavailableError
+from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError
 from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
@@ -46,7 +44,6 @@ class CallbackRunner:
         callback: Callable[[Any, S], Awaitable[T]],
         subject: S,
         deadline: Deadline,
-        metrics: TriggerMetrics | None = None,
     ) -> T:
         """Run `callback(conn, subject)` on a borrowed connection until the deadline, and return its result.
 
@@ -57,7 +54,7 @@ class CallbackRunner:
         callback passes through. The breaker judges the original error.
         """
         deadline.check()
-        task = asyncio.create_task(self._borrow_and_run(callback, subject, deadline, metrics))
+        task = asyncio.create_task(self._borrow_and_run(callback, subject, deadline))
         self._tasks.add(task)  # the event loop itself holds its tasks only weakly
         task.add_done_callback(self._tasks.discard)
         try:
@@ -74,23 +71,17 @@ class CallbackRunner:
         callback: Callable[[Any, S], Awaitable[T]],
         subject: S,
         deadline: Deadline,
-        metrics: TriggerMetrics | None,
     ) -> Outcome[T]:
         """Raises nothing: a SystemExit, for example, would leave through the event loop and bypass the trigger."""
         lost = False
-        began = time.monotonic()
         timeout = min(self._pool.settings.connect_timeout, deadline.remaining)
         try:
             async with self._pool.acquire(timeout=timeout) as conn:
-                if metrics is not None:
-                    metrics.add_acquire_time(time.monotonic() - began)
                 try:
                     return Outcome(await deadline.bound(callback(conn, subject), lambda: conn.in_statement))
                 finally:
                     lost = conn.is_closed()
         except BaseException as error:
-            if metrics is not None and isinstance(error, CircuitOpenError):
-                metrics.record_rejection()
             return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining))
 
 

@@ -10,7 +10,7 @@ from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import MACHINE, CognitoUser, TriggerEvent, read_token_event, token_source
 from asyncdb_guard.cognito.invocation import CallbackRunner, SessionLostError
 from asyncdb_guard.cognito.outcome import Outcome, capture
-from asyncdb_guard.emf import TriggerMetrics
+from asyncdb_guard.emf import InvocationMetrics
 from asyncdb_guard.errors import DatabaseUnavailableError
 from asyncdb_guard.events import CacheHit, CacheMiss, Events, logger
 from asyncdb_guard.redaction import describe
@@ -46,7 +46,7 @@ class PreTokenTrigger:
         """
         return token_source(event) != MACHINE
 
-    async def answer(self, event: TriggerEvent, deadline: Deadline, metrics: TriggerMetrics) -> TriggerEvent:
+    async def answer(self, event: TriggerEvent, deadline: Deadline, metrics: InvocationMetrics) -> TriggerEvent:
         """Set the event's `response` to the user's claims, and return the event.
 
         Raises TriggerEventError, ClaimError, DatabaseUnavailableError or what the callback raised.
@@ -58,7 +58,9 @@ class PreTokenTrigger:
             event["response"] = build_response(overrides, request)
         return event
 
-    async def _get_overrides(self, entry: ClaimsEntry, deadline: Deadline, metrics: TriggerMetrics) -> Overrides | None:
+    async def _get_overrides(
+        self, entry: ClaimsEntry, deadline: Deadline, metrics: InvocationMetrics
+    ) -> Overrides | None:
         """Return the user's claims, stale claims while the database is unavailable, or None for unchanged tokens."""
         metrics.record_lookup(miss=False)
         try:
@@ -67,6 +69,7 @@ class PreTokenTrigger:
             stale = await entry.read_stale()
             if stale is None and not self._allow_unchanged:
                 raise
+            metrics.record_degraded()
             result = "unchanged tokens" if stale is None else "stale claims"
             logger.warning("load_claims answered with %s, as the database is unavailable: %s", result, describe(error))
             return stale
@@ -74,7 +77,7 @@ class PreTokenTrigger:
             self._events.emit(CacheHit())
         return claims.overrides
 
-    async def _get_claims(self, entry: ClaimsEntry, deadline: Deadline, metrics: TriggerMetrics) -> LoadedClaims:
+    async def _get_claims(self, entry: ClaimsEntry, deadline: Deadline, metrics: InvocationMetrics) -> LoadedClaims:
         """Read the claims from the cache, else load them: once for all who ask for them at the same time."""
         joined = await entry.join(deadline)
         if isinstance(joined, Outcome):
@@ -84,7 +87,7 @@ class PreTokenTrigger:
         return outcome.get()
 
     async def _read_or_load(
-        self, entry: ClaimsEntry, lead: Lead[LoadedClaims], deadline: Deadline, metrics: TriggerMetrics
+        self, entry: ClaimsEntry, lead: Lead[LoadedClaims], deadline: Deadline, metrics: InvocationMetrics
     ) -> LoadedClaims:
         cached = await entry.read()
         if cached is not None:
@@ -93,7 +96,7 @@ class PreTokenTrigger:
         self._events.emit(CacheMiss())
         user = entry.request.user
         try:
-            overrides = check_claims(await self._run_callback(user, deadline, metrics), user)
+            overrides = check_claims(await self._run_callback(user, deadline), user)
         except DatabaseUnavailableError:
             raise
         except Exception:
@@ -105,9 +108,9 @@ class PreTokenTrigger:
             await entry.write(overrides, deadline)
         return LoadedClaims(overrides, from_cache=False)
 
-    async def _run_callback(self, user: CognitoUser, deadline: Deadline, metrics: TriggerMetrics) -> object:
+    async def _run_callback(self, user: CognitoUser, deadline: Deadline) -> object:
         try:
-            return await self._runner.run(self._callback, user, deadline, metrics)
+            return await self._runner.run(self._callback, user, deadline)
         except SessionLostError:
             logger.info("The session was lost while load_claims was reading the claims. Reading them once more.")
-        return await self._runner.run(self._callback, user, deadline, metrics)
+        return await self._runner.run(self._callback, user, deadline)

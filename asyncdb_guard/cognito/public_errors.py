@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from asyncdb_guard.errors import TriggerEventError, TriggerFailedError
 from asyncdb_guard.events import logger
+from asyncdb_guard.lambda_environment import function_name
 from asyncdb_guard.redaction import describe
 from asyncdb_guard.verdict import sqlstate_of
 
@@ -31,21 +32,24 @@ async def run_with_public_errors(trigger: str, public_text: str, work: Awaitable
     """Await `work`. Log whatever it raises, and raise a TriggerFailedError with `public_text` instead.
 
     The caller's own cancellation passes through. The error is raised outside the `except` blocks, so that it has no
-    `__context__` that could leak.
+    `__context__` that could leak. Outside Lambda, what was raised is its `__cause__`.
     """
     failure = TriggerFailedError(public_text)
+    cause: BaseException
     try:
         return await work
     except TriggerEventError as error:
-        _log(trigger, error)
-        failure = TriggerEventError(str(error))
+        failure, cause = TriggerEventError(str(error)), error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        _log(trigger, error)
+        cause = error
     except Exception as error:
-        _log(trigger, error)
+        cause = error
+    _log(trigger, cause)
+    if function_name() is None:
+        failure.__cause__ = cause
     raise failure
 
 

@@ -14,7 +14,7 @@ from asyncdb_guard.cognito.invocation import CallbackRunner
 from asyncdb_guard.cognito.post_confirmation import PostConfirmationTrigger
 from asyncdb_guard.cognito.pre_token import PreTokenTrigger
 from asyncdb_guard.cognito.public_errors import run_with_public_errors
-from asyncdb_guard.emf import TriggerMetrics
+from asyncdb_guard.emf import InvocationMetrics, publishing
 from asyncdb_guard.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -69,16 +69,10 @@ class CognitoTriggers:
         A machine's token (`TokenGeneration_ClientCredentials`) has no user: its event is returned unchanged.
         Raises TriggerFailedError, or TriggerEventError if the event is not one that this trigger handles.
         """
-        metrics = TriggerMetrics()
-        try:
+        with publishing() as metrics:
             return await run_with_public_errors(
                 "load_claims", _SIGN_IN_FAILED, self._load_claims(event, context, metrics)
             )
-        except BaseException:  # a SystemExit denies the sign-in, too
-            metrics.record_failure()
-            raise
-        finally:
-            metrics.publish()
 
     async def provision_user(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
         """Write the user of a `PostConfirmation_ConfirmSignUp` event to the database, and return the event.
@@ -86,23 +80,29 @@ class CognitoTriggers:
         Concurrent runs for the same user run one after the other. Any other event is returned unchanged, without
         using the database. Raises TriggerFailedError, or TriggerEventError if this is not an event.
         """
-        return await run_with_public_errors("provision_user", _SIGN_UP_FAILED, self._provision_user(event, context))
+        with publishing() as metrics:
+            return await run_with_public_errors(
+                "provision_user", _SIGN_UP_FAILED, self._provision_user(event, context, metrics)
+            )
 
     async def forget(self, sub: str) -> None:
         """Delete the cached claims of one user; in a shared cache, for the whole fleet."""
         await self._store.forget(sub)
 
-    async def _load_claims(self, event: TriggerEvent, context: Any, metrics: TriggerMetrics) -> TriggerEvent:
+    async def _load_claims(self, event: TriggerEvent, context: Any, metrics: InvocationMetrics) -> TriggerEvent:
         if not PreTokenTrigger.handles(event):
             return event
         deadline = self._start_deadline(context)
         return await self._pre_token.answer(event, deadline, metrics)
 
-    async def _provision_user(self, event: TriggerEvent, context: Any) -> TriggerEvent:
+    async def _provision_user(self, event: TriggerEvent, context: Any, metrics: InvocationMetrics) -> TriggerEvent:
         if not PostConfirmationTrigger.handles(event):
             return event
+        metrics.record_provisioned(done=False)
         deadline = self._start_deadline(context)
-        return await self._post_confirmation.answer(event, deadline)
+        answered = await self._post_confirmation.answer(event, deadline)
+        metrics.record_provisioned(done=True)
+        return answered
 
     def _start_deadline(self, context: Any) -> Deadline:
         return Deadline(self._pool.settings.handler_budget, context)

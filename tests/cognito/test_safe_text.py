@@ -100,8 +100,15 @@ HOSTILE = [
 @pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
 @pytest.mark.parametrize("callback", HOSTILE)
 async def test_a_failing_callback_raises_public_text_and_logs_only_its_type(
-    make_pool: MakePool, sub: str, callback: Any, trigger: str, caplog: pytest.LogCaptureFixture, server: Cluster
+    make_pool: MakePool,
+    sub: str,
+    callback: Any,
+    trigger: str,
+    caplog: pytest.LogCaptureFixture,
+    server: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "function")
     pool = make_pool(handler_budget_ms=300)
     triggers = CognitoTriggers(pool, claims=callback, provision=callback)
     event = token_event("2", sub=sub) if trigger == "load_claims" else confirmation_event(sub)
@@ -120,6 +127,14 @@ async def test_a_failing_callback_raises_public_text_and_logs_only_its_type(
     for private in (sub, "ada", str(server.port), "app_user", "SELECT", "INSERT"):
         assert private not in shown.split("asyncdb_guard.errors.TriggerFailedError")[1]
     assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_outside_lambda_the_cause_is_kept(pool: GuardedPool, sub: str) -> None:
+    """A test, or a developer at a desk, sees where the callback failed."""
+    with pytest.raises(TriggerFailedError) as caught:
+        await CognitoTriggers(pool, claims=key_error).load_claims(token_event("2", sub=sub))
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert [frame.name for frame in traceback.extract_tb(caught.value.__cause__.__traceback__)][-1] == "key_error"
 
 
 @pytest.mark.parametrize(
