@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from asyncdb_guard.cognito.caching.single_flight import Lead
 from asyncdb_guard.cognito.caching.store import ClaimsEntry, ClaimsStore, LoadedClaims
-from asyncdb_guard.cognito.callbacks import Callback, callback_id
+from asyncdb_guard.cognito.callbacks import Callback, MachineCallback, callback_id
 from asyncdb_guard.cognito.claims import Overrides, build_response, check_claims
 from asyncdb_guard.cognito.deadline import Deadline
-from asyncdb_guard.cognito.event import MACHINE, CognitoUser, TriggerEvent, read_token_event, token_source
+from asyncdb_guard.cognito.event import Subject, TriggerEvent, read_token_event
 from asyncdb_guard.cognito.invocation import CallbackRunner, SessionLostError
 from asyncdb_guard.cognito.outcome import Outcome, capture
 from asyncdb_guard.emf import InvocationMetrics
@@ -17,11 +17,13 @@ from asyncdb_guard.redaction import describe
 
 
 class PreTokenTrigger:
-    """Answers pre token generation events with the user's claims; lives as long as its `CognitoTriggers`."""
+    """Answers pre token generation events of users, or of machines, with their claims; lives as long as its
+    `CognitoTriggers`.
+    """
 
     def __init__(
         self,
-        callback: Callback,
+        callback: Callback | MachineCallback,
         runner: CallbackRunner,
         store: ClaimsStore,
         events: Events,
@@ -30,7 +32,7 @@ class PreTokenTrigger:
     ) -> None:
         """`allow_unchanged`: leave the tokens unchanged while the database is unavailable.
 
-        Otherwise the sign-in fails then, unless `store` keeps stale claims and has some of this user.
+        Otherwise the sign-in fails then, unless `store` keeps stale claims and has some of this user or machine.
         """
         self._callback = callback
         self._runner = runner
@@ -38,16 +40,8 @@ class PreTokenTrigger:
         self._events = events
         self._allow_unchanged = allow_unchanged
 
-    @staticmethod
-    def handles(event: TriggerEvent) -> bool:
-        """Whether the event is about a user's token, and not a machine's.
-
-        Raises TriggerEventError if it is not a pre token generation event.
-        """
-        return token_source(event) != MACHINE
-
     async def answer(self, event: TriggerEvent, deadline: Deadline, metrics: InvocationMetrics) -> TriggerEvent:
-        """Set the event's `response` to the user's claims, and return the event.
+        """Set the event's `response` to the claims, and return the event.
 
         Raises TriggerEventError, ClaimError, DatabaseUnavailableError or what the callback raised.
         """
@@ -61,7 +55,7 @@ class PreTokenTrigger:
     async def _get_overrides(
         self, entry: ClaimsEntry, deadline: Deadline, metrics: InvocationMetrics
     ) -> Overrides | None:
-        """Return the user's claims, stale claims while the database is unavailable, or None for unchanged tokens."""
+        """Return the claims, stale claims while the database is unavailable, or None for unchanged tokens."""
         metrics.record_lookup(miss=False)
         try:
             claims = await self._get_claims(entry, deadline, metrics)
@@ -94,9 +88,9 @@ class PreTokenTrigger:
             return LoadedClaims(cached, from_cache=True)
         metrics.record_lookup(miss=True)
         self._events.emit(CacheMiss())
-        user = entry.request.user
+        subject = entry.request.subject
         try:
-            overrides = check_claims(await self._run_callback(user, deadline), user)
+            overrides = check_claims(await self._run_callback(subject, deadline), subject)
         except DatabaseUnavailableError:
             raise
         except Exception:
@@ -108,9 +102,9 @@ class PreTokenTrigger:
             await entry.write(overrides, deadline)
         return LoadedClaims(overrides, from_cache=False)
 
-    async def _run_callback(self, user: CognitoUser, deadline: Deadline) -> object:
+    async def _run_callback(self, subject: Subject, deadline: Deadline) -> object:
         try:
-            return await self._runner.run(self._callback, user, deadline)
+            return await self._runner.run(self._callback, subject, deadline)
         except SessionLostError:
             logger.info("The session was lost while load_claims was reading the claims. Reading them once more.")
-        return await self._runner.run(self._callback, user, deadline)
+        return await self._runner.run(self._callback, subject, deadline)
