@@ -108,7 +108,7 @@ class ProcessMetrics:
 
     def _pools(self) -> dict[str, float]:
         """What all pools have counted since the last line. A connect of the init phase is in the first line."""
-        since = dict.fromkeys(_COUNTED, 0.0)
+        since = dict[str, float].fromkeys(_COUNTED, 0)
         for pool in used_pools():
             totals = cast("Mapping[str, float]", pool.totals())
             before = self._reported.get(pool, {})

@@ -122,6 +122,22 @@ def test_a_missing_statement_is_logged(runtime_api: RuntimeApi, statements: dict
         assert "LAMBDA_DATABASE" not in json.dumps(answer.error)
 
 
+def test_json_logs_have_fields_to_filter_by(runtime_api: RuntimeApi, statements: dict[str, str]) -> None:
+    env = statements | {
+        "LAMBDA_DATABASE_CLAIMS_SQL": "SELECT rolle FROM app_user WHERE cognito_sub = $1",
+        "AWS_LAMBDA_LOG_FORMAT": "JSON",
+    }
+    with runtime_api.environment("asyncdb_guard.handlers.load_claims", env=env, cwd=ROOT) as environment:
+        environment.invoke(token_event("2", sub=SUB))
+        records = [json.loads(line) for line in environment.logs if line.startswith("{")]
+    (record,) = [record for record in records if record.get("logger") == "asyncdb_guard"]
+    assert (record["level"], record["sqlstate"]) == ("ERROR", "42703")
+    assert record["error"].endswith("StatementRefusedError < asyncpg.exceptions.UndefinedColumnError")
+    assert record["remedy"].startswith("The column does not exist; check its name")
+    assert "LAMBDA_DATABASE_CLAIMS_SQL" in record["remedy"]
+    assert "where" not in record  # there is no code of the author's
+
+
 def test_hostile_callbacks_give_safe_text_in_time_and_the_process_lives(
     runtime_api: RuntimeApi, statements: dict[str, str], tmp_path: Path
 ) -> None:

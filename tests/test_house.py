@@ -24,7 +24,7 @@ FLOORS = (
     {"emf"},
     {"pool"},
     {"connect"},
-    {"breaker", "failure_kind", "redaction", "verdict"},
+    {"breaker", "failure_kind", "failure_report", "redaction", "verdict"},
     {"settings"},
     {"clock", "errors", "events", "lambda_environment"},
 )

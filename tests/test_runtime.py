@@ -336,7 +336,10 @@ def raiser(kind: type[BaseException]) -> Callable[[], None]:
         (raise_group, ["failed: ExceptionGroup at", "; because of KeyError; because of OSError"]),
         (raise_chain, ["Rejected at", "; because of asyncpg.exceptions.UniqueViolationError [23505] at"]),
         (raise_circle, ["Rejected at", "; because of KeyError"]),
-        (raise_configuration_error, ["ConfigurationError: pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number"]),
+        (
+            raise_configuration_error,
+            ["failed: pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number"],
+        ),
         (raiser(ConfigurationError), ["ConfigurationError at"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -847,7 +850,7 @@ def test_a_failed_prewarm_is_only_logged(deploy: Deploy) -> None:
     answer = environment.invoke({})
     assert answer.error is not None
     assert answer.error["errorType"] == "ConfigurationError"
-    assert environment.stdout.count("A pool could not be prewarmed: asyncdb_guard.errors.ConfigurationError") == 2
+    assert environment.stdout.count("A pool could not be prewarmed: No database URL") == 2
 
 
 def test_nothing_is_prewarmed_for_a_snapshot(deploy: Deploy) -> None:

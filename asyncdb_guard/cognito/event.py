@@ -22,6 +22,12 @@ MACHINE = "TokenGeneration_ClientCredentials"
 """The trigger source of a machine's token, which has no user. Only version 3 has it."""
 
 _PRE_TOKEN = "TokenGeneration_"  # noqa: S105 -- a trigger, not a secret
+_POST_CONFIRMATION = "PostConfirmation_"
+_OTHER_TRIGGERS = (
+    "CreateAuthChallenge_", "CustomEmailSender_", "CustomMessage_", "CustomSMSSender_", "DefineAuthChallenge_",
+    "InboundFederation_", "PostAuthentication_", "PreAuthentication_", "PreSignUp_", "UserMigration_",
+    "VerifyAuthChallengeResponse_",
+)  # fmt: skip
 _VERSIONS = {"2": 2, "3": 3}
 
 
@@ -103,10 +109,26 @@ def trigger_source(event: object) -> str:
     return source
 
 
+def is_token_source(source: str) -> bool:
+    """Whether a pre token generation trigger is called for this source."""
+    return source.startswith(_PRE_TOKEN)
+
+
+def is_post_confirmation_source(source: str) -> bool:
+    """Whether a post confirmation trigger is called for this source."""
+    return source.startswith(_POST_CONFIRMATION)
+
+
+def public_source(source: str) -> str:
+    """The trigger source for a log: as it is if it begins as one of Cognito's does, since it may be any text."""
+    known = (_PRE_TOKEN, _POST_CONFIRMATION, *_OTHER_TRIGGERS)
+    return source[:64] if source.startswith(known) and source.replace("_", "").isalpha() else "an unknown source"
+
+
 def token_source(event: object) -> str:
     """Return the trigger source of a pre token generation event. Raises TriggerEventError if it is another event."""
     source = trigger_source(event)
-    if not source.startswith(_PRE_TOKEN):
+    if not is_token_source(source):
         raise _invalid("triggerSource")
     return source
 

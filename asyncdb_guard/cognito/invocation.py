@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from asyncdb_guard.cognito.deadline import CLEANUP_TIMEOUT, BudgetSpentError, Deadline
 from asyncdb_guard.cognito.outcome import Outcome
 from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ _QUERY_CANCELED = "57014"
 
 _INSUFFICIENT_RESOURCES = "53"
 """The class of SQLSTATEs for a full disk, too little memory or too many connections."""
+
+
+_LOST = (
+    "The session ended while the callback was using it. The server may have restarted or failed over, or an"
+    " administrator ended the session; check the server's log."
+)
+_SLOW = (
+    "A statement took longer than {} allows, {} ms. Make it faster, for example with an index on the column that it"
+    " looks the user up by; find what holds a lock that it waits for; or raise the setting."
+)
+_CANCELED = (
+    "The server ended a statement: its statement_timeout, for the role or the database, is shorter than the statement,"
+    " or an administrator cancelled it. Make the statement faster, or raise that timeout."
+)
+_OUT_OF_RESOURCES = "The server lacks the resources for a statement. Check its disk, memory and connections."
+_FAILED = "The database failed during a statement. Check the log of the server, and of a proxy in front of it."
 
 
 class SessionLostError(DatabaseUnavailableError):
@@ -82,26 +99,30 @@ class CallbackRunner:
                 finally:
                     lost = conn.is_closed()
         except BaseException as error:
-            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining))
+            bound_ms = self._pool.settings.command_timeout_ms
+            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining, bound_ms=bound_ms))
 
 
-def _classify(error: BaseException, *, lost: bool, out_of_time: bool) -> BaseException:
+def _classify(error: BaseException, *, lost: bool, out_of_time: bool, bound_ms: int) -> BaseException:
     """Return `error`, or the DatabaseUnavailableError that it amounts to."""
     if isinstance(error, AcquireTimeoutError) and out_of_time:
         return _caused(BudgetSpentError("The trigger's deadline passed before a connection was available."), error)
     if isinstance(error, DatabaseUnavailableError) or not isinstance(error, Exception):
         return error
     if is_lost(error, lost=lost):
-        return _caused(SessionLostError("The session was lost."), error)
-    if judge(error, lost=lost) is Verdict.FAILURE or _not_run(sqlstate_of(error) or ""):
-        return _caused(StatementFailedError("A statement took too long, or the server could not run it."), error)
+        return _caused(SessionLostError(_LOST), error)
+    sqlstate = sqlstate_of(error) or ""
+    if isinstance(error, TimeoutError) and judge(error) is Verdict.FAILURE:
+        return _caused(StatementFailedError(_SLOW.format(label("command_timeout_ms"), bound_ms)), error)
+    if sqlstate == _QUERY_CANCELED:
+        return _caused(StatementFailedError(_CANCELED), error)
+    if sqlstate[:2] == _INSUFFICIENT_RESOURCES:
+        return _caused(StatementFailedError(_OUT_OF_RESOURCES), error)
+    if judge(error, lost=lost) is Verdict.FAILURE:
+        return _caused(StatementFailedError(_FAILED), error)
     return error
 
 
 def _caused(error: DatabaseUnavailableError, cause: BaseException) -> DatabaseUnavailableError:
     error.__cause__ = cause
     return error
-
-
-def _not_run(sqlstate: str) -> bool:
-    return sqlstate == _QUERY_CANCELED or sqlstate[:2] == _INSUFFICIENT_RESOURCES

@@ -16,6 +16,7 @@ from asyncdb_guard.cognito.event import (
 )
 from asyncdb_guard.cognito.invocation import CallbackRunner
 from asyncdb_guard.cognito.locking import ISOLATION, lock
+from asyncdb_guard.cognito.statements import refusal
 from asyncdb_guard.errors import GuardError
 
 
@@ -42,7 +43,10 @@ class PostConfirmationTrigger:
         Raises TriggerEventError, DatabaseUnavailableError, TransactionEndedError or what the callback raised.
         """
         user = read_confirmation_event(event)
-        await self._runner.run(self._provision, user, deadline)
+        try:
+            await self._runner.run(self._provision, user, deadline)
+        except Exception as error:
+            raise refusal(error, self._callback)  # noqa: B904 -- `error`, or its cause
         await self._store.forget(user.sub)
         return event
 

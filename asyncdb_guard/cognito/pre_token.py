@@ -10,10 +10,11 @@ from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import Subject, TriggerEvent, read_token_event
 from asyncdb_guard.cognito.invocation import CallbackRunner, SessionLostError
 from asyncdb_guard.cognito.outcome import Outcome, capture
+from asyncdb_guard.cognito.statements import refusal
 from asyncdb_guard.emf import InvocationMetrics
 from asyncdb_guard.errors import DatabaseUnavailableError
 from asyncdb_guard.events import CacheHit, CacheMiss, Events, logger
-from asyncdb_guard.redaction import describe
+from asyncdb_guard.failure_report import report
 
 
 class PreTokenTrigger:
@@ -65,7 +66,13 @@ class PreTokenTrigger:
                 raise
             metrics.record_degraded()
             result = "unchanged tokens" if stale is None else "stale claims"
-            logger.warning("load_claims answered with %s, as the database is unavailable: %s", result, describe(error))
+            failure = report(error)
+            logger.warning(
+                "load_claims answered with %s, as the database is unavailable: %s",
+                result,
+                failure.text,
+                extra=failure.fields(),
+            )
             return stale
         if claims.from_cache:
             self._events.emit(CacheHit())
@@ -93,9 +100,9 @@ class PreTokenTrigger:
             overrides = check_claims(await self._run_callback(subject, deadline), subject)
         except DatabaseUnavailableError:
             raise
-        except Exception:
+        except Exception as error:
             await entry.drop_stale()
-            raise
+            raise refusal(error, self._callback)  # noqa: B904 -- `error`, or its cause
         if overrides.empty:
             await entry.drop_stale()
         elif lead.still_wanted:

@@ -8,24 +8,10 @@ from typing import TypeVar
 
 from asyncdb_guard.errors import TriggerEventError, TriggerFailedError
 from asyncdb_guard.events import logger
+from asyncdb_guard.failure_report import report
 from asyncdb_guard.lambda_environment import function_name
-from asyncdb_guard.redaction import describe
-from asyncdb_guard.verdict import sqlstate_of
 
 T = TypeVar("T")
-
-_REMEDIES = {
-    "23505": "the row exists already; use INSERT … ON CONFLICT DO NOTHING, so that a repeated run changes nothing",
-    "25P02": "the callback went on after an error in its transaction, which rolled back everything; let the error pass",
-    "42501": "the database user lacks a privilege; GRANT it",
-    "42601": "the text is not SQL, or not a kind of statement that is allowed here; write parameters as $1, $2, $3",
-    "42703": "the column does not exist; check its name",
-    "42725": "several operators or functions match these types; cast the parameter, as in $1::text",
-    "42883": "no operator or function matches these types; cast the parameter, as in $1::text",
-    "42P01": "the table does not exist; check its name and the search_path",
-    "42P18": "the type of a parameter is unknown; cast it, as in $1::text",
-}
-"""Explanation and remedy of each SQLSTATE that a new statement or callback is likely to cause."""
 
 
 async def run_with_public_errors(trigger: str, public_text: str, work: Awaitable[T]) -> T:
@@ -54,5 +40,5 @@ async def run_with_public_errors(trigger: str, public_text: str, work: Awaitable
 
 
 def _log(trigger: str, error: BaseException) -> None:
-    remedy = _REMEDIES.get(sqlstate_of(error) or "")
-    logger.error("%s failed: %s%s", trigger, describe(error), f" ({remedy})" if remedy else "")
+    failure = report(error)
+    logger.error("%s failed: %s", trigger, failure.text, extra=failure.fields())

@@ -11,7 +11,8 @@ from asyncdb_guard.cognito.event import CognitoClient, CognitoUser
 from asyncdb_guard.cognito.locking import ISOLATION, lock
 from asyncdb_guard.cognito.placeholders import Scan, StatementError, scan
 from asyncdb_guard.cognito.values import ClaimError
-from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.errors import ConfigurationError, GuardError
+from asyncdb_guard.verdict import sqlstate_of
 
 S = TypeVar("S", CognitoUser, CognitoClient)
 
@@ -21,6 +22,30 @@ _OF_MACHINES = {1: "${}", 2: "(${}::text[])"}
 _AS_JSON = (
     "{}asyncdb_guard_row AS (\n{}\n) SELECT row_to_json(asyncdb_guard_row.*)::text FROM asyncdb_guard_row LIMIT 2"
 )
+
+
+_SYNTAX_OR_ACCESS = "42"
+"""The class of SQLSTATEs for what is wrong with the text of a statement: names, types, syntax, privileges."""
+
+_MESSAGE_MAX = 300
+"""Characters of the server's message that are told."""
+
+
+class StatementRefusedError(GuardError):
+    """PostgreSQL refused the text of a statement from a setting. Shows the server's message, which has no value in it:
+    the text is fixed, and values are passed apart from it.
+    """
+
+
+def refusal(error: Exception, callback: object) -> Exception:
+    """`error`, or a StatementRefusedError that names the statement `callback` and what the server said of it."""
+    sqlstate = sqlstate_of(error) or ""
+    if not isinstance(callback, Statement) or sqlstate[:2] != _SYNTAX_OR_ACCESS:
+        return error
+    said = "".join(one if one.isprintable() else " " for one in str(error.args[0])[:_MESSAGE_MAX])
+    refused = StatementRefusedError(f"PostgreSQL refused {callback.name}: {said}")
+    refused.__cause__ = error
+    return refused
 
 
 class Statement(Generic[S]):

@@ -15,13 +15,22 @@ from asyncdb_guard.cognito.callbacks import (
     provision_callback,
 )
 from asyncdb_guard.cognito.deadline import Deadline
-from asyncdb_guard.cognito.event import MACHINE, TriggerEvent, token_source
+from asyncdb_guard.cognito.event import (
+    MACHINE,
+    TriggerEvent,
+    is_post_confirmation_source,
+    is_token_source,
+    public_source,
+    token_source,
+    trigger_source,
+)
 from asyncdb_guard.cognito.invocation import CallbackRunner
 from asyncdb_guard.cognito.post_confirmation import PostConfirmationTrigger
 from asyncdb_guard.cognito.pre_token import PreTokenTrigger
 from asyncdb_guard.cognito.public_errors import run_with_public_errors
 from asyncdb_guard.emf import InvocationMetrics, publishing
 from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.events import logger
 from asyncdb_guard.settings.fields import OnUnavailable, choices
 
 if TYPE_CHECKING:
@@ -30,6 +39,11 @@ if TYPE_CHECKING:
 # Cognito appends a period.
 _SIGN_IN_FAILED = "The sign-in could not be completed, please try again later"
 _SIGN_UP_FAILED = "The sign-up could not be completed, please try again later"
+
+
+_WRONG_TRIGGER = (
+    "%s was called for %s. Make its function the %s trigger of the user pool (LambdaConfig), and no other trigger."
+)
 
 
 class CognitoTriggers:
@@ -108,6 +122,9 @@ class CognitoTriggers:
         await self._store.forget_client(client_id)
 
     async def _load_claims(self, event: TriggerEvent, context: Any, metrics: InvocationMetrics) -> TriggerEvent:
+        source = trigger_source(event)
+        if not is_token_source(source):
+            logger.warning(_WRONG_TRIGGER, "load_claims", public_source(source), "pre token generation")
         trigger = self._machine_token if token_source(event) == MACHINE else self._pre_token
         if trigger is None:
             return event
@@ -116,6 +133,9 @@ class CognitoTriggers:
 
     async def _provision_user(self, event: TriggerEvent, context: Any, metrics: InvocationMetrics) -> TriggerEvent:
         if not PostConfirmationTrigger.handles(event):
+            source = trigger_source(event)
+            if not is_post_confirmation_source(source):
+                logger.warning(_WRONG_TRIGGER, "provision_user", public_source(source), "post confirmation")
             return event
         metrics.record_provisioned(done=False)
         deadline = self._start_deadline(context)

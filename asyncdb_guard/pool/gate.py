@@ -69,11 +69,20 @@ class Gate:
     Waiters are served first come, first served. Joining, leaving and serving cost the same at any length.
     """
 
-    def __init__(self, breaker: CircuitBreaker, connect_timeout: float, renews_login: bool, events: Events) -> None:
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        connect_timeout: float,
+        renews_login: bool,
+        events: Events,
+        *,
+        passwordless: bool = False,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
         self._connect_timeout = connect_timeout
         self._renews_login = renews_login
+        self._passwordless = passwordless
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
         self._attempts: list[ConnectAttempt] = []
@@ -191,7 +200,9 @@ class Gate:
         left had not waited long enough to tell.
         """
         renewed = self._renews_login
-        error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
+        error = cause
+        if not isinstance(cause, GuardError):
+            error = connect_error(cause, renewed=renewed, passwordless=self._passwordless)
         if promising:
             self._growth_error = str(error)
             return

@@ -12,9 +12,10 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from asyncdb_guard.emf import publishing
 from asyncdb_guard.errors import TriggerFailedError
 from asyncdb_guard.events import logger
+from asyncdb_guard.failure_report import report
 from asyncdb_guard.lambda_environment import function_name
 from asyncdb_guard.pool import GuardedPool
-from asyncdb_guard.redaction import authors_frames, describe
+from asyncdb_guard.redaction import authors_frames
 from asyncdb_guard.runtime.process import process
 
 P = ParamSpec("P")
@@ -112,7 +113,8 @@ def _shown(
     passes = TriggerFailedError, expose if from_cognito else Exception
     if isinstance(error, passes) and _has_utf8_text(error):
         return error.with_traceback(authors_frames(error))
-    logger.error("The handler %s failed: %s", _name(handler), describe(error))
+    failure = report(error)
+    logger.error("The handler %s failed: %s", _name(handler), failure.text, extra=failure.fields())
     safe = TriggerFailedError(_SAFE_TEXT)
     if function_name() is None:
         safe.__cause__ = error
@@ -170,4 +172,5 @@ def _prewarm(pools: Iterable[GuardedPool]) -> None:
     for pool in pools:
         _, error = process.run(pool.ping)
         if error is not None:
-            logger.warning("A pool could not be prewarmed: %s", describe(error))
+            failure = report(error)
+            logger.warning("A pool could not be prewarmed: %s", failure.text, extra=failure.fields())
