@@ -24,9 +24,9 @@ FLOORS = (
     {"emf"},
     {"pool"},
     {"connect"},
-    {"breaker", "failure_kind", "redaction", "verdict"},
+    {"breaker", "failure_kind", "failure_report", "redaction", "verdict"},
     {"settings"},
-    {"clock", "errors", "events"},
+    {"clock", "errors", "events", "lambda_environment"},
 )
 SEPARATE = ({"cognito", "runtime"},)
 """Rooms of one floor that don't know each other."""
@@ -40,7 +40,7 @@ DOORS = {
     "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process", "testing.lambda_runtime", "testing.postgres"},
     "snapshot_restore_py": {"runtime.process"},
-    "AWS_LAMBDA_": {"emf", "runtime", "testing.lambda_runtime"},
+    "AWS_LAMBDA_": {"lambda_environment", "runtime.process", "testing.lambda_runtime"},
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "matplotlib": {"cli.picture"},

@@ -80,6 +80,11 @@ class Connector:
         """Whether a refused login is retried once with newly fetched credentials."""
         return not isinstance(self._credentials, FixedCredentials)
 
+    @property
+    def passwordless(self) -> bool:
+        """Whether a login has no password but what asyncpg itself finds, in PGPASSWORD or a password file."""
+        return not self.renews_login and self._settings.target.password is None
+
     def log_in(self) -> Login:
         """Start a login."""
         return Login(self._log_in())

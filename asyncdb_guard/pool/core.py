@@ -15,7 +15,7 @@ from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseE
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
 from asyncdb_guard.pool.loop_pool import LoopPool
-from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.pool.stats import Counters, Totals
 from asyncdb_guard.settings import DatabaseSettings
 
 _inherited: list[LoopPool] = []
@@ -70,6 +70,10 @@ class PoolCore:
                 emit=self.events.emit,
             )
         return self._breaker
+
+    def totals(self) -> Totals:
+        """Everything counted so far. Reads no settings."""
+        return {**self.counters.snapshot(), "circuit_openings": self._breaker.openings if self._breaker else 0}
 
     def here(self) -> LoopPool:
         """The pool on the running event loop, a new one if the last one was on another loop.

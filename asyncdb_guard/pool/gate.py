@@ -21,6 +21,7 @@ from asyncdb_guard.failure_kind import FailureKind, failure_kind
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.redaction import type_name
+from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.verdict import Verdict, judge, judge_connect
 
 _UNWANTED_CONNECT_TIMEOUT = 0.5
@@ -58,16 +59,18 @@ class Gate:
     def __init__(
         self,
         breaker: CircuitBreaker,
-        connect_timeout: float,
-        command_timeout: float,
-        renews_login: bool,
+        settings: DatabaseSettings,
         events: Events,
+        *,
+        renews_login: bool,
+        passwordless: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
-        self._connect_timeout = connect_timeout
-        self._command_timeout = command_timeout
+        self._connect_timeout = settings.connect_timeout
+        self._command_timeout = settings.command_timeout
         self._renews_login = renews_login
+        self._passwordless = passwordless
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
         self._usual: deque[Waiter] = deque()
@@ -219,7 +222,9 @@ class Gate:
             reason = f"init= raised {type_name(error)}."
             verdict = judge(error, lost=cause.lost, command_timeout=self._command_timeout)
         else:
-            error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
+            error = cause
+            if not isinstance(cause, GuardError):
+                error = connect_error(cause, renewed=renewed, passwordless=self._passwordless)
             alone = attempt.alone
             reason = str(error)
             verdict = judge_connect(cause, renewed=renewed)

@@ -46,7 +46,13 @@ class LoopPool:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._connector = connector = Connector(settings, credentials, traits, lingering, init)
-        self.gate = Gate(breaker, settings.connect_timeout, settings.command_timeout, connector.renews_login, events)
+        self.gate = Gate(
+            breaker,
+            settings,
+            events,
+            renews_login=connector.renews_login,
+            passwordless=connector.passwordless,
+        )
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout

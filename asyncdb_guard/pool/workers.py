@@ -236,8 +236,10 @@ class Workers:
         self._end_connect(attempt)
         self._gate.connect_succeeded()
         now = clock.now()
+        took = elapsed(attempt.since, now)
         self._counters.connects += 1
-        self._emit(ConnectionOpened(elapsed(attempt.since, now)))
+        self._counters.connect_ms += took * 1000
+        self._emit(ConnectionOpened(took))
         self._lend_or_keep(connection)
 
     async def _end_login(self, attempt: ConnectAttempt, login: Login, connection: PooledConnection | None) -> None:

@@ -18,6 +18,9 @@ SslMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
 """libpq's modes, except `allow` and `prefer`, which can fall back to plain text, and connect twice to a server that
 refuses."""
 
+OnUnavailable: TypeAlias = Literal["deny", "unchanged", "stale"]
+"""What happens to a sign-in while the database is unavailable."""
+
 _UNSET: Any = None
 """None, typed so that a `Secret` field may default to it."""
 
@@ -215,6 +218,19 @@ class SettingsFields(BaseSettings):
         repr=False,
         exclude=True,
         description="Statement that `asyncdb_guard.handlers.provision_user` runs. Verify: the row that it writes.",
+    )
+    machine_claims_sql: str | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="Statement that `asyncdb_guard.handlers.load_claims` runs for a machine's token; its row becomes"
+        " the claims. Default: none; a machine's token is left unchanged. Verify: the claims in the token.",
+    )
+    on_unavailable: OnUnavailable = Field(
+        default="deny",
+        description="What happens to a sign-in while the database is unavailable: `deny` (it fails), `unchanged` (it"
+        " succeeds without claims) or `stale` (it succeeds with the user's last known claims, else it fails). Verify: a"
+        " sign-in while the server is stopped.",
     )
 
     @property

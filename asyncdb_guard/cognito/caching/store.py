@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
-from asyncdb_guard.cognito.caching.key import CacheKey, cache_key, stale_key, user_key
+from asyncdb_guard.cognito.caching.key import CacheKey, cache_key, client_key, stale_key, user_key
 from asyncdb_guard.cognito.caching.memory import MemoryCache
 from asyncdb_guard.cognito.caching.protocol import ClaimsCache
 from asyncdb_guard.cognito.caching.redis import RedisCache
@@ -43,9 +43,15 @@ class ClaimsStore:
 
     async def forget(self, sub: str) -> None:
         """Delete everything cached for one user, and do not cache the user's loads in progress."""
-        user = user_key(sub)
-        self.loads.forget(user)
-        await self.cache.forget(user)
+        await self._forget(user_key(sub))
+
+    async def forget_client(self, client_id: str) -> None:
+        """The same for one machine."""
+        await self._forget(client_key(client_id))
+
+    async def _forget(self, owner: str) -> None:
+        self.loads.forget(owner)
+        await self.cache.forget(owner)
 
 
 class ClaimsEntry:
@@ -86,7 +92,7 @@ class ClaimsEntry:
 
     async def _read(self, key: CacheKey) -> Overrides | None:
         text = await self._store.cache.get(key)
-        return restore(text, self.request.user) if text is not None else None
+        return restore(text, self.request.subject) if text is not None else None
 
     async def _write(self, key: CacheKey, text: str, ttl: float, deadline: Deadline) -> None:
         if ttl and deadline.remaining:  # a slow cache must not delay the answer
