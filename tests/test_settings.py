@@ -56,6 +56,9 @@ TEXTS = (
     "proxy_host",
     "claims_cache_url",
     "url",
+    "claims_cache_ssl_root_cert",
+    "claims_cache_ssl_cert",
+    "claims_cache_ssl_key",
 )
 SECONDS = [
     ("connect_timeout", 2.0),
@@ -373,10 +376,14 @@ def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
     assert "poolmax is not a setting; the nearest is pool_max." in fault(poolmax=5)
 
 
-@pytest.mark.parametrize("url", ["memcached://cache.example", "cache.example:6379", "REDIS://cache.example", "redis:"])
+@pytest.mark.parametrize(
+    "url", ["memcached://cache.example", "cache.example:6379", "valkeyss://h", "REDIS://h", "redis:"]
+)
 def test_a_claims_cache_that_is_no_redis_is_refused(url: str) -> None:
     sentence = fault(claims_cache_url=url)
-    assert sentence == "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis:// or rediss://."
+    assert sentence == (
+        "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis://, rediss://, valkey:// or valkeys://."
+    )
 
 
 @pytest.mark.parametrize(
@@ -414,6 +421,8 @@ def test_each_part_of_a_claims_cache_url_is_a_fault_of_its_own_that_shows_nothin
         "redis://cache.example:6380/15",
         "rediss://someone:s3cr3t%2Fword@cache.example:6380/0",
         "redis://:s3cr3t@word@[::1]:6380",
+        "valkey://cache.example",
+        "valkeys://someone:s3cr3t%2Fword@cache.example:6380/0",
     ],
 )
 def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +434,30 @@ def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monk
 
 def test_a_shared_claims_cache_that_is_off_is_refused() -> None:
     assert "turns the claims cache off" in fault(claims_cache_url="redis://cache.example", claims_cache_ttl_ms=0)
+
+
+FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
+
+
+@pytest.mark.parametrize("setting", FILES)
+def test_a_file_for_the_tls_of_a_claims_cache_that_uses_none_is_refused(setting: str) -> None:
+    files = {"claims_cache_ssl_cert": "/cert.pem"} if setting == "claims_cache_ssl_key" else {}
+    files[setting] = "/file.pem"
+    assert f"{setting} " in fault_among(files, "does not use TLS: start it with rediss://", "valkey://cache.example")
+    assert f"{setting} " in fault_among(files, "set the URL, or remove the file", None)
+    for url in ("rediss://cache.example", "valkeys://cache.example"):
+        assert getattr(make(claims_cache_url=url, **files), setting) == "/file.pem"
+
+
+def fault_among(files: dict[str, str], text: str, url: str | None) -> str:
+    """The last of the faults with this text."""
+    return [one for one in refusal(claims_cache_url=url, **files).faults if text in one][-1]
+
+
+def test_a_key_without_a_client_certificate_is_refused() -> None:
+    assert "set the certificate too" in fault(
+        claims_cache_url="rediss://cache.example", claims_cache_ssl_key="/key.pem"
+    )
 
 
 def test_all_faults_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,14 +40,16 @@ class PostConfirmationTrigger:
     async def answer(self, event: TriggerEvent, deadline: Deadline) -> TriggerEvent:
         """Write the event's user to the database, delete the user's cached claims, and return the event.
 
-        Raises TriggerEventError, DatabaseUnavailableError, TransactionEndedError or what the callback raised.
+        Raises TriggerEventError, DatabaseUnavailableError, TransactionEndedError, CacheUnavailableError or what the
+        callback raised.
         """
         user = read_confirmation_event(event)
         try:
             await self._runner.run(self._provision, user, deadline)
         except Exception as error:
             raise refusal(error, self._callback)  # noqa: B904 -- `error`, or its cause
-        await self._store.forget(user.sub)
+        # If this fails, so does the trigger: Cognito then runs it again, which changes nothing but the cache.
+        await deadline.bound(self._store.forget(user.sub))
         return event
 
     async def _provision(self, conn: Any, user: CognitoUser) -> None:

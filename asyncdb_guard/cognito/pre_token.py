@@ -105,8 +105,8 @@ class PreTokenTrigger:
             raise refusal(error, self._callback)  # noqa: B904 -- `error`, or its cause
         if overrides.empty:
             await entry.drop_stale()
-        elif lead.still_wanted:
-            await entry.write(overrides, deadline)
+        else:
+            await entry.write(overrides, lead, deadline)
         return LoadedClaims(overrides, from_cache=False)
 
     async def _run_callback(self, subject: Subject, deadline: Deadline) -> object:

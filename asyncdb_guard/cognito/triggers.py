@@ -114,7 +114,11 @@ class CognitoTriggers:
             )
 
     async def forget(self, sub: str) -> None:
-        """Delete the cached claims of one user; in a shared cache, for the whole fleet."""
+        """Delete the cached claims of one user; in a shared cache, for the whole fleet.
+
+        Raises CacheUnavailableError if the cache did not confirm it within 1.5 s: call `forget` again. Until one call
+        succeeds, the other environments may use the user's claims for the rest of their time to live.
+        """
         await self._store.forget(sub)
 
     async def forget_client(self, client_id: str) -> None:

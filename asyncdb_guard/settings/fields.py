@@ -201,10 +201,27 @@ class SettingsFields(BaseSettings):
         default=_UNSET,
         repr=False,
         exclude=True,
-        description="Redis server on which the fleet shares cached claims: `redis://user:password@host:port/number`, or"
-        " `rediss://…` for TLS. Everything but the host is optional; parameters are refused. Needs the extra `redis`."
+        description="Redis or Valkey server, or cluster, on which the fleet shares cached claims:"
+        " `redis://user:password@host:port/number`, or `rediss://…` for TLS (`valkey://…` and `valkeys://…` mean the"
+        " same). Everything but the host is optional; parameters are refused. Needs the extra `redis`."
         " Default: none; each environment caches in memory. Verify: a hit for a user whose claims another environment"
         " loaded.",
+    )
+    claims_cache_ssl_root_cert: str | None = Field(
+        default=None,
+        description="PEM file of certificate authorities to trust for CLAIMS_CACHE_URL, in addition to the system's"
+        " trust store. Needs `rediss://…`. Default: the system's trust store alone. Verify: without it, a connect to a"
+        " server with a certificate of your own authority fails.",
+    )
+    claims_cache_ssl_cert: str | None = Field(
+        default=None,
+        description="PEM file of the client certificate for CLAIMS_CACHE_URL. Needs `rediss://…`. Default: no"
+        " certificate. Verify: a server with `tls-auth-clients yes` accepts the connection.",
+    )
+    claims_cache_ssl_key: str | None = Field(
+        default=None,
+        description="PEM file of the key of CLAIMS_CACHE_SSL_CERT, which is not encrypted. Default: the key is in"
+        " CLAIMS_CACHE_SSL_CERT. Verify: as CLAIMS_CACHE_SSL_CERT.",
     )
     claims_sql: str | None = Field(
         default=None,

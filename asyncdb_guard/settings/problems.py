@@ -26,6 +26,9 @@ _REMEDIES = {
 """What to add to the rule of a setting, where the rule alone does not say what to do."""
 
 
+_CLAIMS_CACHE_FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
+
+
 def label(setting: str) -> str:
     """A setting's name, both for those who write Python and for those who set variables."""
     if setting == "url":
@@ -233,12 +236,30 @@ def _durations(settings: SettingsFields) -> Iterator[Conflict]:
 
 
 def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
+    files = [name for name in _CLAIMS_CACHE_FILES if getattr(settings, name) is not None]
+    if "claims_cache_ssl_key" in files and "claims_cache_ssl_cert" not in files:
+        yield _conflict(
+            "{} is set, but {} is not: set the certificate too, or remove the key.",
+            "claims_cache_ssl_key",
+            "claims_cache_ssl_cert",
+        )
     if settings.claims_cache_url is None:
+        for name in files:
+            yield _conflict("{} is set, but {} is not: set the URL, or remove the file.", name, "claims_cache_url")
         return
-    from asyncdb_guard.settings.redis_url import redis_url_faults  # only where it is needed, for a quick cold start
+    from asyncdb_guard.settings.redis_url import redis_url_faults, uses_tls  # only where needed, for a quick cold start
 
-    for fault in redis_url_faults(settings.claims_cache_url.get_secret_value()):
+    url = settings.claims_cache_url.get_secret_value()
+    faults = list(redis_url_faults(url))
+    for fault in faults:
         yield _conflict(f"{{}} {fault}", "claims_cache_url")
+    if not faults and not uses_tls(url):
+        for name in files:
+            yield _conflict(
+                "{} is set, but {} does not use TLS: start it with rediss://, or remove the file.",
+                name,
+                "claims_cache_url",
+            )
     if settings.claims_cache_ttl_ms == 0:
         yield _conflict(
             "{} is 0, which turns the claims cache off, but {} is set: remove one of them.",

@@ -1,4 +1,4 @@
-"""Checks a Redis URL. redis-py ignores a part that it does not know; here that is a fault. Pure."""
+"""Checks the URL of a Redis or Valkey server. redis-py ignores what it does not know; here that is a fault. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Iterator
 
 from asyncdb_guard.settings.url import parse_endpoint
 
-_URL = re.compile(r"rediss?://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"(?:redis|valkey)s?://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL)
 _UNENCODED = re.compile(r"[\x00-\x20\x7f\[\]]")
 _DATABASE = re.compile(r"/?|/[0-9]+")
+
+
+def uses_tls(text: str) -> bool:
+    """Whether the URL's scheme asks for TLS."""
+    return text.startswith(("rediss:", "valkeys:"))
 
 
 def redis_url_faults(text: str) -> Iterator[str]:
     """The faults of `text`: what follows the setting's name in each sentence. They show no part of `text`."""
     match = _URL.fullmatch(text)
     if match is None:
-        yield "must start with redis:// or rediss://."
+        yield "must start with redis://, rediss://, valkey:// or valkeys://."
         return
     credentials, _, address = match["authority"].rpartition("@")
     host, _ = parse_endpoint(address) or (None, None)

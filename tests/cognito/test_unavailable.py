@@ -11,6 +11,7 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, DatabaseUnavailableError, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
+from asyncdb_guard.cognito.caching.plain import PlainBackend
 from asyncdb_guard.cognito.caching.store import ClaimsStore
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import Context, MakePool, returning, role_of
@@ -135,7 +136,7 @@ async def test_an_unknown_policy_is_a_denial_that_says_so(
 
 
 async def test_a_store_without_stale_claims_has_none() -> None:
-    store = ClaimsStore(MemoryCache(), ttl=0, keep_stale=False)
+    store = ClaimsStore(PlainBackend(MemoryCache()), ttl=0, keep_stale=False)
     assert await store.entry(read_token_event(token_event()), "").read_stale() is None
 
 
