@@ -7,26 +7,16 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from asyncdb_guard.cognito.caching.key import CacheKey
-from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.settings.problems import label
-
-if TYPE_CHECKING:
-    from redis import Redis
+from asyncdb_guard.connect.redis_client import MAX_CONNECTIONS, create_client
 
 T = TypeVar("T")
 
-_SETTING = label("claims_cache_url")
 _PREFIX = "asyncdb_guard:claims:1"
 """The number is the version of the entries' format."""
-_CONNECT_TIMEOUT = 1.0
-"""Seconds for the TCP and TLS handshakes."""
-_SOCKET_TIMEOUT = 0.5
-"""Seconds for one answer."""
-_MAX_CONNECTIONS = 4
 _GENERATION_TTL = 90_000
 """Seconds that Redis keeps a user's generation: longer than the longest TTL of an entry, one day."""
 _PUT = """
@@ -48,7 +38,7 @@ class RedisCache:
 
     def __init__(self, url: str) -> None:
         """Does not connect yet. Raises ConfigurationError if the URL is invalid or the extra is missing."""
-        self._client = _create_client(url)
+        self._client = create_client(url, "claims_cache_url")
         self._threads: ThreadPoolExecutor | None = None
         self._pid = 0
 
@@ -77,7 +67,7 @@ class RedisCache:
 
     async def _run(self, call: Callable[[], T]) -> T:
         if self._threads is None or self._pid != os.getpid():  # a forked child has none of its parent's threads
-            self._threads = ThreadPoolExecutor(_MAX_CONNECTIONS, thread_name_prefix="asyncdb_guard-claims-cache")
+            self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="asyncdb_guard-claims-cache")
             self._pid = os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
@@ -89,26 +79,3 @@ def _generation_name(user: str) -> str:
 
 def _entry_name(key: CacheKey) -> str:
     return f"{_generation_name(key.user)}:{key.entry}"
-
-
-def _create_client(url: str) -> Redis:
-    try:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-    except ImportError:
-        problem = f"{_SETTING} needs the extra `redis`. Install it: pip install 'asyncdb-guard[redis]'."
-    else:
-        try:
-            return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType] -- its **kwargs have no types
-                url,
-                decode_responses=True,
-                protocol=2,
-                max_connections=_MAX_CONNECTIONS,
-                socket_connect_timeout=_CONNECT_TIMEOUT,
-                socket_timeout=_SOCKET_TIMEOUT,
-                retry=Retry(NoBackoff(), 0),  # a cache miss costs less than a retry
-            )
-        except ValueError:
-            problem = f"{_SETTING} must be a redis:// or rediss:// URL that redis-py accepts."
-    raise ConfigurationError(problem)
