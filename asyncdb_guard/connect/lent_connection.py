@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Coroutine
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.prepared_stmt import PreparedStatement
 
+from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
 
 _STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
@@ -34,11 +37,17 @@ class LentConnection(PoolConnectionProxy):
     changed_codecs = False
     server_bound: float | None = None
     """Seconds after which the server ends a statement; None if we set no bound."""
+    reset_bound = "RESET statement_timeout"
+    """How to return to that bound."""
     raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
     """The other callbacks that the borrower added, each with its kind."""
+    acquisition: Any = None
+    """What `release()` ends; None in an `async with`, which ends itself."""
+    released = False
+    """Whether the borrow is over: asyncpg refuses whatever comes now."""
 
     @property
     def in_statement(self) -> bool:
@@ -62,6 +71,20 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
+    def prepare_cached(self, query: str) -> Coroutine[Any, Any, PreparedStatement[Any]]:
+        """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
+        bare: Any = self
+        connection = bare if bare._con is None else bare._con  # the former raises, as the session has ended
+        statement: Coroutine[Any, Any, PreparedStatement[Any]] = connection._prepare(query, use_cache=True)
+        return statement
+
+    def confirm_synced(self) -> None:
+        """All statements of this borrow have run to their end, so no pooler still holds a backend for one."""
+        bare: Any = self
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
+        if type(bare._con) is PoolerConnection:
+            bare._con.keeps_backend = False
+
     async def with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
         """Run one statement that may take longer than the server's bound. This takes two additional round trips."""
         execute = PoolConnectionProxy.execute
@@ -69,7 +92,7 @@ class LentConnection(PoolConnectionProxy):
         self.raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
-        await execute(self, "RESET statement_timeout")
+        await execute(self, self.reset_bound)
         self.raised_server_bound = False
         return answer
 

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields, rule
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
-from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.settings.target import ConnectTarget, is_socket
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 from asyncdb_guard.settings.url_parameters import URL_PARAMETERS
 
@@ -55,13 +55,31 @@ def _url_label(setting: str) -> str:
 
 
 def _unknown(name: str) -> str:
+    from asyncdb_guard.settings import foreign_names  # only for faults, so not at a cold start
+
     bare = name.removeprefix(VARIABLE)
-    setting = nearest(bare.upper().removeprefix(ENV_PREFIX), list(SettingsFields.model_fields))
-    if bare != name:
-        return f"{bare} is not a setting; the nearest is {ENV_PREFIX}{setting.upper()}. Correct it, or remove it."
-    if bare.upper() == f"{ENV_PREFIX}{setting.upper()}":
-        return f"{bare} is the name of an environment variable: use the keyword {setting}."
-    return f"{bare} is not a setting; the nearest is {setting}. Correct it, or remove it."
+    is_variable = bare != name
+    short = bare.lower().removeprefix(ENV_PREFIX.lower())
+    if not is_variable and short != bare.lower() and short in SettingsFields.model_fields:
+        return f"{bare} is the name of an environment variable: use the keyword {short}."
+    if short in foreign_names.PARTS_OF_THE_URL:
+        return (
+            f"{bare} is not a setting: the host, the port, the user, the password and the database are parts of"
+            f" {label('url')}, as in postgresql://user:password@host:port/database."
+        )
+    if short in foreign_names.SETTING_REMEDIES:
+        return f"{bare} is not a setting: {foreign_names.SETTING_REMEDIES[short]}."
+    if short in foreign_names.RENAMED:
+        setting = foreign_names.RENAMED[short]
+        unit = " (milliseconds)" if setting.endswith("_ms") else ""
+        return f"{bare} is not a setting: use {_spelt(setting, is_variable)}{unit}."
+    if (found := nearest(short, list(SettingsFields.model_fields))) is not None:
+        return f"{bare} is not a setting; the nearest is {_spelt(found, is_variable)}. Correct it, or remove it."
+    return f"{bare} is not a setting, and no setting has a similar name: remove it."
+
+
+def _spelt(setting: str, is_variable: bool) -> str:
+    return f"{ENV_PREFIX}{setting.upper()}" if is_variable else setting
 
 
 def contradiction(setting: str) -> str:
@@ -80,10 +98,11 @@ def conflicts(
     """The faults between settings that are each valid. `from_url` names the settings that only the URL sets."""
     yield from _address(settings, url)
     yield from _credentials(settings, url)
-    yield from _tls(settings, target)
-    yield from _pooler(settings, url, profile, from_url)
+    yield from _tls(settings, url, target)
+    yield from _pooler(settings, url, target, profile, from_url)
     yield from _durations(settings)
     yield from _claims_cache(settings)
+    yield from _fleet(settings)
 
 
 def _conflict(sentence: str, *settings: str) -> Conflict:
@@ -101,7 +120,13 @@ def _address(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
         )
         return
     if url.host is None and settings.proxy_host is None:
-        yield _conflict("The database URL names no host: write it after the `@`.", "url", "secret_arn", "proxy_host")
+        yield _conflict(
+            "The database URL names no host: write it after the `@` or, for the directory of a Unix socket, as in"
+            " ?host=/cloudsql/project:region:instance.",
+            "url",
+            "secret_arn",
+            "proxy_host",
+        )
     if url.user is None:
         yield _conflict(
             "The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn"
@@ -123,7 +148,21 @@ def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflic
         )
 
 
-def _tls(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
+def _tls(settings: SettingsFields, url: DatabaseUrl, target: ConnectTarget) -> Iterator[Conflict]:
+    if is_socket(target.host):
+        for setting in ("sslmode", "ssl_root_cert", "ssl_cert", "iam_auth"):
+            if getattr(settings, setting) not in {None, False, "disable"}:
+                yield _conflict("{} needs TLS, which a Unix socket does not have: remove it, or name a host.", setting)
+        return
+    yield from _client_certificate(settings, target)
+    if url.verifies is True and target.sslmode in {"disable", "verify-ca"}:
+        yield _conflict("sslaccept=strict in the database URL needs {} to be require or verify-full.", "sslmode")
+    elif url.verifies is False and target.sslmode in {"verify-ca", "verify-full"}:
+        yield _conflict(
+            "sslaccept=accept_invalid_certs in the database URL contradicts {}, which verifies the server: remove it"
+            " or, to accept any certificate, set sslmode=require.",
+            "sslmode",
+        )
     if target.sslmode == "disable" and settings.iam_auth:
         yield _conflict("{} needs TLS: set {} to verify-full.", "iam_auth", "sslmode")
     if target.sslmode == "disable" and settings.ssl_root_cert is not None:
@@ -138,8 +177,28 @@ def _tls(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
         )
 
 
+def _client_certificate(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
+    if settings.ssl_cert is not None and settings.ssl_key is None:
+        yield _conflict(
+            "{} is the client's certificate and needs {}, its private key. In a URL of Prisma's, sslcert names the CA:"
+            " use sslrootcert for that.",
+            "ssl_cert",
+            "ssl_key",
+        )
+    elif settings.ssl_key is not None and settings.ssl_cert is None:
+        yield _conflict("{} is set without {}: set both, or none.", "ssl_key", "ssl_cert")
+    elif settings.ssl_cert is not None and target.sslmode == "disable":
+        yield _conflict(
+            "{} is set, but {} is disable: use verify-full, or remove the client's certificate.", "ssl_cert", "sslmode"
+        )
+
+
 def _pooler(
-    settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile, from_url: Container[str]
+    settings: SettingsFields,
+    url: DatabaseUrl,
+    target: ConnectTarget,
+    profile: PoolerProfile,
+    from_url: Container[str],
 ) -> Iterator[Conflict]:
     if settings.proxy_host is not None and not (parse_endpoint(settings.proxy_host) or ("",))[0]:
         yield _conflict("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
@@ -154,6 +213,13 @@ def _pooler(
         yield _conflict(
             "schema in the database URL can only be public under the proxy profile ({} or {}), because a pooler refuses"
             " search_path: qualify the names in your SQL, or use ALTER ROLE … SET search_path.",
+            "proxy_profile",
+            "proxy_host",
+        )
+    if not profile.tells_node and target.target_session_attrs != "any":
+        yield _conflict(
+            "target_session_attrs in the database URL can only be any under the proxy profile ({} or {}), because the"
+            " pooler chooses the node: remove it, and connect to the pooler's endpoint for that kind of node.",
             "proxy_profile",
             "proxy_host",
         )
@@ -201,3 +267,12 @@ def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
             "claims_cache_ttl_ms",
             "claims_cache_url",
         )
+
+
+def _fleet(settings: SettingsFields) -> Iterator[Conflict]:
+    if settings.fleet_url is None:
+        return
+    from asyncdb_guard.settings.redis_url import fleet_url_faults
+
+    for fault in fleet_url_faults(settings.fleet_url.get_secret_value()):
+        yield _conflict(f"{{}} {fault}", "fleet_url")

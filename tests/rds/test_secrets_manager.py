@@ -124,8 +124,9 @@ async def test_an_engine_that_is_postgres_is_accepted(secrets_manager, engine):
 
 
 async def test_a_root_logger_at_debug_shows_no_secret(secrets_manager, guarded_server, login, caplog):
+    arn = secrets_manager.create(login)
     caplog.set_level(logging.DEBUG)
-    async with GuardedPool(settings(secrets_manager.create(login))) as pool:
+    async with GuardedPool(settings(arn)) as pool:
         await pool.ping()
     assert PASSWORD not in caplog.text
     caplog.clear()

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
-from asyncdb_guard.cognito.caching.key import CacheKey, cache_key, stale_key, user_key
+from asyncdb_guard.cognito.caching.key import CacheKey, cache_key, client_key, stale_key, user_key
 from asyncdb_guard.cognito.caching.memory import MemoryCache
 from asyncdb_guard.cognito.caching.plain import PlainBackend
 from asyncdb_guard.cognito.caching.protocol import ClaimsBackend, ClaimsCache
 from asyncdb_guard.cognito.caching.redis import RedisCache
-from asyncdb_guard.cognito.caching.redis.client import MAX_CONNECTIONS
 from asyncdb_guard.cognito.caching.single_flight import Lead, SingleFlight
 from asyncdb_guard.cognito.claims import Overrides, restore
 from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import TokenRequest
 from asyncdb_guard.cognito.outcome import Outcome
+from asyncdb_guard.connect.redis_client import MAX_CONNECTIONS
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -50,9 +50,15 @@ class ClaimsStore:
 
         Raises CacheUnavailableError if entries may be left.
         """
-        user = user_key(sub)
-        self.loads.forget(user)
-        await self.cache.forget(user)
+        await self._forget(user_key(sub))
+
+    async def forget_client(self, client_id: str) -> None:
+        """The same for one machine."""
+        await self._forget(client_key(client_id))
+
+    async def _forget(self, owner: str) -> None:
+        self.loads.forget(owner)
+        await self.cache.forget(owner)
 
     def report_invalid(self) -> None:
         """Log, once, that an entry could not be read."""
@@ -109,7 +115,7 @@ class ClaimsEntry:
         text, self._generation = await self._store.cache.look_up(key)
         if text is None:
             return None
-        overrides = restore(text, self.request.user)
+        overrides = restore(text, self.request.subject)
         if overrides is None or overrides.empty:  # an empty answer is never cached
             self._store.report_invalid()
             return None
