@@ -14,6 +14,7 @@ from asyncdb_guard.errors import (
     GuardError,
     PoolClosedError,
     PoolInUseError,
+    StatementTimeoutError,
     TriggerEventError,
     TriggerFailedError,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "PoolClosedError",
     "PoolInUseError",
     "PoolStats",
+    "StatementTimeoutError",
     "TriggerEventError",
     "TriggerFailedError",
     "__version__",

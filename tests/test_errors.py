@@ -39,6 +39,7 @@ TREE = {
     "AcquireTimeoutError": ("DatabaseUnavailableError",),
     "ConnectTimeoutError": ("ConnectFailedError", "AcquireTimeoutError"),
     "DeadlineExceededError": ("DatabaseUnavailableError",),
+    "StatementTimeoutError": ("GuardError", "TimeoutError"),
     "TriggerFailedError": ("GuardError",),
     "TriggerEventError": ("TriggerFailedError",),
 }

@@ -22,6 +22,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.lent_statements import Bounds
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, NAMES, NO_NAMES, ROLLBACK, Part, join, lacks
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
@@ -38,6 +39,7 @@ class PooledConnection:
     """One server session, checked out of asyncpg's pool; lives as long as that session."""
 
     __slots__ = (
+        "_bounds",
         "_connection",
         "_holder",
         "_kept",
@@ -45,10 +47,8 @@ class PooledConnection:
         "_leaves_names",
         "_protocol",
         "_ran_scripts",
-        "_reset_bound",
         "_restore",
         "_restore_text",
-        "_server_bound",
         "_server_settings",
         "_session_user",
         "_traits",
@@ -73,7 +73,7 @@ class PooledConnection:
         now: Instant,
         lifetime: float,
         traits: ServerTraits,
-        server_bound: float | None = None,
+        bounds: Bounds,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
@@ -93,8 +93,7 @@ class PooledConnection:
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
-        self._server_bound = server_bound
-        self._reset_bound = LentConnection.reset_bound
+        self._bounds = bounds
         self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
         """The callbacks and the listeners of `init=`."""
         self._restore: tuple[Part, ...] = ()
@@ -120,8 +119,7 @@ class PooledConnection:
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
         lent = LentConnection(self._holder, self._connection)
-        lent.server_bound = self._server_bound
-        lent.reset_bound = self._reset_bound
+        lent.bounds = self._bounds
         return lent
 
     def let_go(self, lent: LentConnection) -> None:
@@ -149,8 +147,8 @@ class PooledConnection:
                 [f"SELECT WHERE pg_catalog.set_config({_literal(name)}, {_literal(value)}, false) IS NULL"]
             )
             if name == "statement_timeout":
-                self._server_bound = int(value) / 1000 or None
-                self._reset_bound = f"SET statement_timeout = {int(value)}"
+                seconds = int(value) / 1000 or None
+                self._bounds = self._bounds._replace(server=seconds, reset=f"SET {name} = {int(value)}")
 
     def _restore_with(self, statements: Iterable[str]) -> None:
         self._restore += tuple(Part(sql, "what init= set") for sql in statements)
