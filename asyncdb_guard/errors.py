@@ -84,6 +84,15 @@ class StatementTimeoutError(GuardError, TimeoutError):
         """The bound in seconds."""
 
 
+class CacheUnavailableError(GuardError):
+    """The shared claims cache did not do what it was asked. A later attempt may succeed."""
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
+        """Whether the cache answered and refused; otherwise it is unknown whether it did what it was asked."""
+
+
 class TriggerFailedError(GuardError):
     """The only error that a Cognito trigger raises.
 

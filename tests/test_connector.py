@@ -41,6 +41,8 @@ RELIED_UPON = {
     "_do_execute": "test_statements_go_through_two_methods",
     "_connection": "test_what_belongs_to_a_connection_can_get_another_class",
     "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
+    "_con": "test_a_statement_can_be_prepared_from_the_cache",
+    "_prepare": "test_a_statement_can_be_prepared_from_the_cache",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
 ROOMS = ("adopting_pool", "lent_connection", "lent_statements", "pooled_connection", "pooler_connection", "sockets")
@@ -105,6 +107,18 @@ def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
         if path.stem not in ROOMS and path != tests_of_others:
             others_call_something_so, too = {"_connection"}, private_names(path)
             assert not too & set(RELIED_UPON) - others_call_something_so, path
+
+
+async def test_libpqs_own_variables_change_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nonsense = {
+        "PGHOST": "nowhere.invalid", "PGPORT": "1", "PGUSER": "nobody", "PGDATABASE": "none", "PGAPPNAME": "x",
+        "PGSSLMODE": "verify-full", "PGSSLNEGOTIATION": "direct", "PGTARGETSESSIONATTRS": "standby",
+        "PGOPTIONS": "-c work_mem=1MB", "PGSERVICE": "none", "PGGSSLIB": "none", "PGKRBSRVNAME": "none",
+    }  # fmt: skip
+    for name, value in nonsense.items():
+        monkeypatch.setenv(name, value)
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        assert await pool.fetchval("SHOW work_mem") == "4MB"
 
 
 async def test_detach_ends_a_proxy_and_hands_out_the_connection(pool: asyncpg.Pool) -> None:
@@ -251,6 +265,16 @@ async def test_statements_go_through_two_methods(url: str) -> None:
     assert await connection.fetchval("SELECT $1::int", 1) == 1
     assert called == ["_get_statement", "_do_execute"], f"{ASYNCPG}: how a statement is run"
     await connection.close()
+
+
+async def test_a_statement_can_be_prepared_from_the_cache(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as proxy:
+        names = set()
+        for _ in range(2):
+            statement = await proxy._con._prepare("SELECT $1::int AS n", use_cache=True)
+            assert await statement.fetchval(1) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True)"
+            names.add(statement.get_name())
+        assert len(names) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True) prepares again"
 
 
 async def test_a_connection_can_be_told_that_the_server_has_no_jit(url: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Coroutine
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.prepared_stmt import PreparedStatement
 
 from asyncdb_guard import clock
 from asyncdb_guard.connect.lent_statements import (
@@ -17,6 +19,7 @@ from asyncdb_guard.connect.lent_statements import (
     as_lent,
     timed_out,
 )
+from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
 
 _UNGUARDED = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
@@ -84,6 +87,20 @@ class LentConnection(PoolConnectionProxy):
     async def remove_listener(self, channel: str, callback: Any) -> None:
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
+
+    def prepare_cached(self, query: str) -> Coroutine[Any, Any, PreparedStatement[Any]]:
+        """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
+        bare: Any = self
+        connection = bare if bare._con is None else bare._con  # the former raises, as the session has ended
+        statement: Coroutine[Any, Any, PreparedStatement[Any]] = connection._prepare(query, use_cache=True)
+        return statement
+
+    def confirm_synced(self) -> None:
+        """All statements of this borrow have run to their end, so no pooler still holds a backend for one."""
+        bare: Any = self
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
+        if type(bare._con) is PoolerConnection:
+            bare._con.keeps_backend = False
 
     async def with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
         """Run one statement that may take longer than the server's bound. This takes two additional round trips."""

@@ -1,7 +1,7 @@
 """One connection of the pool, for as long as its server session lives.
 
-Only this module, `lent_connection`, `pooler_connection` and `sockets` use private names of asyncpg and asyncio.
-asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
+Only this module, `lent_connection`, `lent_statements`, `pooler_connection` and `sockets` use private names of asyncpg
+and asyncio; it is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
 acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
 test for each private name, which fails in plain words when asyncpg changes.
 """
@@ -9,7 +9,6 @@ test for each private name, which fails in plain words when asyncpg changes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import warnings
 import weakref
@@ -23,14 +22,28 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.lent_statements import Bounds
+from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
-from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, NAMES, NO_NAMES, ROLLBACK, Part, join, lacks
+from asyncdb_guard.connect.reset import (
+    AUTHORIZATION,
+    DEALLOCATE,
+    NAMES,
+    NO_NAMES,
+    ROLLBACK,
+    Part,
+    ResetPlan,
+    identifier,
+    join,
+    lacks,
+    literal,
+)
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
 from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
-_CLIENT_CHECK_GRACE = 0.1
-"""Seconds from that check until the session is gone."""
+_CUT_OFF_TIME = CLIENT_CHECK_INTERVAL + 0.1
+"""Seconds, at most, until a server that runs a statement has noticed that its client hung up, and ended the session."""
 
 _driver: Any = asyncpg.connection
 
@@ -45,6 +58,8 @@ class PooledConnection:
         "_kept",
         "_known_statements",
         "_leaves_names",
+        "_needs_writer",
+        "_prepared",
         "_protocol",
         "_ran_scripts",
         "_restore",
@@ -54,6 +69,7 @@ class PooledConnection:
         "_traits",
         "_transport",
         "_via_pooler",
+        "_wanted",
         "closing",
         "has_leftovers",
         "idle_since",
@@ -73,6 +89,7 @@ class PooledConnection:
         now: Instant,
         lifetime: float,
         traits: ServerTraits,
+        wanted: SessionAttrs,
         bounds: Bounds,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
@@ -84,10 +101,14 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
+        self._wanted = wanted if kept_suitable(wanted) else None
+        self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
         self._known_statements: int = _driver._uid
         self._ran_scripts = False
+        self._prepared = False
+        """Whether the session has a name of ours, for the reset."""
         self._leaves_names = False
         """Whether a borrower of this session ever left a name of SQL's own PREPARE: then each reset checks for them."""
         self.opened_at = now
@@ -134,17 +155,17 @@ class PooledConnection:
             self._kept = lent.callbacks, self._connection._listeners
             self._keep_callbacks()
             channels = dict.fromkeys(channel for channel, _ in lent.listeners)
-            self._restore_with(f"LISTEN {_identifier(channel)}" for channel in channels)
+            self._restore_with(f"LISTEN {identifier(channel)}" for channel in channels)
 
     def keep_settings(self, settings: Sequence[tuple[str, str]]) -> None:
         """Set these again after each reset, in this order. They are names, with values as the server shows them."""
         user = self._reported_user()
         if user != self._session_user:
-            self._restore_with([f"SET SESSION AUTHORIZATION {_identifier(str(user))}"])
+            self._restore_with([f"SET SESSION AUTHORIZATION {identifier(str(user))}"])
         for name, value in settings:
             # a condition, as each column and row of an answer has a cost
             self._restore_with(
-                [f"SELECT WHERE pg_catalog.set_config({_literal(name)}, {_literal(value)}, false) IS NULL"]
+                [f"SELECT WHERE pg_catalog.set_config({literal(name)}, {literal(value)}, false) IS NULL"]
             )
             if name == "statement_timeout":
                 seconds = int(value) / 1000 or None
@@ -202,6 +223,14 @@ class PooledConnection:
         self._connection._listeners = {channel: set(ours) for channel, ours in listeners.items()}
 
     @property
+    def misplaced(self) -> bool:
+        """Whether the server has reported that it is no longer of the kind that the settings ask for. No round trip."""
+        if self._wanted is None:
+            return False
+        state = reported_state(self._server_settings)
+        return state is not None and not suits(self._wanted, state)
+
+    @property
     def interrupted(self) -> bool:
         """Whether a statement was interrupted and the server has not yet confirmed its end."""
         return bool(self._protocol._is_cancelling())
@@ -240,6 +269,7 @@ class PooledConnection:
 
         Raises whatever the driver raises, except for parts that the server does not know or does not allow the role.
         """
+        plan = self._traits.reset_plan
         # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
         unusual = (
             needs_cleanup
@@ -248,16 +278,27 @@ class PooledConnection:
             or self._known_statements != _driver._uid
             or self._reported_user() != self._session_user
             or self._via_pooler
-            or self._traits.reset_plan.one_by_one
+            or plan.one_by_one
         )
         try:
             if not unusual:
-                await self._protocol.query(self._traits.reset_plan.usual + self._restore_text, timeout)
+                await self._reset_usually(plan, timeout)
                 return
         except asyncpg.PostgresError as error:
             if not lacks(error):
                 raise
         await self._reset_unusually(timeout, needs_cleanup)
+
+    async def _reset_usually(self, plan: ResetPlan, timeout: float) -> None:
+        if self._prepared:
+            try:
+                await self._protocol.query(plan.usual + self._restore_text, timeout)
+            except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
+                self._prepared = False
+            else:
+                return
+        await self._protocol.query(plan.first + self._restore_text, timeout)
+        self._prepared = True
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
         """The same with the parts that are needed only sometimes, or after the server has refused a part."""
@@ -319,7 +360,7 @@ class PooledConnection:
         Only `read_only` can be suspected. If the block itself had asked for that, the reset has ended it.
         """
         sessions = self._traits.read_only_sessions
-        if not sessions.worth_ending(self.opened_at, now):
+        if not self._needs_writer or not sessions.worth_ending(self.opened_at, now):
             return False
         # libpq asks this for target_session_attrs: on for a standby, and where the server or the role is read-only
         if await self._connection.fetchval("SHOW transaction_read_only", timeout=timeout) != "on":
@@ -328,13 +369,21 @@ class PooledConnection:
         return True
 
     async def close(self, timeout: float) -> None:
-        """Close politely and wait for the server to close its side, for at most `timeout` seconds; then hang up."""
-        lost_mid_statement = self.lost_mid_statement  # as it was before this close, which itself waits for the server
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            await self._connection.close(timeout=timeout)
+        """Close politely and wait for the server to close its side; else hang up in time for it to notice that.
+
+        That takes about `timeout` seconds at most. A running statement is cancelled first; but a cancel request that
+        overtakes its statement does nothing.
+        """
+        unsure = self.lost_mid_statement  # as it was before this close, which itself waits for the server
+        try:
+            await self._connection.close(timeout=max(timeout - _CUT_OFF_TIME, timeout / 2))
+        except TimeoutError:
+            unsure = True
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            pass
         self.terminate()
-        if lost_mid_statement:
-            await asyncio.sleep(CLIENT_CHECK_INTERVAL + _CLIENT_CHECK_GRACE)
+        if unsure:
+            await asyncio.sleep(_CUT_OFF_TIME)
 
     def terminate(self) -> None:
         """Hang up at once."""
@@ -354,12 +403,3 @@ class PooledConnection:
         # asyncpg/connection.py: without a holder, its end notifies no pool; once aborted, it has no finaliser
         self._connection._pool_holder = None
         self._connection._aborted = True
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    # E'…' means the same whatever standard_conforming_strings is
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

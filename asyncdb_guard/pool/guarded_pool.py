@@ -181,7 +181,7 @@ class GuardedPool:
             idle=len(connections.idle) if connections is not None else 0,
             lent=len(connections.lent) + len(connections.at_work) if connections is not None else 0,
             waiting=loop_pool.gate.waiting if loop_pool is not None else 0,
-            **core.counters.snapshot(),
+            **core.totals(),
         )
 
     def __repr__(self) -> str:

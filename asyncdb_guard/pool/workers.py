@@ -21,8 +21,9 @@ from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.sockets import forget_task
 from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused, logger
+from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.connections import Connections
-from asyncdb_guard.pool.gate import ConnectAttempt, Gate
+from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
@@ -191,10 +192,13 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task in [task for task, (_, end) in self._tasks.items() if task.done() or now > end]:
+        for task in [task for task, (_, end) in self._tasks.items() if now > end and not task.done()]:
             forget_task(task)  # it has lost its wake-up
             del self._tasks[task]
+        for task in [task for task in self._tasks if task.done()]:
+            self._done(task)  # its callback was torn, or is about to run
         in_hand = {in_hand for in_hand, _ in self._tasks.values()}
+        self._gate.keep_connects(in_hand)
         self._preparing &= self._tasks.keys()
         connections.connecting &= in_hand
         connections.leaving &= in_hand
@@ -232,8 +236,10 @@ class Workers:
         self._end_connect(attempt)
         self._gate.connect_succeeded()
         now = clock.now()
+        took = elapsed(attempt.since, now)
         self._counters.connects += 1
-        self._emit(ConnectionOpened(elapsed(attempt.since, now)))
+        self._counters.connect_ms += took * 1000
+        self._emit(ConnectionOpened(took))
         self._lend_or_keep(connection)
 
     async def _end_login(self, attempt: ConnectAttempt, login: Login, connection: PooledConnection | None) -> None:
