@@ -120,7 +120,7 @@ class SettingsFields(BaseSettings):
         default=3000,
         ge=1,
         le=900_000,
-        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises TimeoutError.",
+        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises StatementTimeoutError.",
     )
     handler_budget_ms: int = Field(
         default=4000,
