@@ -5,6 +5,7 @@ from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection as Connection
 from asyncdb_guard.errors import (
     AcquireTimeoutError,
+    CacheUnavailableError,
     CircuitOpenError,
     ConfigurationError,
     ConnectFailedError,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcquireTimeoutError",
+    "CacheUnavailableError",
     "CircuitOpenError",
     "CircuitState",
     "ConfigurationError",

@@ -72,6 +72,15 @@ class DeadlineExceededError(DatabaseUnavailableError):
     """The caller's own deadline expired while a statement of its block was still running."""
 
 
+class CacheUnavailableError(GuardError):
+    """The shared claims cache did not do what it was asked. A later attempt may succeed."""
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
+        """Whether the cache answered and refused; otherwise it is unknown whether it did what it was asked."""
+
+
 class TriggerFailedError(GuardError):
     """The only error that a Cognito trigger raises.
 

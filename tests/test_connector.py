@@ -39,6 +39,7 @@ RELIED_UPON = {
     "_uid": "test_a_number_goes_up_with_each_new_statement",
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
+    "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
     "_con": "test_a_statement_can_be_prepared_from_the_cache",
     "_prepare": "test_a_statement_can_be_prepared_from_the_cache",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
@@ -106,6 +107,18 @@ def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
             assert not private_names(path) & set(RELIED_UPON), path
 
 
+async def test_libpqs_own_variables_change_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nonsense = {
+        "PGHOST": "nowhere.invalid", "PGPORT": "1", "PGUSER": "nobody", "PGDATABASE": "none", "PGAPPNAME": "x",
+        "PGSSLMODE": "verify-full", "PGSSLNEGOTIATION": "direct", "PGTARGETSESSIONATTRS": "standby",
+        "PGOPTIONS": "-c work_mem=1MB", "PGSERVICE": "none", "PGGSSLIB": "none", "PGKRBSRVNAME": "none",
+    }  # fmt: skip
+    for name, value in nonsense.items():
+        monkeypatch.setenv(name, value)
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        assert await pool.fetchval("SHOW work_mem") == "4MB"
+
+
 async def test_detach_ends_a_proxy_and_hands_out_the_connection(pool: asyncpg.Pool) -> None:
     proxy = await pool.acquire()
     connection = proxy._detach()
@@ -136,6 +149,19 @@ async def test_a_release_ends_statements_cursors_and_transactions(pool: asyncpg.
     with pytest.raises(asyncpg.InterfaceError, match="released"):
         await statement.fetchval()
     await connection.close()
+
+
+async def test_a_connection_hands_its_proxy_to_callbacks(pool: asyncpg.Pool, eventually: Eventually) -> None:
+    proxy = await pool.acquire()
+    connection, heard = proxy._con, list[object]()
+    assert connection._proxy is proxy, f"{ASYNCPG}: Connection._proxy"
+    connection._proxy = "another"
+    await connection.add_listener("channel", lambda of, *_: heard.append(of))
+    await connection.execute("NOTIFY channel")
+    await eventually(lambda: heard == ["another"])
+    connection._proxy = proxy
+    await proxy.reset()
+    await pool.release(proxy)
 
 
 async def test_a_connection_remembers_a_transaction_that_did_not_begin(pool: asyncpg.Pool) -> None:

@@ -40,6 +40,7 @@ TREE = {
     "AcquireTimeoutError": ("DatabaseUnavailableError",),
     "ConnectTimeoutError": ("ConnectFailedError", "AcquireTimeoutError"),
     "DeadlineExceededError": ("DatabaseUnavailableError",),
+    "CacheUnavailableError": ("GuardError",),
     "TriggerFailedError": ("GuardError",),
     "TriggerEventError": ("TriggerFailedError",),
 }
@@ -123,7 +124,7 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(refused("08P01", "no such user: "), "check its name, and the pooler's list", id="pooler-user"),
         pytest.param(refused("08P01", "no more connections allowed "), "raise max_client_conn", id="pooler-full"),
         pytest.param(refused("08004"), "refused the connection; check its log", id="rejected"),
-        pytest.param(refused("08003"), "ended during the login; check the log", id="ended"),
+        pytest.param(refused("08003"), "ended during the login; check that the host", id="ended"),
         pytest.param(refused("XX000"), "check its log and the platform's status page", id="internal"),
         pytest.param(refused("XX000", "(EMAXCONNSESSION) max clients "), "port 6543", id="supavisor-full"),
         pytest.param(refused("XX000", "MaxClientsInSessionMode: "), "port 6543", id="supavisor-full-before"),
@@ -146,7 +147,7 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         ),
         pytest.param(FileNotFoundError(2, SAID), "nothing listens on its Unix socket; check", id="no-socket"),
         pytest.param(OSError(113, SAID), "the network failed (OSError); check the route", id="network"),
-        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another one, or wait", id="no-writer"),
+        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another host", id="no-writer"),
         pytest.param(
             asyncpg.InterfaceError("unsupported authentication method: " + SAID), "scram-sha-256", id="login-method"
         ),

@@ -55,7 +55,11 @@ TEXTS = (
     "provision_sql",
     "proxy_host",
     "claims_cache_url",
+    "fleet_url",
     "url",
+    "claims_cache_ssl_root_cert",
+    "claims_cache_ssl_cert",
+    "claims_cache_ssl_key",
 )
 SECONDS = [
     ("connect_timeout", 2.0),
@@ -125,6 +129,7 @@ def test_words_and_texts_come_from_their_variables(monkeypatch: pytest.MonkeyPat
         "ssl_root_cert": "/opt/ca.pem",
         "iam_auth": "true",
         "claims_cache_url": "rediss://cache.example",
+        "fleet_url": "dynamodb://fleet",
         "claims_sql": "SELECT 1",
         "provision_sql": "SELECT 2",
     }
@@ -219,7 +224,7 @@ def test_the_page_lists_the_default_the_values_the_range_and_the_url_parameters(
 
 
 def test_the_secret_settings_are_those_that_are_covered_in_the_environment() -> None:
-    assert {"url", "claims_cache_url"} == SECRETS
+    assert {"url", "claims_cache_url", "fleet_url"} == SECRETS
 
 
 # What is refused
@@ -373,10 +378,14 @@ def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
     assert "poolmax is not a setting; the nearest is pool_max." in fault(poolmax=5)
 
 
-@pytest.mark.parametrize("url", ["memcached://cache.example", "cache.example:6379", "REDIS://cache.example", "redis:"])
+@pytest.mark.parametrize(
+    "url", ["memcached://cache.example", "cache.example:6379", "valkeyss://h", "REDIS://h", "redis:"]
+)
 def test_a_claims_cache_that_is_no_redis_is_refused(url: str) -> None:
     sentence = fault(claims_cache_url=url)
-    assert sentence == "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis:// or rediss://."
+    assert sentence == (
+        "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis://, rediss://, valkey:// or valkeys://."
+    )
 
 
 @pytest.mark.parametrize(
@@ -414,6 +423,8 @@ def test_each_part_of_a_claims_cache_url_is_a_fault_of_its_own_that_shows_nothin
         "redis://cache.example:6380/15",
         "rediss://someone:s3cr3t%2Fword@cache.example:6380/0",
         "redis://:s3cr3t@word@[::1]:6380",
+        "valkey://cache.example",
+        "valkeys://someone:s3cr3t%2Fword@cache.example:6380/0",
     ],
 )
 def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +436,30 @@ def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monk
 
 def test_a_shared_claims_cache_that_is_off_is_refused() -> None:
     assert "turns the claims cache off" in fault(claims_cache_url="redis://cache.example", claims_cache_ttl_ms=0)
+
+
+FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
+
+
+@pytest.mark.parametrize("setting", FILES)
+def test_a_file_for_the_tls_of_a_claims_cache_that_uses_none_is_refused(setting: str) -> None:
+    files = {"claims_cache_ssl_cert": "/cert.pem"} if setting == "claims_cache_ssl_key" else {}
+    files[setting] = "/file.pem"
+    assert f"{setting} " in fault_among(files, "does not use TLS: start it with rediss://", "valkey://cache.example")
+    assert f"{setting} " in fault_among(files, "set the URL, or remove the file", None)
+    for url in ("rediss://cache.example", "valkeys://cache.example"):
+        assert getattr(make(claims_cache_url=url, **files), setting) == "/file.pem"
+
+
+def fault_among(files: dict[str, str], text: str, url: str | None) -> str:
+    """The last of the faults with this text."""
+    return [one for one in refusal(claims_cache_url=url, **files).faults if text in one][-1]
+
+
+def test_a_key_without_a_client_certificate_is_refused() -> None:
+    assert "set the certificate too" in fault(
+        claims_cache_url="rediss://cache.example", claims_cache_ssl_key="/key.pem"
+    )
 
 
 def test_all_faults_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -611,6 +646,13 @@ def test_a_schema_other_than_public_is_refused_under_the_proxy_profile() -> None
 
 def test_the_public_schema_is_left_to_the_server_under_the_proxy_profile() -> None:
     assert make(url=f"{URL}?schema=public&pgbouncer=true").target.schema is None
+
+
+@pytest.mark.parametrize("values", [{"proxy_host": "proxy.example"}, {"proxy_profile": True}])
+def test_a_kind_of_node_is_refused_under_the_proxy_profile(values: dict[str, Any]) -> None:
+    sentence = fault(url=f"{URL}?target_session_attrs=read-write", **values)
+    assert "can only be any under the proxy profile" in sentence
+    assert make(url=f"{URL}?target_session_attrs=any", **values).target.target_session_attrs == "any"
 
 
 def test_what_a_profile_permits_follows_from_its_fields() -> None:
@@ -899,3 +941,38 @@ def test_a_report_with_the_variables_of_each_frame_shows_no_secret_of_the_enviro
     report = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     assert "s3cr3t-word" not in report
     assert "cache.example" not in report
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://store.example", "rediss://:s3cr3t-word@store.example:6380/1", "valkey://store.example",
+        "valkeys://user:s3cr3t-word@store.example", "dynamodb://fleet", "dynamodb://My_fleet.2-b",
+    ],
+)  # fmt: skip
+def test_a_fleet_url_may_name_redis_valkey_or_a_dynamodb_table(url: str) -> None:
+    built = make(fleet_url=url)
+    assert built.fleet_url is not None
+    assert built.fleet_url.get_secret_value() == url
+    assert "s3cr3t" not in repr(built)
+
+
+@pytest.mark.parametrize("url", ["http://store.example", "redi://store.example", "zz-store", "memcached://zz-store"])
+def test_a_fleet_url_with_another_scheme_is_refused(url: str) -> None:
+    assert fault(fleet_url=url) == (
+        "fleet_url (LAMBDA_DATABASE_FLEET_URL) must start with redis://, rediss://, valkey://, valkeys:// or dynamodb://."
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["dynamodb://", "dynamodb:zz-table", "dynamodb://zz", "dynamodb://zz/zz", "dynamodb://zz?zz"]
+)
+def test_a_fleet_url_without_the_name_of_a_table_is_refused(url: str) -> None:
+    sentence = fault(fleet_url=url)
+    assert "must name a table after dynamodb://" in sentence
+    assert "zz" not in sentence
+
+
+@pytest.mark.parametrize("url", ["valkey://", "redis://store.example/zz", "valkeys://store.example?zz=1"])
+def test_a_fleet_url_is_checked_like_any_redis_url(url: str) -> None:
+    assert "zz" not in fault(fleet_url=url)

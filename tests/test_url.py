@@ -325,6 +325,17 @@ def test_another_word_for_pgbouncer_is_refused() -> None:
     assert "true or false" in fault("postgresql://u@h/d?pgbouncer=1")
 
 
+@pytest.mark.parametrize("kind", ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"])
+def test_the_kind_of_node_is_one_of_libpqs_words(kind: str) -> None:
+    assert read(f"postgresql://u@h/d?target_session_attrs={kind}").target_session_attrs == kind
+
+
+@pytest.mark.parametrize("kind", ["master", "Primary", "read_write"])
+def test_another_kind_of_node_is_refused(kind: str) -> None:
+    sentence = fault(f"postgresql://u@h/d?target_session_attrs={kind}")
+    assert sentence.startswith("target_session_attrs in the database URL must be any, read-write, read-only, primary, ")
+
+
 @pytest.mark.parametrize("name", ["a" * 64, "caf%C3%A9", "line%0Afeed"])
 def test_an_application_name_that_the_server_would_change_is_refused(name: str) -> None:
     assert "63 printable ASCII" in fault(f"postgresql://u@h/d?application_name={name}")

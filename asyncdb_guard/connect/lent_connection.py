@@ -37,11 +37,17 @@ class LentConnection(PoolConnectionProxy):
     changed_codecs = False
     server_bound: float | None = None
     """Seconds after which the server ends a statement; None if we set no bound."""
+    reset_bound = "RESET statement_timeout"
+    """How to return to that bound."""
     raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
     """The other callbacks that the borrower added, each with its kind."""
+    acquisition: Any = None
+    """What `release()` ends; None in an `async with`, which ends itself."""
+    released = False
+    """Whether the borrow is over: asyncpg refuses whatever comes now."""
 
     @property
     def in_statement(self) -> bool:
@@ -86,7 +92,7 @@ class LentConnection(PoolConnectionProxy):
         self.raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
-        await execute(self, "RESET statement_timeout")
+        await execute(self, self.reset_bound)
         self.raised_server_bound = False
         return answer
 

@@ -9,6 +9,22 @@ from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
 
 
+class _NamedContext(ssl.SSLContext):
+    """Verifies the server's certificate for the host name in the settings, whichever of its addresses was dialled."""
+
+    host: str | None = None
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return super().wrap_bio(incoming, outgoing, server_side, self.host or server_hostname, session)
+
+
 class TlsContexts:
     """Creates each context once: reading the system's trust store alone takes 10 ms or more."""
 
@@ -22,7 +38,7 @@ class TlsContexts:
         """
         if target.sslmode == "disable":
             return False
-        key = target.sslmode, target.ssl_root_cert, target.ssl_cert, target.ssl_key
+        key = target.sslmode, target.ssl_root_cert, target.ssl_cert, target.ssl_key, target.host
         if key not in self._made:
             self._made[key] = _make(target)
         return self._made[key]
@@ -30,7 +46,8 @@ class TlsContexts:
 
 def _make(target: ConnectTarget) -> ssl.SSLContext:
     # not ssl.create_default_context(), which since Python 3.13 refuses certificates that libpq accepts
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.host = target.host
     context.check_hostname = target.sslmode == "verify-full"
     if target.sslmode == "require":
         context.verify_mode = ssl.CERT_NONE

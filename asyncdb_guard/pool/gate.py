@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
+from asyncdb_guard.connect.initialization import InitFailedError
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.news import News
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
-from asyncdb_guard.verdict import Verdict, judge_connect
+from asyncdb_guard.redaction import type_name
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.verdict import Verdict, judge, judge_connect
 
 _UNWANTED_CONNECT_TIMEOUT = 0.5
 """Seconds for which a connect goes on after the last waiter has left: a healthy one is through by then, and one that
@@ -53,11 +58,23 @@ class Gate:
     Waiters are served first come, first served. Joining, leaving and serving cost the same at any length.
     """
 
-    def __init__(self, breaker: CircuitBreaker, connect_timeout: float, renews_login: bool, events: Events) -> None:
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        bulletin: Bulletin | None,
+        settings: DatabaseSettings,
+        events: Events,
+        *,
+        renews_login: bool,
+        passwordless: bool,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
-        self._connect_timeout = connect_timeout
+        self._bulletin = bulletin
+        self._connect_timeout = settings.connect_timeout
+        self._command_timeout = settings.command_timeout
         self._renews_login = renews_login
+        self._passwordless = passwordless
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
         self._usual: deque[Waiter] = deque()
@@ -68,7 +85,7 @@ class Gate:
         self._growth_error: str | None = None
         """Why the pool could not grow, if its last connect failed while other connections were in use."""
         self.admit = breaker.admit
-        self.succeeded = breaker.succeeded
+        self.succeeded = breaker.succeeded if bulletin is None else self._succeeded
 
     @property
     def waiting(self) -> int:
@@ -79,6 +96,26 @@ class Gate:
     def first(self) -> Waiter | None:
         """Whoever has waited longest, and still waits."""
         return next((waiter for waiter in self._waiters if not waiter.future.done()), None)
+
+    # -- the fleet ---------------------------------------------------------------------------------------------------
+
+    @property
+    def bulletin_to_ask(self) -> Bulletin | None:
+        """The fleet's bulletin, if it should be asked before the next caller is admitted."""
+        return self._bulletin if self._bulletin is not None and self._breaker.wants_news else None
+
+    def hear(self, news: News | None, now: Instant) -> None:
+        """Tell the breaker what the fleet says. If that opens the circuit, refuse all waiters."""
+        before = self._breaker.generation
+        self._breaker.hear(news, now)
+        if self._breaker.generation != before:
+            self._refuse_all(now)
+
+    def _succeeded(self, permit: int) -> None:
+        before = self._breaker.generation
+        self._breaker.succeeded(permit)
+        if self._bulletin is not None and self._breaker.generation != before:
+            self._bulletin.tell_recovered()
 
     # -- the queue ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +195,9 @@ class Gate:
         waiter.future.set_exception(connect_error(TimeoutError()))
         if attempt.counts_as_silent(waited, now, self._connect_timeout):
             attempt.reported_at = now
-            self.report(waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, alone=attempt.alone)
+            self.report(
+                waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, began=attempt.since, alone=attempt.alone
+            )
         else:
             self._breaker.released(waiter.permit)
 
@@ -187,9 +226,14 @@ class Gate:
         if attempt in self._attempts:
             self._attempts.remove(attempt)
 
+    def keep_connects(self, running: Container[object]) -> None:
+        """Forget the connects that no worker has in hand: waiters must not be told that they wait for one of them."""
+        self._attempts = [attempt for attempt in self._attempts if attempt in running]
+
     def connect_succeeded(self) -> None:
         """The pool can grow again."""
         self._growth_error = None
+        self._breaker.cold = False
         for attempt in self._attempts:
             attempt.alone = False
 
@@ -199,15 +243,25 @@ class Gate:
         If nobody waits any more, nobody saw it fail: those who left had not waited long enough to tell.
         """
         renewed = self._renews_login
-        error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
+        error: BaseException
+        if isinstance(cause, InitFailedError):
+            error, alone = cause.error, False
+            reason = f"init= raised {type_name(error)}."
+            verdict = judge(error, lost=cause.lost, command_timeout=self._command_timeout)
+        else:
+            error = cause
+            if not isinstance(cause, GuardError):
+                error = connect_error(cause, renewed=renewed, passwordless=self._passwordless)
+            alone = attempt.alone
+            reason = str(error)
+            verdict = judge_connect(cause, renewed=renewed)
         if promising:
-            self._growth_error = str(error)
+            self._growth_error = reason
         if not attempt.fails_a_waiter(promising=promising):
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
-            verdict = judge_connect(cause, renewed=renewed)
-            self.report(waiter.permit, verdict, clock.now(), failure_kind(cause), alone=attempt.alone)
+            self.report(waiter.permit, verdict, clock.now(), failure_kind(error), began=attempt.since, alone=alone)
             return
 
     def _cancel_unwanted(self) -> None:
@@ -227,20 +281,25 @@ class Gate:
 
     # -- the breaker -------------------------------------------------------------------------------------------------
 
-    def report(self, permit: int, verdict: Verdict, now: Instant, kind: FailureKind, *, alone: bool = False) -> None:
+    def report(
+        self, permit: int, verdict: Verdict, now: Instant, kind: FailureKind, *, began: Instant, alone: bool = False
+    ) -> None:
         """Report to the breaker. If that opens the circuit, refuse all waiters and end all connect attempts.
 
-        `kind` is that of a failure; `alone`: it was a connect, of a pool that has no session besides.
+        `kind` is that of a failure; `began`: when what is reported began; `alone`: it was a connect, of a pool that has
+        no session besides.
         """
         if verdict is Verdict.SUCCESS:
-            self._breaker.succeeded(permit)
+            self.succeeded(permit)
         elif verdict is Verdict.NEUTRAL:
             self._breaker.released(permit)
         else:
             before = self._breaker.generation
-            self._breaker.failed(permit, now, kind, alone=alone)
+            self._breaker.failed(permit, now, kind, alone=alone, began=began)
             if self._breaker.generation != before:
                 self._refuse_all(now)
+                if self._bulletin is not None:
+                    self._bulletin.tell_open()
 
     def _refuse_all(self, now: Instant) -> None:
         for waiter in self._take_out():

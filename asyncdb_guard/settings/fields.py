@@ -18,6 +18,9 @@ SslMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
 """libpq's modes, except `allow` and `prefer`, which can fall back to plain text, and connect twice to a server that
 refuses."""
 
+OnUnavailable: TypeAlias = Literal["deny", "unchanged", "stale"]
+"""What happens to a sign-in while the database is unavailable."""
+
 _UNSET: Any = None
 """None, typed so that a `Secret` field may default to it."""
 
@@ -147,6 +150,17 @@ class SettingsFields(BaseSettings):
         description="Milliseconds of the longest open period, and half of the longest after silence and for a full"
         " server; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
     )
+    fleet_url: Secret = Field(
+        default=_UNSET,
+        repr=False,
+        exclude=True,
+        description="Store in which the environments tell each other of an outage's end:"
+        " `redis://user:password@host:port/number`, `rediss://…` for TLS, `valkey://…`, `valkeys://…`, or"
+        " `dynamodb://table`. It is asked only while the circuit is open; while it answers, the longest open period is"
+        " four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds out for itself."
+        " Verify: the store receives no command while the database is well, and all environments return within"
+        " BREAKER_RESET_TIMEOUT_MS of the first.",
+    )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,
         description="Whether asyncpg's reset query runs at each release. Default: `always`; `never` under the proxy"
@@ -198,10 +212,27 @@ class SettingsFields(BaseSettings):
         default=_UNSET,
         repr=False,
         exclude=True,
-        description="Redis server on which the fleet shares cached claims: `redis://user:password@host:port/number`, or"
-        " `rediss://…` for TLS. Everything but the host is optional; parameters are refused. Needs the extra `redis`."
+        description="Redis or Valkey server, or cluster, on which the fleet shares cached claims:"
+        " `redis://user:password@host:port/number`, or `rediss://…` for TLS (`valkey://…` and `valkeys://…` mean the"
+        " same). Everything but the host is optional; parameters are refused. Needs the extra `redis`."
         " Default: none; each environment caches in memory. Verify: a hit for a user whose claims another environment"
         " loaded.",
+    )
+    claims_cache_ssl_root_cert: str | None = Field(
+        default=None,
+        description="PEM file of certificate authorities to trust for CLAIMS_CACHE_URL, in addition to the system's"
+        " trust store. Needs `rediss://…`. Default: the system's trust store alone. Verify: without it, a connect to a"
+        " server with a certificate of your own authority fails.",
+    )
+    claims_cache_ssl_cert: str | None = Field(
+        default=None,
+        description="PEM file of the client certificate for CLAIMS_CACHE_URL. Needs `rediss://…`. Default: no"
+        " certificate. Verify: a server with `tls-auth-clients yes` accepts the connection.",
+    )
+    claims_cache_ssl_key: str | None = Field(
+        default=None,
+        description="PEM file of the key of CLAIMS_CACHE_SSL_CERT, which is not encrypted. Default: the key is in"
+        " CLAIMS_CACHE_SSL_CERT. Verify: as CLAIMS_CACHE_SSL_CERT.",
     )
     claims_sql: str | None = Field(
         default=None,
@@ -215,6 +246,19 @@ class SettingsFields(BaseSettings):
         repr=False,
         exclude=True,
         description="Statement that `asyncdb_guard.handlers.provision_user` runs. Verify: the row that it writes.",
+    )
+    machine_claims_sql: str | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="Statement that `asyncdb_guard.handlers.load_claims` runs for a machine's token; its row becomes"
+        " the claims. Default: none; a machine's token is left unchanged. Verify: the claims in the token.",
+    )
+    on_unavailable: OnUnavailable = Field(
+        default="deny",
+        description="What happens to a sign-in while the database is unavailable: `deny` (it fails), `unchanged` (it"
+        " succeeds without claims) or `stale` (it succeeds with the user's last known claims, else it fails). Verify: a"
+        " sign-in while the server is stopped.",
     )
 
     @property

@@ -26,6 +26,9 @@ _REMEDIES = {
 """What to add to the rule of a setting, where the rule alone does not say what to do."""
 
 
+_CLAIMS_CACHE_FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
+
+
 def label(setting: str) -> str:
     """A setting's name, both for those who write Python and for those who set variables."""
     if setting == "url":
@@ -96,9 +99,10 @@ def conflicts(
     yield from _address(settings, url)
     yield from _credentials(settings, url)
     yield from _tls(settings, url, target)
-    yield from _pooler(settings, url, profile, from_url)
+    yield from _pooler(settings, url, target, profile, from_url)
     yield from _durations(settings)
     yield from _claims_cache(settings)
+    yield from _fleet(settings)
 
 
 def _conflict(sentence: str, *settings: str) -> Conflict:
@@ -190,7 +194,11 @@ def _client_certificate(settings: SettingsFields, target: ConnectTarget) -> Iter
 
 
 def _pooler(
-    settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile, from_url: Container[str]
+    settings: SettingsFields,
+    url: DatabaseUrl,
+    target: ConnectTarget,
+    profile: PoolerProfile,
+    from_url: Container[str],
 ) -> Iterator[Conflict]:
     if settings.proxy_host is not None and not (parse_endpoint(settings.proxy_host) or ("",))[0]:
         yield _conflict("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
@@ -208,6 +216,13 @@ def _pooler(
             "proxy_profile",
             "proxy_host",
         )
+    if not profile.tells_node and target.target_session_attrs != "any":
+        yield _conflict(
+            "target_session_attrs in the database URL can only be any under the proxy profile ({} or {}), because the"
+            " pooler chooses the node: remove it, and connect to the pooler's endpoint for that kind of node.",
+            "proxy_profile",
+            "proxy_host",
+        )
 
 
 def _durations(settings: SettingsFields) -> Iterator[Conflict]:
@@ -222,15 +237,42 @@ def _durations(settings: SettingsFields) -> Iterator[Conflict]:
 
 
 def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
+    files = [name for name in _CLAIMS_CACHE_FILES if getattr(settings, name) is not None]
+    if "claims_cache_ssl_key" in files and "claims_cache_ssl_cert" not in files:
+        yield _conflict(
+            "{} is set, but {} is not: set the certificate too, or remove the key.",
+            "claims_cache_ssl_key",
+            "claims_cache_ssl_cert",
+        )
     if settings.claims_cache_url is None:
+        for name in files:
+            yield _conflict("{} is set, but {} is not: set the URL, or remove the file.", name, "claims_cache_url")
         return
-    from asyncdb_guard.settings.redis_url import redis_url_faults  # only where it is needed, for a quick cold start
+    from asyncdb_guard.settings.redis_url import redis_url_faults, uses_tls  # only where needed, for a quick cold start
 
-    for fault in redis_url_faults(settings.claims_cache_url.get_secret_value()):
+    url = settings.claims_cache_url.get_secret_value()
+    faults = list(redis_url_faults(url))
+    for fault in faults:
         yield _conflict(f"{{}} {fault}", "claims_cache_url")
+    if not faults and not uses_tls(url):
+        for name in files:
+            yield _conflict(
+                "{} is set, but {} does not use TLS: start it with rediss://, or remove the file.",
+                name,
+                "claims_cache_url",
+            )
     if settings.claims_cache_ttl_ms == 0:
         yield _conflict(
             "{} is 0, which turns the claims cache off, but {} is set: remove one of them.",
             "claims_cache_ttl_ms",
             "claims_cache_url",
         )
+
+
+def _fleet(settings: SettingsFields) -> Iterator[Conflict]:
+    if settings.fleet_url is None:
+        return
+    from asyncdb_guard.settings.redis_url import fleet_url_faults
+
+    for fault in fleet_url_faults(settings.fleet_url.get_secret_value()):
+        yield _conflict(f"{{}} {fault}", "fleet_url")

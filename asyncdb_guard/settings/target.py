@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from asyncdb_guard.settings.fields import SettingsFields, SslMode
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
 from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
 DEFAULT_PORT = 5432
 
@@ -36,6 +37,8 @@ class ConnectTarget:
     schema: str | None = field(repr=False)
     """Unquoted names, separated by commas, to be sent as `search_path` at startup. Always None under a profile that
     does not set it."""
+    target_session_attrs: SessionAttrs = "any"
+    """The kind of node that a session may be on."""
     ssl_cert: str | None = None
     """A PEM file of the client's certificate; None if it has none."""
     ssl_key: str | None = None
@@ -76,6 +79,7 @@ def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerPr
         ssl_root_cert=None if settings.ssl_root_cert == "system" else settings.ssl_root_cert,
         application_name=url.application_name,
         schema=url.schema if profile.sets_search_path else None,
+        target_session_attrs=url.target_session_attrs or "any",
         ssl_cert=settings.ssl_cert,
         ssl_key=settings.ssl_key,
     )

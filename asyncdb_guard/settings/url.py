@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from pydantic import SecretStr
 
-from asyncdb_guard.settings.url_parameters import ADDRESS_PARAMETERS, URL_PARAMETERS, Value
+from asyncdb_guard.settings.url_parameters import ADDRESS_PARAMETERS, URL_PARAMETERS, SessionAttrs, Value
 
 _PASTED = re.compile(r"""(?:psql\s+)?(?P<quote>["']?)(?P<url>.*)(?P=quote)""", re.DOTALL)
 """The quotes of an env file or of a shell around the URL, and the psql command in front of it."""
@@ -44,6 +44,7 @@ class DatabaseUrl(NamedTuple):
     application_name: str | None = None
     schema: str | None = None
     """The names of schemas, separated by commas."""
+    target_session_attrs: SessionAttrs | None = None
     verifies: bool | None = None
     """Prisma's sslaccept: whether the server's certificate is verified."""
     settings: Mapping[str, Value] = MappingProxyType({})

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from asyncdb_guard.settings.fields import SettingsFields, number_range, rule
 
 Value: TypeAlias = str | int | bool
+
+SessionAttrs: TypeAlias = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
+"""libpq's words for the kind of node that a session may be on."""
+
+_SESSION_ATTRS: tuple[str, ...] = get_args(SessionAttrs)
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -68,6 +73,10 @@ def _parse_boolean(text: str) -> bool | None:
 def _parse_application_name(text: str) -> str | None:
     # PostgreSQL replaces other characters, and cuts off what is longer.
     return text if text.isascii() and text.isprintable() and len(text) <= 63 else None
+
+
+def _parse_session_attrs(text: str) -> str | None:
+    return text if text in _SESSION_ATTRS else None
 
 
 def _seconds_rule(setting: str, together: str = "") -> str:
@@ -198,6 +207,14 @@ URL_PARAMETERS = (
         rule="the names of schemas, separated by commas; only public under the proxy profile",
         doc="The `search_path`, as in `schema=tenant,public`.",
         example="public",
+    ),
+    UrlParameter(
+        "target_session_attrs",
+        feeds="target_session_attrs",
+        parse=_parse_session_attrs,
+        rule=f"{', '.join(_SESSION_ATTRS[:-1])} or {_SESSION_ATTRS[-1]}, and under the proxy profile any",
+        doc="The kind of node that a session may be on, as in libpq.",
+        example="any",
     ),
 )
 """Every parameter that sets something besides the address. Any other is refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
@@ -143,6 +144,24 @@ async def test_another_host_name_is_refused(misnamed_server, trusted, resolver):
     url = f"postgresql://{USER}:word@{NAME}/postgres"
     text = await refusal(settings(url, "verify-full", trusted))
     assert "is for another host name; connect by a name in the certificate" in text
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("served", [True, False])
+async def test_where_each_address_is_tried_the_name_is_still_verified(
+    tls_server, misnamed_server, trusted, monkeypatch, served
+):
+    server = tls_server if served else misnamed_server
+    ask = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **others: ask(server.host if host == NAME else host, *rest, **others)
+    )
+    url = f"postgresql://{USER}:word@{NAME}:{server.port}/postgres?target_session_attrs=read-write"
+    if served:
+        async with GuardedPool(settings(url, "verify-full", trusted)) as pool:
+            assert await pool.fetchval(IN_TLS) is True
+    else:
+        assert "is for another host name" in await refusal(settings(url, "verify-full", trusted))
 
 
 @pytest.mark.debian
