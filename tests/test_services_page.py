@@ -31,3 +31,19 @@ async def test_sqlalchemy() -> None:
     page = block("SQLAlchemy")
     async with page["pool"]:
         assert await page["answer"]() == 42
+
+
+async def test_opentelemetry() -> None:
+    page = block("OpenTelemetry")
+    async with page["pool"] as pool:
+        await pool.ping()
+        assert pool.observers
+        page["instrumentation"].uninstrument()
+        assert not pool.observers
+
+
+def test_the_table_of_metrics_names_all_there_are() -> None:
+    told = set(re.findall(r"^\| `([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    source = (PAGE.parents[1] / "asyncdb_guard" / "otel.py").read_text(encoding="utf-8")
+    made = set(re.findall(r"create_\w+\(\s*\"([\w.]+)\"", source))
+    assert told == made
