@@ -14,6 +14,7 @@ from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
+from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -85,6 +86,11 @@ class GuardedPool:
     def events(self) -> Events:
         """Where this pool's events go; listeners can be added."""
         return self._core.events
+
+    @property
+    def observers(self) -> Observers:
+        """Who is told how long each borrow waited and lasted. `asyncdb_guard.otel` is one of them, if it is used."""
+        return self._core.observers
 
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection for an `async with` block, which the breaker judges.
