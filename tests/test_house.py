@@ -23,8 +23,9 @@ FLOORS = (
     {"cognito", "runtime", "sqlalchemy"},
     {"emf"},
     {"pool"},
+    {"bulletin"},
     {"connect"},
-    {"breaker", "failure_kind", "failure_report", "redaction", "verdict"},
+    {"breaker", "failure_kind", "failure_report", "news", "redaction", "verdict"},
     {"settings"},
     {"clock", "errors", "events", "lambda_environment"},
 )
@@ -34,8 +35,8 @@ SEPARATE = ({"cognito", "runtime"},)
 # What may be imported, used or named by these rooms only. A name that ends in "_" is the beginning of one.
 DOORS = {
     "aiobreaker": {"breaker"},
-    "botocore": {"connect.aws"},
-    "redis": {"cognito.caching.redis"},
+    "botocore": {"connect.aws", "bulletin.dynamodb"},
+    "redis": {"connect.redis_client"},
     "asyncpg.connect": {"connect.connector", "testing.postgres"},
     "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process", "testing.lambda_runtime", "testing.postgres"},

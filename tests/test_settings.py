@@ -55,6 +55,7 @@ TEXTS = (
     "provision_sql",
     "proxy_host",
     "claims_cache_url",
+    "fleet_url",
     "url",
     "claims_cache_ssl_root_cert",
     "claims_cache_ssl_cert",
@@ -128,6 +129,7 @@ def test_words_and_texts_come_from_their_variables(monkeypatch: pytest.MonkeyPat
         "ssl_root_cert": "/opt/ca.pem",
         "iam_auth": "true",
         "claims_cache_url": "rediss://cache.example",
+        "fleet_url": "dynamodb://fleet",
         "claims_sql": "SELECT 1",
         "provision_sql": "SELECT 2",
     }
@@ -222,7 +224,7 @@ def test_the_page_lists_the_default_the_values_the_range_and_the_url_parameters(
 
 
 def test_the_secret_settings_are_those_that_are_covered_in_the_environment() -> None:
-    assert {"url", "claims_cache_url"} == SECRETS
+    assert {"url", "claims_cache_url", "fleet_url"} == SECRETS
 
 
 # What is refused
@@ -939,3 +941,38 @@ def test_a_report_with_the_variables_of_each_frame_shows_no_secret_of_the_enviro
     report = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     assert "s3cr3t-word" not in report
     assert "cache.example" not in report
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://store.example", "rediss://:s3cr3t-word@store.example:6380/1", "valkey://store.example",
+        "valkeys://user:s3cr3t-word@store.example", "dynamodb://fleet", "dynamodb://My_fleet.2-b",
+    ],
+)  # fmt: skip
+def test_a_fleet_url_may_name_redis_valkey_or_a_dynamodb_table(url: str) -> None:
+    built = make(fleet_url=url)
+    assert built.fleet_url is not None
+    assert built.fleet_url.get_secret_value() == url
+    assert "s3cr3t" not in repr(built)
+
+
+@pytest.mark.parametrize("url", ["http://store.example", "redi://store.example", "zz-store", "memcached://zz-store"])
+def test_a_fleet_url_with_another_scheme_is_refused(url: str) -> None:
+    assert fault(fleet_url=url) == (
+        "fleet_url (LAMBDA_DATABASE_FLEET_URL) must start with redis://, rediss://, valkey://, valkeys:// or dynamodb://."
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["dynamodb://", "dynamodb:zz-table", "dynamodb://zz", "dynamodb://zz/zz", "dynamodb://zz?zz"]
+)
+def test_a_fleet_url_without_the_name_of_a_table_is_refused(url: str) -> None:
+    sentence = fault(fleet_url=url)
+    assert "must name a table after dynamodb://" in sentence
+    assert "zz" not in sentence
+
+
+@pytest.mark.parametrize("url", ["valkey://", "redis://store.example/zz", "valkeys://store.example?zz=1"])
+def test_a_fleet_url_is_checked_like_any_redis_url(url: str) -> None:
+    assert "zz" not in fault(fleet_url=url)

@@ -37,6 +37,10 @@ class Acquisition:
         self._in_use = False
         self._handled = 0
 
+    @property
+    def _seconds(self) -> float:
+        return self._core.settings.connect_timeout if self._timeout is None else self._timeout
+
     async def __aenter__(self) -> LentConnection:
         if self._in_use:
             raise RuntimeError("This acquisition is in use. Call acquire() again for each borrow.")
@@ -45,12 +49,16 @@ class Acquisition:
         counters.requests += 1
         try:
             self._loop_pool = loop_pool = self._core.here()
-            now = clock.now()
+            now = since = clock.now()
+            bulletin = loop_pool.gate.bulletin_to_ask
+            if bulletin is not None:
+                news = await bulletin.look(self._seconds)
+                now = clock.now()
+                loop_pool.gate.hear(news, now)
             permit = loop_pool.gate.admit(now)
             lease = loop_pool.take(permit, now)
             if lease is None:
-                timeout = self._core.settings.connect_timeout if self._timeout is None else self._timeout
-                lease = await loop_pool.wait(permit, timeout, now)
+                lease = await loop_pool.wait(permit, max(self._seconds - elapsed(since, now), 0.0), now)
                 counters.wait_ms += elapsed(now, lease.since) * 1000
             self._lease = lease
         except BaseException as error:

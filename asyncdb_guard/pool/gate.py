@@ -12,12 +12,14 @@ from collections.abc import Container, Iterator
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.initialization import InitFailedError
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.news import News
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.redaction import type_name
@@ -59,6 +61,7 @@ class Gate:
     def __init__(
         self,
         breaker: CircuitBreaker,
+        bulletin: Bulletin | None,
         settings: DatabaseSettings,
         events: Events,
         *,
@@ -67,6 +70,7 @@ class Gate:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
+        self._bulletin = bulletin
         self._connect_timeout = settings.connect_timeout
         self._command_timeout = settings.command_timeout
         self._renews_login = renews_login
@@ -81,7 +85,7 @@ class Gate:
         self._growth_error: str | None = None
         """Why the pool could not grow, if its last connect failed while other connections were in use."""
         self.admit = breaker.admit
-        self.succeeded = breaker.succeeded
+        self.succeeded = breaker.succeeded if bulletin is None else self._succeeded
 
     @property
     def waiting(self) -> int:
@@ -92,6 +96,26 @@ class Gate:
     def first(self) -> Waiter | None:
         """Whoever has waited longest, and still waits."""
         return next((waiter for waiter in self._waiters if not waiter.future.done()), None)
+
+    # -- the fleet ---------------------------------------------------------------------------------------------------
+
+    @property
+    def bulletin_to_ask(self) -> Bulletin | None:
+        """The fleet's bulletin, if it should be asked before the next caller is admitted."""
+        return self._bulletin if self._bulletin is not None and self._breaker.wants_news else None
+
+    def hear(self, news: News | None, now: Instant) -> None:
+        """Tell the breaker what the fleet says. If that opens the circuit, refuse all waiters."""
+        before = self._breaker.generation
+        self._breaker.hear(news, now)
+        if self._breaker.generation != before:
+            self._refuse_all(now)
+
+    def _succeeded(self, permit: int) -> None:
+        before = self._breaker.generation
+        self._breaker.succeeded(permit)
+        if self._bulletin is not None and self._breaker.generation != before:
+            self._bulletin.tell_recovered()
 
     # -- the queue ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +195,9 @@ class Gate:
         waiter.future.set_exception(connect_error(TimeoutError()))
         if attempt.counts_as_silent(waited, now, self._connect_timeout):
             attempt.reported_at = now
-            self.report(waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, alone=attempt.alone)
+            self.report(
+                waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, began=attempt.since, alone=attempt.alone
+            )
         else:
             self._breaker.released(waiter.permit)
 
@@ -207,6 +233,7 @@ class Gate:
     def connect_succeeded(self) -> None:
         """The pool can grow again."""
         self._growth_error = None
+        self._breaker.cold = False
         for attempt in self._attempts:
             attempt.alone = False
 
@@ -234,7 +261,7 @@ class Gate:
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
-            self.report(waiter.permit, verdict, clock.now(), failure_kind(error), alone=alone)
+            self.report(waiter.permit, verdict, clock.now(), failure_kind(error), began=attempt.since, alone=alone)
             return
 
     def _cancel_unwanted(self) -> None:
@@ -254,20 +281,25 @@ class Gate:
 
     # -- the breaker -------------------------------------------------------------------------------------------------
 
-    def report(self, permit: int, verdict: Verdict, now: Instant, kind: FailureKind, *, alone: bool = False) -> None:
+    def report(
+        self, permit: int, verdict: Verdict, now: Instant, kind: FailureKind, *, began: Instant, alone: bool = False
+    ) -> None:
         """Report to the breaker. If that opens the circuit, refuse all waiters and end all connect attempts.
 
-        `kind` is that of a failure; `alone`: it was a connect, of a pool that has no session besides.
+        `kind` is that of a failure; `began`: when what is reported began; `alone`: it was a connect, of a pool that has
+        no session besides.
         """
         if verdict is Verdict.SUCCESS:
-            self._breaker.succeeded(permit)
+            self.succeeded(permit)
         elif verdict is Verdict.NEUTRAL:
             self._breaker.released(permit)
         else:
             before = self._breaker.generation
-            self._breaker.failed(permit, now, kind, alone=alone)
+            self._breaker.failed(permit, now, kind, alone=alone, began=began)
             if self._breaker.generation != before:
                 self._refuse_all(now)
+                if self._bulletin is not None:
+                    self._bulletin.tell_open()
 
     def _refuse_all(self, now: Instant) -> None:
         for waiter in self._take_out():

@@ -9,6 +9,7 @@ from socket import socket
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
@@ -39,6 +40,7 @@ class LoopPool:
         credentials: Credentials,
         traits: ServerTraits,
         breaker: CircuitBreaker,
+        bulletin: Bulletin | None,
         events: Events,
         counters: Counters,
         lingering: Sequence[socket] = (),
@@ -48,6 +50,7 @@ class LoopPool:
         self._connector = connector = Connector(settings, credentials, traits, lingering, init)
         self.gate = Gate(
             breaker,
+            bulletin,
             settings,
             events,
             renews_login=connector.renews_login,
@@ -117,7 +120,8 @@ class LoopPool:
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
                 connection.suspected = unfit(error)
-                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now, failure_kind(error))
+                verdict = self._judge(lease, error, lost, now)
+                self.gate.report(lease.permit, verdict, now, failure_kind(error), began=lease.since)
             self._hand_on(connection, lost, error, now)
         except BaseException:
             self.workers.reclaim(connection, lease.number)

@@ -19,7 +19,7 @@ class OpenPool(Protocol):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the server may still run a statement that was broken off."""
+        """Whether the server may still run a statement that was broken off, or the fleet is still being told."""
         ...
 
     async def settle(self, timeout: float) -> None:

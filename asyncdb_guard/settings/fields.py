@@ -150,6 +150,17 @@ class SettingsFields(BaseSettings):
         description="Milliseconds of the longest open period, and half of the longest after silence and for a full"
         " server; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
     )
+    fleet_url: Secret = Field(
+        default=_UNSET,
+        repr=False,
+        exclude=True,
+        description="Store in which the environments tell each other of an outage's end:"
+        " `redis://user:password@host:port/number`, `rediss://…` for TLS, `valkey://…`, `valkeys://…`, or"
+        " `dynamodb://table`. It is asked only while the circuit is open; while it answers, the longest open period is"
+        " four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds out for itself."
+        " Verify: the store receives no command while the database is well, and all environments return within"
+        " BREAKER_RESET_TIMEOUT_MS of the first.",
+    )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,
         description="Whether asyncpg's reset query runs at each release. Default: `always`; `never` under the proxy"

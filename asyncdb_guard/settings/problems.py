@@ -102,6 +102,7 @@ def conflicts(
     yield from _pooler(settings, url, target, profile, from_url)
     yield from _durations(settings)
     yield from _claims_cache(settings)
+    yield from _fleet(settings)
 
 
 def _conflict(sentence: str, *settings: str) -> Conflict:
@@ -266,3 +267,12 @@ def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
             "claims_cache_ttl_ms",
             "claims_cache_url",
         )
+
+
+def _fleet(settings: SettingsFields) -> Iterator[Conflict]:
+    if settings.fleet_url is None:
+        return
+    from asyncdb_guard.settings.redis_url import fleet_url_faults
+
+    for fault in fleet_url_faults(settings.fleet_url.get_secret_value()):
+        yield _conflict(f"{{}} {fault}", "fleet_url")
