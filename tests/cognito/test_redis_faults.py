@@ -395,7 +395,9 @@ async def test_provisioning_that_could_not_forget_fails_and_may_run_again(
         path.refuse = True
         with pytest.raises(TriggerFailedError):
             await triggers.provision_user(confirmation_event(sub))
-        assert "provision_user failed: The user's cached claims could not be deleted. Call forget() again." in caplog.text
+        assert (
+            "provision_user failed: The user's cached claims could not be deleted. Call forget() again." in caplog.text
+        )
         path.refuse = False
         await triggers.provision_user(confirmation_event(sub))
         assert await pool.fetchval("SELECT runs FROM app_user") == 2
