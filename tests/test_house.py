@@ -20,7 +20,7 @@ FLOORS = (
     {"cli"},
     {"fleet"},
     {"handlers"},
-    {"cognito", "runtime", "sqlalchemy"},
+    {"cognito", "otel", "runtime", "sqlalchemy"},
     {"emf"},
     {"pool"},
     {"bulletin"},
@@ -45,6 +45,7 @@ DOORS = {
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "matplotlib": {"cli.picture"},
+    "opentelemetry": {"otel"},
     "sqlalchemy": {"sqlalchemy"},
 }
 

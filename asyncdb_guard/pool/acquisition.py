@@ -45,7 +45,8 @@ class Acquisition:
         if self._in_use:
             raise RuntimeError("This acquisition is in use. Call acquire() again for each borrow.")
         self._in_use = True
-        counters = self._core.counters
+        counters, observers = self._core.counters, self._core.observers
+        began = clock.now() if observers else None
         counters.requests += 1
         try:
             self._loop_pool = loop_pool = self._core.here()
@@ -64,8 +65,12 @@ class Acquisition:
         except BaseException as error:
             self._in_use = False
             counters.count_failed_request(error)
+            if began is not None:
+                observers.failed(elapsed(began, clock.now()), error)
             raise
         counters.acquired += 1
+        if began is not None:
+            observers.acquired(elapsed(began, lease.since))
         return lease.lent
 
     @property
@@ -88,7 +93,10 @@ class Acquisition:
         lease = self._lease
         del self._lease
         self._in_use = False
+        since = lease.since
         self._loop_pool.release(lease, error)
+        if self._core.observers:
+            self._core.observers.released(elapsed(since, clock.now()))
 
     @property
     def core(self) -> PoolCore:

@@ -16,6 +16,7 @@ from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseE
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
 from asyncdb_guard.pool.loop_pool import LoopPool
+from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import Counters, Totals
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -41,6 +42,7 @@ class PoolCore:
         self._breaker: CircuitBreaker | None = None
         self._bulletin: Bulletin | None = None
         self.events = Events(listeners)
+        self.observers = Observers()
         self.counters = Counters()
         self.loop_pool: LoopPool | None = None
         self._lingering: list[socket] = []

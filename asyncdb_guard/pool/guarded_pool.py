@@ -14,6 +14,7 @@ from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
+from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -86,6 +87,11 @@ class GuardedPool:
         """Where this pool's events go; listeners can be added."""
         return self._core.events
 
+    @property
+    def observers(self) -> Observers:
+        """Who is told how long each borrow waited and lasted. `asyncdb_guard.otel` is one of them, if it is used."""
+        return self._core.observers
+
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection for an `async with` block, which the breaker judges.
 
@@ -112,8 +118,9 @@ class GuardedPool:
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
         """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement.
 
-        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and TimeoutError where
-        it takes longer. For a bound of your own on the wait for a connection, use `acquire`.
+        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and
+        StatementTimeoutError where it takes longer. For a bound of your own on the wait for a connection, use
+        `acquire`.
         """
         async with self.acquire() as connection:
             rows: list[Record] = await connection.fetch(query, *args, timeout=timeout)
@@ -162,7 +169,7 @@ class GuardedPool:
         """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.
 
         By default that is CONNECT_TIMEOUT_MS for the connection and COMMAND_TIMEOUT_MS for the answer. Raises like
-        `acquire`, and TimeoutError where the answer takes too long.
+        `acquire`, and StatementTimeoutError where the answer takes too long.
         """
         time = asyncio.get_running_loop().time
         end = None if timeout is None else time() + timeout
