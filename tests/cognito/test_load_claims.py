@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -359,3 +360,23 @@ async def test_callers_who_share_a_load_share_nothing_that_one_may_change(pool: 
     one["response"]["claimsAndScopeOverrideDetails"]["groupOverrideDetails"]["groupsToOverride"].append("admin")
     assert id_claims(two) == {"perms": {"a": [1]}}
     assert two["response"]["claimsAndScopeOverrideDetails"]["groupOverrideDetails"]["groupsToOverride"] == ["one"]
+
+
+async def decode_json(conn: Any) -> None:
+    for kind in ("json", "jsonb"):
+        await conn.set_type_codec(kind, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+@pytest.mark.parametrize(("init", "expected"), [(None, '{"a": [1]}'), (decode_json, {"a": [1]})])
+async def test_a_json_column_is_text_unless_the_connection_decodes_it(
+    url: str, sub: str, init: Any, expected: object
+) -> None:
+    """As the page says; over releases, too."""
+
+    async def claims(conn: Any, user: Any) -> Any:
+        return await conn.fetchrow("""SELECT '{"a": [1]}'::jsonb AS settings""")
+
+    async with GuardedPool(DatabaseSettings(url=url, claims_cache_ttl_ms=0), init=init) as pool:
+        for _ in range(2):
+            event = await CognitoTriggers(pool, claims=claims).load_claims(token_event("2", sub=sub))
+            assert id_claims(event) == {"settings": expected}
