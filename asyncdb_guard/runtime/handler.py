@@ -95,7 +95,7 @@ def lambda_handler(
         with publishing() if metrics else contextlib.nullcontext():
             result, error = process.run(handler, *args, **kwargs)
             if error is not None:
-                raise _shown(error, handler, expose, from_cognito=_is_from_cognito(*args, **kwargs))
+                raise _shown(error, handler, expose, from_cognito=_is_from_cognito(args, kwargs))
             if not _can_be_sent(result):
                 logger.error(
                     "The result of %s is not valid UTF-8. Remove lone surrogates from its texts.", _name(handler)
@@ -130,7 +130,8 @@ def _has_utf8_text(error: BaseException) -> bool:
     return True
 
 
-def _is_from_cognito(event: object = None, *_: object, **__: object) -> bool:
+def _is_from_cognito(args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+    event: object = next(iter((*args, *kwargs.values())), None)
     return isinstance(event, Mapping) and "triggerSource" in event
 
 

@@ -202,6 +202,14 @@ class SettingsFields(BaseSettings):
         description="Sign an RDS IAM token for each connect, instead of using a password. Needs TLS and the extra"
         " `aws`. Verify: connects still succeed when the first token is older than 15 minutes.",
     )
+    iam_host: str | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="The endpoint of RDS, as `host` or `host:port`, that IAM tokens are signed for. Set it where the"
+        " URL or PROXY_HOST names an alias or a tunnel. Needs IAM_AUTH. Default: the host and port that are connected to;"
+        " without a port, that port. Verify: a login through the alias succeeds.",
+    )
     claims_cache_ttl_ms: int = Field(
         default=60_000,
         ge=0,
