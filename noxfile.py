@@ -91,9 +91,18 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1])
 def fleet(session: nox.Session) -> None:
-    """48 real environments through an outage, beside the simulation; `-- --quick` only to see that it runs."""
-    session.install("-e", ".", *group("bench"))
+    """48 real environments through an outage, beside the simulation; `-- --quick` only to see that it runs.
+
+    With a redis-server on the machine, also with a fleet store."""
+    session.install("-e", ".[redis]", *group("bench"))
     session.run("python", "-m", "tests.benchmarks.fleet", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1])
+def soak(session: nox.Session) -> None:
+    """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 SESSION_LOOP = ("-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session")

@@ -15,6 +15,7 @@ from asyncdb_guard.errors import (
     GuardError,
     PoolClosedError,
     PoolInUseError,
+    StatementTimeoutError,
     TriggerEventError,
     TriggerFailedError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "PoolClosedError",
     "PoolInUseError",
     "PoolStats",
+    "StatementTimeoutError",
     "TriggerEventError",
     "TriggerFailedError",
     "__version__",

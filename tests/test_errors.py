@@ -40,6 +40,7 @@ TREE = {
     "AcquireTimeoutError": ("DatabaseUnavailableError",),
     "ConnectTimeoutError": ("ConnectFailedError", "AcquireTimeoutError"),
     "DeadlineExceededError": ("DatabaseUnavailableError",),
+    "StatementTimeoutError": ("GuardError", "TimeoutError"),
     "CacheUnavailableError": ("GuardError",),
     "TriggerFailedError": ("GuardError",),
     "TriggerEventError": ("TriggerFailedError",),

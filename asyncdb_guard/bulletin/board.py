@@ -10,12 +10,11 @@ from concurrent.futures import Future
 from uuid import uuid4
 
 from asyncdb_guard import clock
-from asyncdb_guard.breaker import FLEET_FACTOR
 from asyncdb_guard.bulletin.protocol import FleetStore
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.events import logger
-from asyncdb_guard.news import News
+from asyncdb_guard.news import STRETCH_MAX, News
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.problems import label
 
@@ -162,7 +161,7 @@ def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
         return None
     url, database = settings.fleet_url, database_key(settings)
     # the next attempt of an environment whose period is the longest may come this late, and after silence twice that
-    witness_life = 2 * FLEET_FACTOR * settings.breaker_reset_timeout_max
+    witness_life = 2 * STRETCH_MAX * settings.breaker_reset_timeout_max
     if url.get_secret_value().startswith("dynamodb:"):
         from asyncdb_guard.bulletin.dynamodb import DynamoDbStore, require_extra
 

@@ -13,6 +13,7 @@ from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
 from asyncdb_guard.connect.initialization import Init, initialize
+from asyncdb_guard.connect.lent_statements import Bounds
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.node import attempts, suits
 from asyncdb_guard.connect.pooled_connection import PooledConnection
@@ -93,8 +94,9 @@ class Connector:
         """Add a connection that has logged in to the pool."""
         bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
         proxy = await self._pool.adopt(connection)
+        bounds = Bounds(self._settings.command_timeout, bound)
         wanted = self._settings.target.target_session_attrs
-        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, wanted, bound)
+        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, wanted, bounds)
 
     @property
     def initializes(self) -> bool:

@@ -9,15 +9,25 @@ from typing import Any
 from asyncpg.pool import PoolConnectionProxy
 from asyncpg.prepared_stmt import PreparedStatement
 
+from asyncdb_guard import clock
+from asyncdb_guard.connect.lent_statements import (
+    ENDED,
+    Bounds,
+    LentCursorFactory,
+    LentStatement,
+    LentTransaction,
+    as_lent,
+    timed_out,
+)
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
 from asyncdb_guard.events import logger
 
-_STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
-"""Methods that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
+_UNGUARDED = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
+"""Statements that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
 
-_BOUNDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany", *_STATEMENTS)
-"""Methods that take a `timeout`, which may be longer than the server's bound."""
+_GUARDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany")
+"""The other methods that run one statement and take a `timeout`."""
 
 _CALLBACKS = ("log_listener", "termination_listener", "query_logger")
 """Kinds of callbacks that asyncpg keeps on a connection; each has a method to add one and a method to remove it."""
@@ -32,14 +42,12 @@ class LentConnection(PoolConnectionProxy):
     closed_by_borrower = False
     """Whether the borrower closed it: then the session does not count as lost."""
     running = 0
-    """How many calls of the methods in `_STATEMENTS` are running."""
+    """How many calls of the methods in `_UNGUARDED` are running."""
     ran_scripts = False
     """Whether SQL was run that may contain several statements, such as a PREPARE."""
     changed_codecs = False
-    server_bound: float | None = None
-    """Seconds after which the server ends a statement; None if we set no bound."""
-    reset_bound = "RESET statement_timeout"
-    """How to return to that bound."""
+    bounds: Bounds
+    """The bounds on each statement."""
     raised_server_bound = False
     listens = False
     """Whether it was borrowed by `GuardedPool.listen()`."""
@@ -65,6 +73,15 @@ class LentConnection(PoolConnectionProxy):
     def terminate(self) -> None:
         self.closed_by_borrower = True
         super().terminate()
+
+    def transaction(self, **options: Any) -> LentTransaction:
+        return as_lent(super().transaction(**options), LentTransaction)
+
+    async def prepare(self, query: str, **options: Any) -> LentStatement:
+        return as_lent(await _prepare(self, query, **options), LentStatement)
+
+    def cursor(self, query: str, *arguments: Any, **options: Any) -> LentCursorFactory:
+        return as_lent(super().cursor(query, *arguments, **options), LentCursorFactory)
 
     async def add_listener(self, channel: str, callback: Any) -> None:
         if not (self.listens or self.listeners):
@@ -100,7 +117,7 @@ class LentConnection(PoolConnectionProxy):
         self.raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
-        await execute(self, self.reset_bound)
+        await execute(self, self.bounds.reset)
         self.raised_server_bound = False
         return answer
 
@@ -109,20 +126,28 @@ def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
     return tuple(one for one in items if one != item)
 
 
-def _bounded(name: str) -> Any:
-    method = getattr(LentConnection, name)
+def _guarded(name: str) -> Any:
+    method = getattr(PoolConnectionProxy, name)
 
     @functools.wraps(method)
-    def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
-        if timeout is None or self.server_bound is None or timeout <= self.server_bound:
-            return method(self, *arguments, timeout=timeout, **options)
-        return self.with_longer_bound(method, timeout, arguments, options)
+    async def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+        bound = self.bounds.server
+        since = clock.now()
+        try:
+            if timeout is None or bound is None or timeout <= bound:
+                return await method(self, *arguments, timeout=timeout, **options)
+            return await self.with_longer_bound(method, timeout, arguments, options)
+        except ENDED as error:
+            ended = timed_out(error, since, clock.now(), self.bounds)
+            if ended is None:
+                raise
+            raise ended from error
 
     return call
 
 
-def _counts_as_running(name: str) -> Any:
-    method = getattr(PoolConnectionProxy, name)
+def _unguarded(name: str) -> Any:
+    method = _guarded(name)
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
@@ -169,10 +194,12 @@ def _removes_callback(kind: str) -> Any:
     return call
 
 
-for _name in _STATEMENTS:
-    setattr(LentConnection, _name, _counts_as_running(_name))
-for _name in _BOUNDED:
-    setattr(LentConnection, _name, _bounded(_name))
+_prepare = _guarded("prepare")
+
+for _name in _UNGUARDED:
+    setattr(LentConnection, _name, _unguarded(_name))
+for _name in _GUARDED:
+    setattr(LentConnection, _name, _guarded(_name))
 for _name in _CODECS:
     setattr(LentConnection, _name, _changes_codecs(_name))
 for _name in _CALLBACKS:

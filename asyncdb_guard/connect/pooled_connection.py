@@ -1,9 +1,10 @@
 """One connection of the pool, for as long as its server session lives.
 
-Only this module, `lent_connection`, `pooler_connection` and `sockets` use private names of asyncpg and asyncio.
-asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
-acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
-test for each private name, which fails in plain words when asyncpg changes.
+Only this module, `lent_connection`, `lent_statements`, `pooler_connection` and `sockets` use private names of asyncpg
+and asyncio. It is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns
+every physical connection, but each is checked out of it once and lent from here: asyncpg's own acquire and release cost
+more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a test for each private
+name, which fails in plain words when asyncpg changes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.lent_statements import Bounds
 from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.reset import (
@@ -31,8 +33,10 @@ from asyncdb_guard.connect.reset import (
     ROLLBACK,
     Part,
     ResetPlan,
+    identifier,
     join,
     lacks,
+    literal,
 )
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
 from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
@@ -49,6 +53,7 @@ class PooledConnection:
     """One server session, checked out of asyncpg's pool; lives as long as that session."""
 
     __slots__ = (
+        "_bounds",
         "_connection",
         "_holder",
         "_kept",
@@ -58,10 +63,8 @@ class PooledConnection:
         "_prepared",
         "_protocol",
         "_ran_scripts",
-        "_reset_bound",
         "_restore",
         "_restore_text",
-        "_server_bound",
         "_server_settings",
         "_session_user",
         "_traits",
@@ -88,7 +91,7 @@ class PooledConnection:
         lifetime: float,
         traits: ServerTraits,
         wanted: SessionAttrs,
-        server_bound: float | None = None,
+        bounds: Bounds,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
@@ -112,8 +115,7 @@ class PooledConnection:
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
-        self._server_bound = server_bound
-        self._reset_bound = LentConnection.reset_bound
+        self._bounds = bounds
         self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
         """The callbacks and the listeners of `init=`."""
         self._restore: tuple[Part, ...] = ()
@@ -139,8 +141,7 @@ class PooledConnection:
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
         lent = LentConnection(self._holder, self._connection)
-        lent.server_bound = self._server_bound
-        lent.reset_bound = self._reset_bound
+        lent.bounds = self._bounds
         return lent
 
     def let_go(self, lent: LentConnection) -> None:
@@ -155,21 +156,21 @@ class PooledConnection:
             self._kept = lent.callbacks, self._connection._listeners
             self._keep_callbacks()
             channels = dict.fromkeys(channel for channel, _ in lent.listeners)
-            self._restore_with(f"LISTEN {_identifier(channel)}" for channel in channels)
+            self._restore_with(f"LISTEN {identifier(channel)}" for channel in channels)
 
     def keep_settings(self, settings: Sequence[tuple[str, str]]) -> None:
         """Set these again after each reset, in this order. They are names, with values as the server shows them."""
         user = self._reported_user()
         if user != self._session_user:
-            self._restore_with([f"SET SESSION AUTHORIZATION {_identifier(str(user))}"])
+            self._restore_with([f"SET SESSION AUTHORIZATION {identifier(str(user))}"])
         for name, value in settings:
             # a condition, as each column and row of an answer has a cost
             self._restore_with(
-                [f"SELECT WHERE pg_catalog.set_config({_literal(name)}, {_literal(value)}, false) IS NULL"]
+                [f"SELECT WHERE pg_catalog.set_config({literal(name)}, {literal(value)}, false) IS NULL"]
             )
             if name == "statement_timeout":
-                self._server_bound = int(value) / 1000 or None
-                self._reset_bound = f"SET statement_timeout = {int(value)}"
+                seconds = int(value) / 1000 or None
+                self._bounds = self._bounds._replace(server=seconds, reset=f"SET {name} = {int(value)}")
 
     def _restore_with(self, statements: Iterable[str]) -> None:
         self._restore += tuple(Part(sql, "what init= set") for sql in statements)
@@ -403,12 +404,3 @@ class PooledConnection:
         # asyncpg/connection.py: without a holder, its end notifies no pool; once aborted, it has no finaliser
         self._connection._pool_holder = None
         self._connection._aborted = True
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    # E'…' means the same whatever standard_conforming_strings is
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

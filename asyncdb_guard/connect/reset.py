@@ -104,3 +104,13 @@ class ResetPlan:
 def join(parts: Iterable[Part]) -> str:
     """All parts as one message."""
     return ";".join(part.sql for part in parts) or _NOTHING
+
+
+def identifier(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as SQL writes it, whatever standard_conforming_strings is."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

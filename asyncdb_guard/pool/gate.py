@@ -238,7 +238,6 @@ class Gate:
     def connect_succeeded(self) -> None:
         """The pool can grow again."""
         self._growth_error = None
-        self._breaker.cold = False
         for attempt in self._attempts:
             attempt.alone = False
 

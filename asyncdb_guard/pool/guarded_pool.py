@@ -119,8 +119,9 @@ class GuardedPool:
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
         """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement.
 
-        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and TimeoutError where
-        it takes longer. For a bound of your own on the wait for a connection, use `acquire`.
+        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and
+        StatementTimeoutError where it takes longer. For a bound of your own on the wait for a connection, use
+        `acquire`.
         """
         async with self.acquire() as connection:
             rows: list[Record] = await connection.fetch(query, *args, timeout=timeout)
@@ -184,7 +185,7 @@ class GuardedPool:
         """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.
 
         By default that is CONNECT_TIMEOUT_MS for the connection and COMMAND_TIMEOUT_MS for the answer. Raises like
-        `acquire`, and TimeoutError where the answer takes too long.
+        `acquire`, and StatementTimeoutError where the answer takes too long.
         """
         time = asyncio.get_running_loop().time
         end = None if timeout is None else time() + timeout

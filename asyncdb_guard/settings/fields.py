@@ -120,7 +120,7 @@ class SettingsFields(BaseSettings):
         default=3000,
         ge=1,
         le=900_000,
-        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises TimeoutError.",
+        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises StatementTimeoutError.",
     )
     handler_budget_ms: int = Field(
         default=4000,
@@ -156,8 +156,9 @@ class SettingsFields(BaseSettings):
         exclude=True,
         description="Store in which the environments tell each other of an outage's end:"
         " `redis://user:password@host:port/number`, `rediss://…` for TLS, `valkey://…`, `valkeys://…`, or"
-        " `dynamodb://table`. It is asked only while the circuit is open; while it answers, the longest open period is"
-        " four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds out for itself."
+        " `dynamodb://table`. It is asked only after a failure; while it answers, the longest open period of a large"
+        " fleet is up to four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds"
+        " out for itself."
         " Verify: the store receives no command while the database is well, and all environments return within"
         " BREAKER_RESET_TIMEOUT_MS of the first.",
     )

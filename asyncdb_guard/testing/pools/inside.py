@@ -61,7 +61,7 @@ def pooled_connection_of(acquisition: Acquisition) -> PooledConnection:
 def lend_as(kind: type[L], connection: PooledConnection) -> L:
     """Lend a connection, to be used through a class of one's own, until `take_back`."""
     lent = kind(connection._holder, connection._connection)
-    lent.server_bound = connection._server_bound
+    lent.bounds = connection._bounds
     return lent
 
 
