@@ -208,7 +208,7 @@ class PooledConnection:
             self.has_leftovers = self.has_leftovers or self._connection._listeners != self._kept[1]
             self._keep_callbacks()
         left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
-        if left:
+        if left and not lent.listens:
             warnings.warn(
                 f"A connection was returned to the pool with {left} active listener(s). Remove each listener before"
                 " the block ends.",
