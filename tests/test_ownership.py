@@ -143,6 +143,16 @@ async def test_a_coroutine_that_is_closed_in_its_block(proxy: TcpProxy, url_via_
         assert await pool.fetchval("SELECT 1") == 1
 
 
+@pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_a_connection_that_the_driver_takes_for_busy_is_not_lent_again(url: str, session_reset: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, session_reset=session_reset)) as pool:
+        async with pool.acquire() as connection:
+            # as an exception of a signal handler between two of the driver's steps leaves it
+            connection._con._stmt_exclusive_section._acquired = True
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connects"] == 2
+
+
 class Alarm(Exception):
     """As a signal handler raises it, at any bytecode."""
 

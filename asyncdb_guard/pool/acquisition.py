@@ -31,6 +31,7 @@ class Acquisition:
         self._in_use = True
         counters = self._core.counters
         counters.requests += 1
+        lease = None
         try:
             self._loop_pool = loop_pool = self._core.here()
             now = clock.now()
@@ -42,6 +43,8 @@ class Acquisition:
                 counters.wait_ms += elapsed(now, lease.since) * 1000
             self._lease = lease
         except BaseException as error:
+            if lease is not None:
+                self._loop_pool.release(lease, error)
             self._in_use = False
             counters.count_failed_request(error)
             raise

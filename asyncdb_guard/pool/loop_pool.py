@@ -72,13 +72,13 @@ class LoopPool:
         self.workers.serve_waiters()
         try:
             lease = await waiter.future
-        except (asyncio.CancelledError, GeneratorExit):  # the latter where somebody closes the waiting coroutine
+        except AcquireTimeoutError:
+            self.workers.reclaim_all()
+            raise
+        except BaseException:  # a cancellation, the end of a closed coroutine, a signal handler's exception
             unwanted = self.gate.leave(waiter)
             if unwanted is not None:
                 self._return(unwanted, clock.now())
-            raise
-        except AcquireTimeoutError:
-            self.workers.reclaim_all()
             raise
         finally:
             waiter.timer.cancel()
