@@ -157,6 +157,29 @@ class Alarm(Exception):
     """As a signal handler raises it, at any bytecode."""
 
 
+@pytest.mark.parametrize(("caller", "step"), [("wait", "now"), ("wait", "readmit"), ("__aenter__", "elapsed")])
+async def test_an_exception_out_of_nowhere_that_somebody_keeps_keeps_no_connection(
+    url: str, caller: str, step: str
+) -> None:
+    """Its traceback has the frames that the connection was in."""
+
+    def trace(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and (frame.f_code.co_name, frame.f_back.f_code.co_name) == (step, caller):
+            sys.setprofile(None)
+            raise Alarm
+
+    async with GuardedPool(DatabaseSettings(url=url, connect_timeout_ms=700)) as pool:
+        sys.setprofile(trace)
+        try:
+            with pytest.raises(Alarm) as kept:
+                await pool.fetchval("SELECT 1")
+        finally:
+            sys.setprofile(None)
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connects"] == 1
+        assert kept.value.__traceback__ is not None
+
+
 @pytest.mark.parametrize("step", ["take_back", "put_to_work", "rest", "is_closed", "lend"])
 async def test_an_exception_out_of_nowhere_in_any_step_of_a_borrow(
     url: str, step: str, monkeypatch: pytest.MonkeyPatch

@@ -87,7 +87,10 @@ def lambda_handler(
         if not isinstance(error, (TriggerFailedError, expose)):
             logger.error("The handler %s failed: %s", _name(handler), describe(error))
             error = TriggerFailedError(_SAFE_TEXT)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # as in `process.run`
 
     return invoke
 
