@@ -91,8 +91,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1])
 def fleet(session: nox.Session) -> None:
-    """48 real environments through an outage, beside the simulation; `-- --quick` only to see that it runs."""
-    session.install("-e", ".", *group("bench"))
+    """48 real environments through an outage, beside the simulation; `-- --quick` only to see that it runs.
+
+    With a redis-server on the machine, also with a fleet store."""
+    session.install("-e", ".[redis]", *group("bench"))
     session.run("python", "-m", "tests.benchmarks.fleet", *session.posargs)
 
 

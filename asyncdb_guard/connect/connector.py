@@ -12,11 +12,13 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
+from asyncdb_guard.connect.initialization import Init, initialize
+from asyncdb_guard.connect.lent_statements import Bounds
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.node import attempts, suits
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
-from asyncdb_guard.connect.probe import POOLER, node_state, probe, role_settings
+from asyncdb_guard.connect.server_detection import POOLER, node_state, probe, role_settings
 from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
@@ -54,11 +56,13 @@ class Connector:
         credentials: Credentials,
         traits: ServerTraits,
         lingering: Sequence[socket.socket] = (),
+        init: Init | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
         self._traits = traits
         self._lingering = list(lingering)
+        self._init = init
         self._tls = TlsContexts()
         self._pool = AdoptingPool(settings.pool_max)
 
@@ -77,6 +81,11 @@ class Connector:
         """Whether a refused login is retried once with newly fetched credentials."""
         return not isinstance(self._credentials, FixedCredentials)
 
+    @property
+    def passwordless(self) -> bool:
+        """Whether a login has no password but what asyncpg itself finds, in PGPASSWORD or a password file."""
+        return not self.renews_login and self._settings.target.password is None
+
     def log_in(self) -> Login:
         """Start a login."""
         return Login(self._log_in())
@@ -85,8 +94,20 @@ class Connector:
         """Add a connection that has logged in to the pool."""
         bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
         proxy = await self._pool.adopt(connection)
+        bounds = Bounds(self._settings.command_timeout, bound)
         wanted = self._settings.target.target_session_attrs
-        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, wanted, bound)
+        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, wanted, bounds)
+
+    @property
+    def initializes(self) -> bool:
+        """Whether new connections are handed to the caller's `init=`."""
+        return self._init is not None
+
+    async def initialize(self, connection: PooledConnection, timeout: float) -> None:
+        """Hand a new connection to `init=`, for at most `timeout` seconds. Raises InitFailedError and TimeoutError."""
+        assert self._init is not None
+        pooler = self._profile is not DIRECT
+        await initialize(connection, self._init, timeout, resets=self.resets, pooler=pooler)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:
@@ -211,5 +232,7 @@ def _plain_settings(target: ConnectTarget) -> dict[str, str]:
     if target.application_name is not None:
         settings["application_name"] = target.application_name
     if target.schema is not None:
-        settings["search_path"] = '"' + target.schema.replace('"', '""') + '"'
+        settings["search_path"] = ", ".join(
+            '"' + name.strip().replace('"', '""') + '"' for name in target.schema.split(",")
+        )
     return settings

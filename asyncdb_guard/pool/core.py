@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from socket import socket
 
 from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.bulletin import Bulletin, open_bulletin
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
+from asyncdb_guard.connect.initialization import Init, checked
 from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
 from asyncdb_guard.pool.loop_pool import LoopPool
-from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.pool.observers import Observers
+from asyncdb_guard.pool.stats import Counters, Totals
 from asyncdb_guard.settings import DatabaseSettings
 
 _inherited: list[LoopPool] = []
@@ -29,13 +32,17 @@ class PoolCore:
         settings: DatabaseSettings | None,
         credentials: Credentials | None,
         listeners: Listener | Iterable[Listener],
+        init: Init | None = None,
     ) -> None:
         self._settings: object = settings  # judged on first use, as a pool may be made at import
         self._own_credentials = credentials
+        self._init = checked(init)
         self._credentials: Credentials | None = None
         self._traits: ServerTraits | None = None
         self._breaker: CircuitBreaker | None = None
+        self._bulletin: Bulletin | None = None
         self.events = Events(listeners)
+        self.observers = Observers()
         self.counters = Counters()
         self.loop_pool: LoopPool | None = None
         self._lingering: list[socket] = []
@@ -68,6 +75,10 @@ class PoolCore:
             )
         return self._breaker
 
+    def totals(self) -> Totals:
+        """Everything counted so far. Reads no settings."""
+        return {**self.counters.snapshot(), "circuit_openings": self._breaker.openings if self._breaker else 0}
+
     def here(self) -> LoopPool:
         """The pool on the running event loop, a new one if the last one was on another loop.
 
@@ -82,12 +93,14 @@ class PoolCore:
         if self._credentials is None:
             self._credentials = credentials_for(settings, self._own_credentials)
         if self._traits is None:
+            self._bulletin = open_bulletin(settings)
             self._traits = ServerTraits(settings.idle_timeout, settings.command_timeout)
         if loop_pool is not None:
             self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(
-            settings, self._credentials, self._traits, breaker, self.events, self.counters, self._lingering
-        )
+            settings, self._credentials, self._traits, breaker, self._bulletin, self.events, self.counters,
+            self._lingering, self._init,
+        )  # fmt: skip
         self._lingering = []
         registry.add(self)
         return self.loop_pool
@@ -104,12 +117,16 @@ class PoolCore:
         finally:
             self.loop_pool = None
             registry.discard(self)
+            if self._bulletin is not None:
+                self._bulletin.close()
 
     def terminate(self) -> None:
         """End the pool for good, at once and without a goodbye. Call it on the pool's own event loop."""
         self.closed = True
         loop_pool, self.loop_pool = self.loop_pool, None
         registry.discard(self)
+        if self._bulletin is not None:
+            self._bulletin.close()
         if loop_pool is not None and not loop_pool.closed:
             if loop_pool.loop.is_closed():
                 for lingering in loop_pool.abandon():
@@ -118,14 +135,20 @@ class PoolCore:
                 loop_pool.terminate()
 
     async def settle(self, timeout: float) -> None:
-        """Wait until the server runs no statement that was broken off, for at most `timeout` seconds."""
+        """Wait for at most `timeout` seconds until the pool can be frozen.
+
+        By then the server runs no statement that was broken off, and the fleet has been told.
+        """
+        if self._bulletin is not None:
+            await self._bulletin.settle(timeout)
         if self.loop_pool is not None:
             await self.loop_pool.workers.settle(timeout)
 
     @property
     def interrupted(self) -> bool:
-        """Whether the server may still run a statement that was broken off."""
-        return self.loop_pool is not None and self.loop_pool.workers.interrupted
+        """Whether the server may still run a statement that was broken off, or the fleet is still being told."""
+        telling = self._bulletin is not None and self._bulletin.telling
+        return telling or (self.loop_pool is not None and self.loop_pool.workers.interrupted)
 
     def abandon(self) -> None:
         """Let go of all sessions without their event loop, which no longer runs; the next use opens new ones."""

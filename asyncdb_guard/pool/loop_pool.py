@@ -9,9 +9,11 @@ from socket import socket
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
+from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
@@ -38,13 +40,22 @@ class LoopPool:
         credentials: Credentials,
         traits: ServerTraits,
         breaker: CircuitBreaker,
+        bulletin: Bulletin | None,
         events: Events,
         counters: Counters,
         lingering: Sequence[socket] = (),
+        init: Init | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._connector = connector = Connector(settings, credentials, traits, lingering)
-        self.gate = Gate(breaker, settings.connect_timeout, connector.renews_login, events)
+        self._connector = connector = Connector(settings, credentials, traits, lingering, init)
+        self.gate = Gate(
+            breaker,
+            bulletin,
+            settings,
+            events,
+            renews_login=connector.renews_login,
+            passwordless=connector.passwordless,
+        )
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
@@ -83,7 +94,7 @@ class LoopPool:
                 self._return(unwanted, clock.now())
             raise
         finally:
-            waiter.timer.cancel()
+            self.gate.end_wait(waiter)
         return lease
 
     def release(self, lease: Lease, error: BaseException | None) -> None:
@@ -105,7 +116,8 @@ class LoopPool:
             else:
                 connection.lost_mid_statement = lost and not server_spoke(error)
                 connection.suspected = unfit(error)
-                self.gate.report(lease.permit, self._judge(lease, error, lost, now), now, failure_kind(error))
+                verdict = self._judge(lease, error, lost, now)
+                self.gate.report(lease.permit, verdict, now, failure_kind(error), began=lease.since)
             self._hand_on(connection, lost, error, now)
         except BaseException:
             self.workers.reclaim(connection, lease.number)

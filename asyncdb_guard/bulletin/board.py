@@ -1,0 +1,181 @@
+"""The bulletin of one pool: asked in a bounded time, told in the background, and out of the way when it is sick."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from uuid import uuid4
+
+from asyncdb_guard import clock
+from asyncdb_guard.bulletin.protocol import FleetStore
+from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.connect.aws.boto import off_loop
+from asyncdb_guard.events import logger
+from asyncdb_guard.news import STRETCH_MAX, News
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings.problems import label
+
+_NEVER: Instant = (float("-inf"), float("-inf"))
+
+
+class Bulletin:
+    """Asks and tells the fleet's store; lives as long as its pool, across event loops and forks.
+
+    The store runs in threads, so a slow one delays nobody for longer than LOOK_TIMEOUT. After an error it is left alone
+    for a period that doubles with each further one, and everybody goes without news.
+    """
+
+    LOOK_TIMEOUT = 0.05
+    """Seconds that a caller waits for news."""
+    FRESH = 0.1
+    """Seconds for which news are not asked for again."""
+    FIRST_BACKOFF, MAX_BACKOFF = 1.0, 30.0
+    """Seconds without a call after an error."""
+    WARN_EVERY = 60.0
+    """Seconds between two warnings."""
+
+    def __init__(self, open_store: Callable[[], FleetStore], witness_life: float) -> None:
+        """`open_store` makes the store, in a thread, and again in a fork. `witness_life`: seconds an `open` is kept."""
+        self._open_store = open_store
+        self._witness_life = witness_life
+        self._begin()
+        self._backoff = 0.0
+        self._failed_at = _NEVER
+        self._warned_at = _NEVER
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._store: FleetStore | None = None
+        self._witness = uuid4().hex
+        self._news: News | None = None
+        self._look: Future[News] | None = None
+        self._looking_since = _NEVER
+        self._tales: set[Future[None]] = set()
+
+    @property
+    def telling(self) -> bool:
+        """Whether the store is still being told something."""
+        return any(not tale.done() for tale in tuple(self._tales))
+
+    async def look(self, timeout: float) -> News | None:
+        """Return the fleet's news, or None if the store does not answer within LOOK_TIMEOUT and `timeout` seconds."""
+        now = clock.now()
+        if self._is_sick(now):
+            return None
+        if self._news is not None and elapsed(self._news.at, now) < self.FRESH:
+            return self._news
+        if self._look is None or self._look.done():
+            self._looking_since = now
+            self._look = off_loop(lambda: self._ask(now))
+        elif elapsed(self._looking_since, now) >= self.LOOK_TIMEOUT:
+            return None
+        try:
+            async with asyncio.timeout(min(self.LOOK_TIMEOUT, timeout)):
+                return await asyncio.wrap_future(self._look)
+        except Exception:  # told of by whoever met it
+            return None
+
+    def tell_open(self) -> None:
+        """Tell the fleet, in the background, that this circuit has opened, unless enough others have."""
+        if not (self._news is not None and self._news.speaks_for_open()):
+            self._tell(lambda store: store.tell_open(self._witness, self._witness_life))
+
+    def tell_recovered(self) -> None:
+        """Tell the fleet, in the background, that a trial has succeeded, unless somebody has just told it."""
+        if not (self._news is not None and self._news.speaks_for_recovery(clock.now())):
+            self._tell(lambda store: store.tell_recovered(uuid4().hex))
+
+    async def settle(self, timeout: float) -> None:
+        """Wait until nothing is being told any more, for at most `timeout` seconds."""
+        tales = [asyncio.wrap_future(tale) for tale in tuple(self._tales) if not tale.done()]
+        if tales:
+            await asyncio.wait(tales, timeout=timeout)
+
+    def close(self) -> None:
+        """Close the store's connections; the next use opens new ones."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _is_sick(self, now: Instant) -> bool:
+        if self._pid != os.getpid():  # a forked child has none of its parent's threads, and must not use its sockets
+            self._begin()
+        return bool(self._backoff) and elapsed(self._failed_at, now) < self._backoff
+
+    def _ask(self, at: Instant) -> News:
+        """In a thread."""
+        is_first = self._store is None
+        try:
+            news = self._opened().look(at)
+            if not is_first and elapsed(at, clock.now()) > self.LOOK_TIMEOUT:
+                raise TimeoutError
+        except Exception as error:
+            self._fell_sick(error)
+            raise
+        self._backoff = 0.0
+        self._news = news
+        return news
+
+    def _tell(self, tell: Callable[[FleetStore], None]) -> None:
+        if self._is_sick(clock.now()):
+            return
+        self._news = None  # what it said before is no longer so
+        tale = off_loop(lambda: self._tell_it(tell))
+        self._tales.add(tale)
+        tale.add_done_callback(self._tales.discard)
+
+    def _tell_it(self, tell: Callable[[FleetStore], None]) -> None:
+        """In a thread."""
+        try:
+            tell(self._opened())
+        except Exception as error:
+            self._fell_sick(error)
+
+    def _opened(self) -> FleetStore:
+        if self._store is None:
+            self._store = self._open_store()
+        return self._store
+
+    def _fell_sick(self, error: Exception) -> None:
+        now = clock.now()
+        self._backoff = min(self._backoff * 2 or self.FIRST_BACKOFF, self.MAX_BACKOFF)
+        self._failed_at = now
+        self._news = None
+        if elapsed(self._warned_at, now) >= self.WARN_EVERY:
+            self._warned_at = now
+            # Only the type: a client's text may contain the store's address.
+            logger.warning(
+                "The fleet store failed with %s. Each environment goes by its own circuit breaker until it answers."
+                " Check %s.",
+                type(error).__name__,
+                label("fleet_url"),
+            )
+
+
+def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
+    """The bulletin of these settings; None if they name no store. No I/O. Raises ConfigurationError."""
+    if settings.fleet_url is None:
+        return None
+    url, database = settings.fleet_url, database_key(settings)
+    # the next attempt of an environment whose period is the longest may come this late, and after silence twice that
+    witness_life = 2 * STRETCH_MAX * settings.breaker_reset_timeout_max
+    if url.get_secret_value().startswith("dynamodb:"):
+        from asyncdb_guard.bulletin.dynamodb import DynamoDbStore, require_extra
+
+        require_extra()
+        return Bulletin(lambda: DynamoDbStore(url, database), witness_life)
+    from asyncdb_guard.bulletin.redis import SETTING, RedisStore
+    from asyncdb_guard.connect.redis_client import require_redis
+
+    require_redis(SETTING)
+    return Bulletin(lambda: RedisStore(url, database), witness_life)
+
+
+def database_key(settings: DatabaseSettings) -> str:
+    """Names a database in the store: a hash, which shows neither its address nor its name."""
+    target = settings.target
+    parts = (target.host, target.port, target.database, settings.secret_arn)
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
