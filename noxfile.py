@@ -98,6 +98,13 @@ def fleet(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks.fleet", *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1])
+def soak(session: nox.Session) -> None:
+    """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
 SESSION_LOOP = ("-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session")
 
 

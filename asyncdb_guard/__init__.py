@@ -5,6 +5,7 @@ from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection as Connection
 from asyncdb_guard.errors import (
     AcquireTimeoutError,
+    CacheUnavailableError,
     CircuitOpenError,
     ConfigurationError,
     ConnectFailedError,
@@ -14,6 +15,7 @@ from asyncdb_guard.errors import (
     GuardError,
     PoolClosedError,
     PoolInUseError,
+    StatementTimeoutError,
     TriggerEventError,
     TriggerFailedError,
 )
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcquireTimeoutError",
+    "CacheUnavailableError",
     "CircuitOpenError",
     "CircuitState",
     "ConfigurationError",
@@ -44,6 +47,7 @@ __all__ = [
     "PoolClosedError",
     "PoolInUseError",
     "PoolStats",
+    "StatementTimeoutError",
     "TriggerEventError",
     "TriggerFailedError",
     "__version__",

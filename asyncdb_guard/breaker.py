@@ -107,6 +107,8 @@ class CircuitBreaker:
         """Whether the circuit is closed with no failure counted: the fast path, with nothing to decide."""
         self.generation = 0
         """The permit for callers admitted now; older permits no longer count."""
+        self.openings = 0
+        """How often the circuit opened."""
         self._storage = CircuitMemoryStorage(_CLOSED)
         self._circuit = Circuit(state_storage=self._storage, listeners=[_Announcer(self)])
 
@@ -245,6 +247,7 @@ class CircuitBreaker:
         period = self._cost * min(self._period, self._longest_period)
         # a fleet that tripped together must not retry together
         self._open_for = self._draw(period / 2, period)
+        self.openings += 1
         self.generation += 1
         self._enter(_OPEN)
 

@@ -72,6 +72,27 @@ class DeadlineExceededError(DatabaseUnavailableError):
     """The caller's own deadline expired while a statement of its block was still running."""
 
 
+class StatementTimeoutError(GuardError, TimeoutError):
+    """A bound of this library ended a statement: COMMAND_TIMEOUT, or its own `timeout=`. The text says which.
+
+    `__cause__` is the driver's error: TimeoutError, or QueryCanceledError where the server kept the bound.
+    """
+
+    def __init__(self, message: str, *, timeout: float | None = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        """The bound in seconds."""
+
+
+class CacheUnavailableError(GuardError):
+    """The shared claims cache did not do what it was asked. A later attempt may succeed."""
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
+        """Whether the cache answered and refused; otherwise it is unknown whether it did what it was asked."""
+
+
 class TriggerFailedError(GuardError):
     """The only error that a Cognito trigger raises.
 

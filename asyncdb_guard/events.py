@@ -75,7 +75,7 @@ class ConnectionOpened(_TimedEvent):
 class ConnectionReplaced(_ReasonedEvent):
     """A session was found unusable when it was next needed; a new one replaces it.
 
-    `reason`: `lost`, `unresponsive`, `idle_timeout`, `max_lifetime` or `read_only`.
+    `reason`: `lost`, `unresponsive`, `idle_timeout`, `max_lifetime`, `read_only` or `wrong_node`.
     """
 
     name = "connection_replaced"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from asyncdb_guard.errors import ConnectFailedError, DeadlineExceededError, GuardError
+from asyncdb_guard.errors import ConnectFailedError, DeadlineExceededError, GuardError, StatementTimeoutError
 
 if TYPE_CHECKING:
     from typing import TypeGuard, TypeVar
@@ -113,12 +113,14 @@ def judge(
 def _judge(
     error: BaseException, lost: bool, paused: bool, held: float, command_timeout: float, patience: float
 ) -> Verdict:
+    if _is(error, StatementTimeoutError):
+        error = cause_of(error) or error
     if _is(error, asyncpg.PostgresError):
         return _judge_answer(error, lost, paused)
     if _is(error, DeadlineExceededError):
         return Verdict.FAILURE if held >= patience else Verdict.NEUTRAL
     if _is(error, OSError) and raised_by_driver(error):  # TimeoutError is one, too
-        return Verdict.NEUTRAL if _is(error, TimeoutError) and _bound_of(error) < command_timeout else Verdict.FAILURE
+        return Verdict.NEUTRAL if _is(error, TimeoutError) and bound_of(error) < command_timeout else Verdict.FAILURE
     if (lost and _is(error, Exception)) or is_lost(error, lost=lost):
         return _judge_loss(paused)
     return Verdict.NEUTRAL
@@ -305,7 +307,7 @@ def raised_by_driver(error: BaseException) -> bool:
     return innermost == "asyncpg"
 
 
-def _bound_of(error: BaseException) -> float:
+def bound_of(error: BaseException) -> float:
     """Seconds of the `timeout=` that the caller gave to the statement which ended with this TimeoutError.
 
     Infinite where it gave none, so that COMMAND_TIMEOUT was the bound. The outermost of asyncpg's functions that has

@@ -36,6 +36,7 @@ MEASURES = {
     "Refusal while the circuit is open",
     "Round trips of a warm borrow",
     "Round trips until a lone borrow returns",
+    "SQLAlchemy ORM, one request",
     "Service load, p99 of a request",
     "Service load, throughput",
     "Warm borrow, 1 ms away",

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import asyncpg
@@ -21,6 +21,7 @@ from asyncdb_guard import (
     ConnectTimeoutError,
     DatabaseSettings,
     GuardedPool,
+    GuardError,
     PoolClosedError,
 )
 from asyncdb_guard.events import Event
@@ -125,6 +126,31 @@ async def test_a_server_with_eight_free_seats_serves_a_pool_of_twenty(
         assert stats["connect_failures"] == len(pauses) > 0
         assert all(0 < pause.seconds <= GROWTH_PAUSE_MAX for pause in pauses)
         assert_accounts_balance(pool)
+
+
+async def test_a_connect_that_ends_just_as_a_waiter_gives_up_is_over(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    async def serves() -> bool:
+        with suppress(GuardError):
+            await stack.enter_async_context(pool.acquire(timeout=2.0))
+            return True
+        return False
+
+    settings = DatabaseSettings(url=url_via_tcp_proxy, pool_max=2, connect_timeout_ms=100, breaker_fail_max=1000)
+    async with GuardedPool(settings) as pool, AsyncExitStack() as stack:
+        await eventually(serves)
+        proxy.hang = True
+        with suppress(AcquireTimeoutError):
+            await pool.ping(timeout=0.2)
+        waiting = asyncio.create_task(pool.ping(timeout=0.5))
+        await asyncio.sleep(0)
+        # the place of the connect and the time of the waiter are up in the same round of the loop
+        time.sleep(0.55)  # noqa: ASYNC251
+        with suppress(AcquireTimeoutError):
+            await waiting
+        proxy.hang = False
+        await eventually(serves)
+        with pytest.raises(AcquireTimeoutError, match="No connection became free"):
+            await pool.ping(timeout=0.02)
 
 
 async def test_a_pool_that_could_not_grow_says_so_in_the_timeout_and_grows_later(
@@ -465,13 +491,34 @@ async def test_whoever_asks_during_a_disconnect_waits_for_the_same_place(
     async with GuardedPool(DatabaseSettings(url=url, breaker_fail_max=1, command_timeout_ms=10_000)) as pool:
         for _ in range(5):
             await pool.ping()
+            await at_rest(pool)
             busy = asyncio.create_task(pool.execute(statement))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # it has the connection after the first step
             _, answer = await asyncio.gather(pool.disconnect(), pool.fetchval("SELECT 1"))
             assert answer == 1
             await asyncio.wait([busy])
         assert pool.stats()["connect_failures"] == 0
         assert_accounts_balance(pool)
+
+
+async def test_a_session_whose_cancel_request_is_lost_keeps_its_place_until_the_server_ends_it(
+    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str
+) -> None:
+    allow(server, url_via_tcp_proxy, 1)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, command_timeout_ms=10_000)
+    async with GuardedPool(settings) as pool:
+        await pool.ping()
+        await at_rest(pool)
+        busy = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+        await eventually(lambda: pool.stats()["lent"] == 1)
+        proxy.hang = True  # the cancel request is a connection of its own
+        await pool.disconnect(timeout=0.1)
+        proxy.hang = False
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connect_failures"] == 0
+        assert await observer.count(user=role) == 1
+        await asyncio.wait([busy])
+        busy.exception()
 
 
 async def test_a_disconnect_during_a_connect_leaves_no_session(observer: Observer, url: str, role: str) -> None:

@@ -39,9 +39,13 @@ RELIED_UPON = {
     "_uid": "test_a_number_goes_up_with_each_new_statement",
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
+    "_connection": "test_what_belongs_to_a_connection_can_get_another_class",
+    "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
+    "_con": "test_a_statement_can_be_prepared_from_the_cache",
+    "_prepare": "test_a_statement_can_be_prepared_from_the_cache",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
-ROOMS = ("adopting_pool", "lent_connection", "pooled_connection", "pooler_connection", "sockets")
+ROOMS = ("adopting_pool", "lent_connection", "lent_statements", "pooled_connection", "pooler_connection", "sockets")
 """The only ones that know private names."""
 
 NOT_ASYNCPGS = {
@@ -101,7 +105,20 @@ def test_no_other_room_uses_a_private_name_of_a_connection() -> None:
     )  # tests/testing/test_faults.py tries each of its names
     for path in PACKAGE.rglob("*.py"):
         if path.stem not in ROOMS and path != tests_of_others:
-            assert not private_names(path) & set(RELIED_UPON), path
+            others_call_something_so, too = {"_connection"}, private_names(path)
+            assert not too & set(RELIED_UPON) - others_call_something_so, path
+
+
+async def test_libpqs_own_variables_change_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nonsense = {
+        "PGHOST": "nowhere.invalid", "PGPORT": "1", "PGUSER": "nobody", "PGDATABASE": "none", "PGAPPNAME": "x",
+        "PGSSLMODE": "verify-full", "PGSSLNEGOTIATION": "direct", "PGTARGETSESSIONATTRS": "standby",
+        "PGOPTIONS": "-c work_mem=1MB", "PGSERVICE": "none", "PGGSSLIB": "none", "PGKRBSRVNAME": "none",
+    }  # fmt: skip
+    for name, value in nonsense.items():
+        monkeypatch.setenv(name, value)
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        assert await pool.fetchval("SHOW work_mem") == "4MB"
 
 
 async def test_detach_ends_a_proxy_and_hands_out_the_connection(pool: asyncpg.Pool) -> None:
@@ -134,6 +151,29 @@ async def test_a_release_ends_statements_cursors_and_transactions(pool: asyncpg.
     with pytest.raises(asyncpg.InterfaceError, match="released"):
         await statement.fetchval()
     await connection.close()
+
+
+async def test_a_connection_hands_its_proxy_to_callbacks(pool: asyncpg.Pool, eventually: Eventually) -> None:
+    proxy = await pool.acquire()
+    connection, heard = proxy._con, list[object]()
+    assert connection._proxy is proxy, f"{ASYNCPG}: Connection._proxy"
+    connection._proxy = "another"
+    await connection.add_listener("channel", lambda of, *_: heard.append(of))
+    await connection.execute("NOTIFY channel")
+    await eventually(lambda: heard == ["another"])
+    connection._proxy = proxy
+    await proxy.reset()
+    await pool.release(proxy)
+
+
+async def test_what_belongs_to_a_connection_can_get_another_class(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection, connection.transaction() as _:
+        statement = await connection.prepare("SELECT 1")
+        cursor = statement.cursor()
+        for resource in (connection.transaction(), statement, cursor, cursor.__aiter__(), await statement.cursor()):
+            kind = type(resource)
+            assert resource._connection is connection._con, f"{ASYNCPG}: {kind.__name__}._connection"
+            resource.__class__ = type(kind.__name__, (kind,), {"__slots__": ()})
 
 
 async def test_a_connection_remembers_a_transaction_that_did_not_begin(pool: asyncpg.Pool) -> None:
@@ -225,6 +265,16 @@ async def test_statements_go_through_two_methods(url: str) -> None:
     assert await connection.fetchval("SELECT $1::int", 1) == 1
     assert called == ["_get_statement", "_do_execute"], f"{ASYNCPG}: how a statement is run"
     await connection.close()
+
+
+async def test_a_statement_can_be_prepared_from_the_cache(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as proxy:
+        names = set()
+        for _ in range(2):
+            statement = await proxy._con._prepare("SELECT $1::int AS n", use_cache=True)
+            assert await statement.fetchval(1) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True)"
+            names.add(statement.get_name())
+        assert len(names) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True) prepares again"
 
 
 async def test_a_connection_can_be_told_that_the_server_has_no_jit(url: str) -> None:

@@ -1,4 +1,4 @@
-"""One line of CloudWatch's embedded metric format for each `load_claims` in Lambda, and events for logs."""
+"""One line of CloudWatch's embedded metric format for each invocation in Lambda, and events for logs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerFailedError
+from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers
-from asyncdb_guard.emf import TriggerMetrics, emf_line
+from asyncdb_guard.emf import UNITS, InvocationMetrics, ProcessMetrics, emf_line
 from asyncdb_guard.events import CacheMiss, CircuitOpened, log_events
 from tests.cognito.conftest import returning
 from tests.cognito.events import confirmation_event, machine_event, token_event
+from tests.test_docs import rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-UNITS = {"Count", "Milliseconds"}
+    from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
+
+DOWN = "postgresql://nobody@127.0.0.1:1/none"
 
 
 def validated(line: str) -> dict[str, Any]:
@@ -47,14 +50,16 @@ def validated(line: str) -> dict[str, Any]:
         for metric in directive["Metrics"]:
             assert set(metric) <= {"Name", "Unit", "StorageResolution"}
             assert 1 <= len(metric["Name"]) <= 1024
-            assert metric["Unit"] in UNITS
+            assert metric["Unit"] in {"Count", "Milliseconds"}
             assert type(document[metric["Name"]]) in {int, float}
     return document
 
 
 @pytest.fixture
-def in_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_lambda(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "pre-token")
+    InvocationMetrics().publish()  # what the pools of other tests have counted
+    capsys.readouterr()
 
 
 @pytest.fixture
@@ -78,10 +83,11 @@ async def test_a_miss_and_then_a_hit(pool: GuardedPool, in_lambda: None, capsys:
     assert 0 < miss["AcquireTime"] < 5000
     assert (hit["CacheMiss"], hit["Rejected"], hit["Failed"]) == (0, 0, 0)
     assert "AcquireTime" not in hit
-    assert (miss["service"], miss["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == (
-        "service_undefined",
-        "asyncdb_guard",
-    )
+    assert 0 < miss["ConnectTime"] <= miss["AcquireTime"]
+    assert "ConnectTime" not in hit
+    assert (miss["service"], miss["function_name"]) == ("service_undefined", "pre-token")
+    (directive,) = miss["_aws"]["CloudWatchMetrics"]
+    assert (directive["Namespace"], directive["Dimensions"]) == ("asyncdb_guard", [["service", "function_name"]])
     for line in (miss, hit):
         assert "the-sub" not in json.dumps(line)
         assert "example" not in json.dumps(line)
@@ -90,7 +96,7 @@ async def test_a_miss_and_then_a_hit(pool: GuardedPool, in_lambda: None, capsys:
 async def test_a_sign_in_that_fails_or_is_refused_has_its_line_too(
     in_lambda: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool = GuardedPool(DatabaseSettings(url="postgresql://nobody@127.0.0.1:1/none", breaker_fail_max=1))
+    pool = GuardedPool(DatabaseSettings(url=DOWN, breaker_fail_max=1))
     triggers = CognitoTriggers(pool, claims=returning({}))
     for _ in range(2):
         with pytest.raises(TriggerFailedError):
@@ -98,8 +104,9 @@ async def test_a_sign_in_that_fails_or_is_refused_has_its_line_too(
     with pytest.raises(TriggerFailedError):
         await triggers.load_claims({})
     failed, refused, no_event = printed(capsys)
-    assert (failed["CacheMiss"], failed["Rejected"], failed["Failed"]) == (1, 0, 1)
-    assert (refused["CacheMiss"], refused["Rejected"], refused["Failed"]) == (1, 1, 1)
+    assert (failed["CacheMiss"], failed["Rejected"], failed["CircuitOpened"], failed["Failed"]) == (1, 0, 1, 1)
+    assert (refused["CacheMiss"], refused["Rejected"], refused["CircuitOpened"], refused["Failed"]) == (1, 1, 0, 1)
+    assert not {"AcquireTime", "ConnectTime"} & {*failed, *refused}
     assert no_event["Failed"] == 1
     assert "CacheMiss" not in no_event
     await pool.close()
@@ -114,11 +121,92 @@ async def test_a_machine_asks_for_no_claims(
     assert line["Failed"] == 0
 
 
-async def test_provisioning_prints_nothing(
+async def test_provisioning_has_its_line(
     pool: GuardedPool, in_lambda: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await CognitoTriggers(pool, provision=returning(None)).provision_user(confirmation_event())
-    assert printed(capsys) == []
+    triggers = CognitoTriggers(pool, provision=returning(None))
+    await triggers.provision_user(confirmation_event("the-sub"))
+    await triggers.provision_user(confirmation_event("the-sub", "PostConfirmation_ConfirmForgotPassword"))
+    await pool.close()
+    with pytest.raises(TriggerFailedError):
+        await triggers.provision_user(confirmation_event("the-sub"))
+    done, nothing_to_do, failed = printed(capsys)
+    assert (done["Provisioned"], done["Failed"]) == (1, 0)
+    assert done["AcquireTime"] > 0
+    assert "Provisioned" not in nothing_to_do
+    assert (failed["Provisioned"], failed["Failed"]) == (0, 1)
+    for line in (done, nothing_to_do, failed):
+        assert "CacheMiss" not in line
+        assert "the-sub" not in json.dumps(line)
+        assert "example" not in json.dumps(line)
+
+
+@pytest.mark.parametrize("policy", ["unchanged", "stale"])
+async def test_a_sign_in_without_its_claims_is_degraded(
+    in_lambda: None, capsys: pytest.CaptureFixture[str], proxy: TcpProxy, url_via_tcp_proxy: str, policy: Any
+) -> None:
+    """A token that was issued, but not with what the database says now, shows."""
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, claims_cache_ttl_ms=0)) as pool:
+        triggers = CognitoTriggers(pool, claims=returning({"role": "x"}), on_unavailable=policy)
+        await triggers.load_claims(token_event(sub="the-sub"))
+        proxy.refuse = True
+        proxy.reset_all()
+        await triggers.load_claims(token_event(sub="the-sub"))
+    assert [(line["Degraded"], line["Failed"]) for line in printed(capsys)] == [(0, 0), (1, 0)]
+
+
+async def test_each_connect_and_each_trip_is_in_one_line(
+    url: str, in_lambda: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every pool in the process; what the init phase opened is in the first line."""
+    report = InvocationMetrics()
+    async with (
+        GuardedPool(DatabaseSettings(url=url)) as first,
+        GuardedPool(DatabaseSettings(url=DOWN, breaker_fail_max=1)) as second,
+    ):
+        await first.ping()
+        with pytest.raises(ConnectFailedError):
+            await second.ping()
+        report.publish()
+        report.publish()
+        await first.ping()
+        report.publish()
+    opened, idle, warm = printed(capsys)
+    assert opened["ConnectTime"] > 0
+    assert (opened["CircuitOpened"], idle["CircuitOpened"], warm["CircuitOpened"]) == (1, 0, 0)
+    assert not {"AcquireTime", "ConnectTime"} & idle.keys()
+    assert warm["AcquireTime"] < opened["AcquireTime"]
+    assert "ConnectTime" not in warm
+
+
+@pytest.mark.parametrize(("initialisation", "cold"), [("on-demand", 1), ("provisioned-concurrency", 0)])
+def test_the_first_line_of_a_process_is_a_cold_start(
+    in_lambda: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    initialisation: str,
+    cold: int,
+) -> None:
+    """Unless nobody waited for the process."""
+    monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", initialisation)
+    report = ProcessMetrics()
+    report.publish({})
+    report.publish({})
+    assert [line["ColdStart"] for line in printed(capsys)] == [cold, 0]
+
+
+def test_the_page_lists_every_metric_with_its_unit() -> None:
+    table = {cells[0].strip("`"): cells[1] for cells in rows("docs/metrics.md", "## The metrics")}
+    assert table == UNITS
+
+
+def test_the_alarms_of_the_page_watch_metrics_that_exist() -> None:
+    alarms = rows("docs/metrics.md", "## Alarms")
+    assert len(alarms) >= 6
+    for cells in alarms:
+        names = re.findall(r"`([A-Z]\w+)`", cells[1])
+        assert names
+        assert not set(names) - set(UNITS)
 
 
 async def test_outside_lambda_nothing_is_printed(pool: GuardedPool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +229,7 @@ def test_names_come_from_the_conventional_variables(
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "sign-in")
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Shop/Identity")
     monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", "false")
-    TriggerMetrics().publish()
+    InvocationMetrics().publish()
     (line,) = printed(capsys)
     assert line["service"] == "sign-in"
     assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Shop/Identity"
@@ -152,7 +240,7 @@ def test_blank_names_count_as_none(
 ) -> None:
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", " ")
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "")
-    TriggerMetrics().publish()
+    InvocationMetrics().publish()
     (line,) = printed(capsys)
     assert line["service"] == "service_undefined"
     assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "asyncdb_guard"
@@ -170,7 +258,7 @@ def test_a_line_is_one_write(in_lambda: None, monkeypatch: pytest.MonkeyPatch) -
 
     stdout = Writes()
     monkeypatch.setattr(sys, "stdout", stdout)
-    TriggerMetrics().publish()
+    InvocationMetrics().publish()
     (text,) = stdout.writes
     validated(text.removesuffix("\n"))
 
@@ -184,14 +272,11 @@ def test_a_broken_stdout_fails_no_sign_in(
             raise fault
 
     monkeypatch.setattr(sys, "stdout", Broken())
-    TriggerMetrics().publish()
+    InvocationMetrics().publish()
 
 
-def test_acquisitions_add_up() -> None:
-    metrics = TriggerMetrics()
-    metrics.add_acquire_time(0.0010004)
-    metrics.add_acquire_time(0.5)
-    line = validated(emf_line(metrics._values, at=1.8e9, namespace="n", service="s"))
+def test_a_line_has_what_the_format_asks_for() -> None:
+    line = validated(emf_line({"AcquireTime": 501.00049}, at=1.8e9, namespace="n", service="s", function="f"))
     assert line["AcquireTime"] == 501.0
     assert line["_aws"]["Timestamp"] == 1_800_000_000_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 import re
 import socket
@@ -39,6 +40,8 @@ TREE = {
     "AcquireTimeoutError": ("DatabaseUnavailableError",),
     "ConnectTimeoutError": ("ConnectFailedError", "AcquireTimeoutError"),
     "DeadlineExceededError": ("DatabaseUnavailableError",),
+    "StatementTimeoutError": ("GuardError", "TimeoutError"),
+    "CacheUnavailableError": ("GuardError",),
     "TriggerFailedError": ("GuardError",),
     "TriggerEventError": ("TriggerFailedError",),
 }
@@ -122,7 +125,7 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(refused("08P01", "no such user: "), "check its name, and the pooler's list", id="pooler-user"),
         pytest.param(refused("08P01", "no more connections allowed "), "raise max_client_conn", id="pooler-full"),
         pytest.param(refused("08004"), "refused the connection; check its log", id="rejected"),
-        pytest.param(refused("08003"), "ended during the login; check the log", id="ended"),
+        pytest.param(refused("08003"), "ended during the login; check that the host", id="ended"),
         pytest.param(refused("XX000"), "check its log and the platform's status page", id="internal"),
         pytest.param(refused("XX000", "(EMAXCONNSESSION) max clients "), "port 6543", id="supavisor-full"),
         pytest.param(refused("XX000", "MaxClientsInSessionMode: "), "port 6543", id="supavisor-full-before"),
@@ -133,8 +136,19 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         pytest.param(ConnectionError("rejected SSL upgrade: " + SAID), "it does not support TLS; enable", id="no-tls"),
         pytest.param(ssl.SSLError(1, SAID), "the TLS handshake failed; check", id="handshake"),
         pytest.param(ConnectionResetError(104, SAID), "(ConnectionResetError); check the server's log", id="reset"),
+        pytest.param(
+            OSError(errno.ENETUNREACH, f"Connect call failed ('2001:db8::1', 5432, 0, 0) {SAID}"),
+            "has only an IPv6 address, and this network has no route to it; give",
+            id="ipv6-only",
+        ),
+        pytest.param(
+            OSError(errno.ENETUNREACH, f"Connect call failed ('192.0.2.1', 5432) {SAID}"),
+            "the network failed",
+            id="ipv4",
+        ),
+        pytest.param(FileNotFoundError(2, SAID), "nothing listens on its Unix socket; check", id="no-socket"),
         pytest.param(OSError(113, SAID), "the network failed (OSError); check the route", id="network"),
-        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another one, or wait", id="no-writer"),
+        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another host", id="no-writer"),
         pytest.param(
             asyncpg.InterfaceError("unsupported authentication method: " + SAID), "scram-sha-256", id="login-method"
         ),

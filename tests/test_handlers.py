@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cognito.conftest import SUB, TABLE
-from tests.cognito.events import confirmation_event, id_claims, machine_event, token_event
+from tests.cognito.events import access_claims, confirmation_event, id_claims, machine_event, token_event
 
 if TYPE_CHECKING:
     from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
@@ -74,6 +74,28 @@ def test_claims_come_from_a_statement(runtime_api: RuntimeApi, statements: dict[
         assert SUB not in environment.stdout + environment.stderr
 
 
+def test_a_machines_claims_come_from_a_statement(runtime_api: RuntimeApi, statements: dict[str, str]) -> None:
+    env = statements | {"LAMBDA_DATABASE_MACHINE_CLAIMS_SQL": "SELECT $1 AS machine, $2[1] AS scope"}
+    with runtime_api.environment("asyncdb_guard.handlers.load_claims", env=env, cwd=ROOT) as environment:
+        answers = [environment.invoke(machine_event(client_id="batch")).payload for _ in range(2)]
+        assert [access_claims(answer) for answer in answers] == [{"machine": "batch", "scope": "orders/read"}] * 2
+        assert [line.get("CacheMiss") for line in metrics(environment)] == [1, 0]
+
+
+@pytest.mark.parametrize("policy", ["deny", "unchanged"])
+def test_an_outage_is_answered_as_the_environment_says(runtime_api: RuntimeApi, policy: str) -> None:
+    env = {
+        "LAMBDA_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+        "LAMBDA_DATABASE_CLAIMS_SQL": CLAIMS,
+        "LAMBDA_DATABASE_ON_UNAVAILABLE": policy,
+    }
+    with runtime_api.environment("asyncdb_guard.handlers.load_claims", env=env, cwd=ROOT) as environment:
+        answer = environment.invoke(token_event("2", sub=SUB))
+        assert (answer.error is None) == (policy == "unchanged")
+        (line,) = metrics(environment)
+        assert (line["Failed"], line["Degraded"]) == ((0, 1) if policy == "unchanged" else (1, 0))
+
+
 def test_users_are_provisioned_by_a_statement(
     runtime_api: RuntimeApi, statements: dict[str, str], server: Cluster, role: str
 ) -> None:
@@ -98,6 +120,22 @@ def test_a_missing_statement_is_logged(runtime_api: RuntimeApi, statements: dict
         name = "CLAIMS" if handler == "load_claims" else "PROVISION"
         assert f"LAMBDA_DATABASE_{name}_SQL" in environment.stdout + environment.stderr
         assert "LAMBDA_DATABASE" not in json.dumps(answer.error)
+
+
+def test_json_logs_have_fields_to_filter_by(runtime_api: RuntimeApi, statements: dict[str, str]) -> None:
+    env = statements | {
+        "LAMBDA_DATABASE_CLAIMS_SQL": "SELECT rolle FROM app_user WHERE cognito_sub = $1",
+        "AWS_LAMBDA_LOG_FORMAT": "JSON",
+    }
+    with runtime_api.environment("asyncdb_guard.handlers.load_claims", env=env, cwd=ROOT) as environment:
+        environment.invoke(token_event("2", sub=SUB))
+        records = [json.loads(line) for line in environment.logs if line.startswith("{")]
+    (record,) = [record for record in records if record.get("logger") == "asyncdb_guard"]
+    assert (record["level"], record["sqlstate"]) == ("ERROR", "42703")
+    assert record["error"].endswith("StatementRefusedError < asyncpg.exceptions.UndefinedColumnError")
+    assert record["remedy"].startswith("The column does not exist; check its name")
+    assert "LAMBDA_DATABASE_CLAIMS_SQL" in record["remedy"]
+    assert "where" not in record  # there is no code of the author's
 
 
 def test_hostile_callbacks_give_safe_text_in_time_and_the_process_lives(

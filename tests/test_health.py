@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from asyncdb_guard.connect.sockets import socket_probe
 from asyncdb_guard.pool.health import PING_AFTER, PING_TIMEOUT, Health, assess, ping_timeout
 
-HEALTHY = {"closed": False, "readable": False, "idle": 0.1, "idle_timeout": 60.0, "age": 5.0, "lifetime": 1800.0}
+HEALTHY = {
+    "closed": False, "readable": False, "idle": 0.1, "idle_timeout": 60.0, "age": 5.0, "lifetime": 1800.0,
+    "misplaced": False,
+}  # fmt: skip
 SECONDS = st.floats(0.0, 1e6)
 SESSIONS = st.fixed_dictionaries(
     {
@@ -23,6 +26,7 @@ SESSIONS = st.fixed_dictionaries(
         "idle_timeout": SECONDS,
         "age": SECONDS,
         "lifetime": SECONDS,
+        "misplaced": st.booleans(),
     }
 )
 
@@ -43,6 +47,8 @@ SESSIONS = st.fixed_dictionaries(
         pytest.param({"age": 1800.0}, Health.MAX_LIFETIME, id="lifetime"),
         pytest.param({"age": 1e9, "lifetime": 0.0}, Health.GOOD, id="for-ever"),
         pytest.param({"age": 1800.0, "readable": True}, Health.MAX_LIFETIME, id="old-is-not-pinged"),
+        pytest.param({"misplaced": True, "readable": True}, Health.WRONG_NODE, id="wrong-node-is-not-pinged"),
+        pytest.param({"misplaced": True, "age": 1800.0}, Health.MAX_LIFETIME, id="old-before-wrong-node"),
         pytest.param({"idle": 60.0, "age": 1800.0}, Health.IDLE_TIMEOUT, id="idle-before-old"),
         pytest.param({"closed": True, "idle": 60.0}, Health.LOST, id="closed-before-all"),
     ],
@@ -53,7 +59,7 @@ def test_a_session_is_assessed(facts, health):
 
 @given(SESSIONS)
 def test_only_a_quiet_recent_young_session_is_lent_as_it_is(facts):
-    quiet = not facts["closed"] and not facts["readable"]
+    quiet = not (facts["closed"] or facts["readable"] or facts["misplaced"])
     recent = facts["idle"] < min(PING_AFTER, facts["idle_timeout"])
     young = not facts["lifetime"] or facts["age"] < facts["lifetime"]
     assert (assess(**facts) is Health.GOOD) == (quiet and recent and young)
@@ -63,6 +69,7 @@ def test_only_a_quiet_recent_young_session_is_lent_as_it_is(facts):
 def test_a_ping_is_only_spent_on_a_session_that_may_stay(facts):
     if assess(**facts) is Health.SUSPECT:
         assert not facts["closed"]
+        assert not facts["misplaced"]
         assert facts["idle"] < facts["idle_timeout"]
         assert not facts["lifetime"] or facts["age"] < facts["lifetime"]
 

@@ -20,14 +20,14 @@ FLOORS = (
     {"cli"},
     {"fleet"},
     {"handlers"},
-    {"cognito", "runtime"},
+    {"cognito", "otel", "runtime", "sqlalchemy"},
     {"emf"},
     {"pool"},
     {"bulletin"},
     {"connect"},
-    {"breaker", "failure_kind", "news", "redaction", "verdict"},
+    {"breaker", "failure_kind", "failure_report", "news", "redaction", "verdict"},
     {"settings"},
-    {"clock", "errors", "events"},
+    {"clock", "errors", "events", "lambda_environment"},
 )
 SEPARATE = ({"cognito", "runtime"},)
 """Rooms of one floor that don't know each other."""
@@ -41,10 +41,12 @@ DOORS = {
     "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process", "testing.lambda_runtime", "testing.postgres"},
     "snapshot_restore_py": {"runtime.process"},
-    "AWS_LAMBDA_": {"emf", "runtime", "testing.lambda_runtime"},
+    "AWS_LAMBDA_": {"lambda_environment", "runtime.process", "testing.lambda_runtime"},
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "matplotlib": {"cli.picture"},
+    "opentelemetry": {"otel"},
+    "sqlalchemy": {"sqlalchemy"},
 }
 
 MODULES = {

@@ -298,9 +298,29 @@ async def test_a_reset_that_fails_otherwise_costs_the_session_and_nothing_is_lef
             async with pool.acquire():
                 platform.asked.clear()
             await at_rest(pool)
-        assert all(part.sql in platform.asked[-1] for part in USUAL)
+        assert all(part.sql in platform.asked[-1] for part in USUAL[1:])
         assert (pool.stats()["connects"], pool.stats()["closed"]) == (2, 1)
     assert not caplog.records
+
+
+async def test_a_borrower_may_drop_the_name_that_the_reset_uses(pool):
+    for _ in range(2):
+        for _ in range(3):
+            await pool.fetchval("SELECT 1")
+        await left(pool, "DEALLOCATE asyncdb_guard_unlock")
+        async with pool.acquire() as connection:
+            await connection.fetchval("SELECT pg_advisory_lock(7), set_config('work_mem', '1MB', false)")
+        assert await pool.fetchval("SHOW work_mem") == "4MB"
+        assert await pool.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+async def test_the_reset_leaves_one_name_and_keeps_it(pool):
+    names = "SELECT array_agg(name) FROM pg_prepared_statements WHERE from_sql"
+    for _ in range(3):
+        await pool.execute("SELECT 1")
+        assert await pool.fetchval(names) in (None, ["asyncdb_guard_unlock"])
+    await left(pool, "PREPARE p AS SELECT 1")
+    assert await pool.fetchval(names) == ["asyncdb_guard_unlock"]
 
 
 # The plan itself.

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
+from collections import UserDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +25,8 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
-from asyncdb_guard.errors import ConfigurationError, TriggerEventError, TriggerFailedError
+from asyncdb_guard.cognito import CognitoTriggers
+from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, TriggerEventError, TriggerFailedError
 from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.runtime import lambda_handler
 from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent.parent
 
 SAFE = "The request could not be completed"
+
+COGNITO = {"triggerSource": "PreSignUp_SignUp"}
 
 SECRET = "jane@example.com"
 
@@ -155,6 +160,8 @@ def test_wrapping_makes_no_loop() -> None:
         async def handler(event, context): return event
 
         print(len(made), handler(1, 2), handler(1, 2), len(made))
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of policies, since Python 3.14
         print(asyncio.get_event_loop_policy()._local._loop)
     """)
     assert said == "0 1 1 1\nNone\n"
@@ -331,25 +338,35 @@ def raiser(kind: type[BaseException]) -> Callable[[], None]:
         (raise_group, ["failed: ExceptionGroup at", "; because of KeyError; because of OSError"]),
         (raise_chain, ["Rejected at", "; because of asyncpg.exceptions.UniqueViolationError [23505] at"]),
         (raise_circle, ["Rejected at", "; because of KeyError"]),
-        (raise_configuration_error, ["ConfigurationError: pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number"]),
+        (
+            raise_configuration_error,
+            ["failed: pool_max (LAMBDA_DATABASE_POOL_MAX) must be a whole number"],
+        ),
         (raiser(ConfigurationError), ["ConfigurationError at"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_everything_that_escapes_becomes_one_safe_error(
-    fail: Callable[[], None], told: list[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("in_lambda", [True, False])
+def test_cognito_sees_one_safe_error_for_all_that_escapes(
+    fail: Callable[[], None],
+    told: list[str],
+    in_lambda: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The caller reads a fixed text; the log has type and place, never the error's own text; the loop lives on."""
+    if in_lambda:
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "pre-sign-up")
 
     @lambda_handler
     async def handler(event: object, context: object = None) -> None:
         fail()
 
     with pytest.raises(TriggerFailedError) as raised:
-        handler({})
+        handler(COGNITO)
     assert type(raised.value) is TriggerFailedError
     assert str(raised.value) == SAFE
-    assert raised.value.__cause__ is None
+    assert (raised.value.__cause__ is None) == in_lambda
     assert raised.value.__context__ is None
     (record,) = caplog.records
     assert (record.name, record.levelno, record.exc_info) == ("asyncdb_guard", logging.ERROR, None)
@@ -372,17 +389,81 @@ def test_a_triggers_own_error_passes(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_exposed_errors_pass(caplog: pytest.LogCaptureFixture) -> None:
-    """A state machine that catches an error by its type gets it; everything else stays inside."""
+    """A text that the author wrote for the end user arrives; everything else stays inside."""
 
     @lambda_handler(expose=(Rejected, KeyError))
-    async def handler(event: Exception, context: object = None) -> None:
-        raise event
+    async def handler(event: dict[str, Any], context: object = None) -> None:
+        raise event["error"]
 
     with pytest.raises(Rejected, match="no stock"):
-        handler(Rejected("no stock"))
+        handler(COGNITO | {"error": Rejected("no stock")})
     assert not caplog.records
     with pytest.raises(TriggerFailedError):
-        handler(OSError(SECRET))
+        handler(COGNITO | {"error": OSError(SECRET)})
+
+
+class Sqs(UserDict[str, Any]):
+    """A typed event, as Powertools has them."""
+
+
+@pytest.mark.parametrize("event", [{"Records": []}, Sqs(Records=[]), [], None, "text"])
+def test_other_invokers_get_the_handlers_own_error(event: object, caplog: pytest.LogCaptureFixture) -> None:
+    """A state machine catches it by its type; the runtime logs it, with the author's frames alone."""
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        await asyncio.sleep(0)
+        raise_chain()
+
+    with pytest.raises(Rejected, match=SECRET) as raised:
+        handler(event)
+    assert isinstance(raised.value.__cause__, asyncpg.UniqueViolationError)
+    assert not caplog.records
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
+    assert frames == [
+        "test_other_invokers_get_the_handlers_own_error", "invoke", "handler", "raise_chain"
+    ]  # fmt: skip
+
+
+def test_an_error_of_ours_points_at_the_authors_call() -> None:
+    pool = GuardedPool(DatabaseSettings(url="postgresql://nobody@127.0.0.1:1/none"))
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        await pool.fetch("SELECT 1")
+
+    with pytest.raises(ConnectFailedError) as raised:
+        handler({})
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
+    assert frames == ["test_an_error_of_ours_points_at_the_authors_call", "invoke", "handler"]
+
+
+def test_what_has_no_frame_of_the_authors_keeps_its_own() -> None:
+    """Where a trigger is the handler, all frames are ours."""
+    handler = lambda_handler(CognitoTriggers(GuardedPool()).load_claims)
+    with pytest.raises(TriggerFailedError) as raised:
+        handler({})
+    assert traceback.extract_tb(raised.value.__traceback__)[-1].name == "run_with_public_errors"
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise KeyError(SECRET)
+
+
+@pytest.mark.parametrize("error", [SystemExit(SECRET), ValueError("\ud800"), Unprintable()])
+def test_what_would_end_the_process_is_replaced_for_every_invoker(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        raise error
+
+    with pytest.raises(TriggerFailedError, match=SAFE) as raised:
+        handler({})
+    assert raised.value.__cause__ is error
+    assert f"failed: {type(error).__qualname__}" in caplog.text.replace("tests.test_runtime.", "")
+    assert SECRET not in caplog.text
 
 
 def test_a_handler_that_cancelled_itself_has_failed() -> None:
@@ -487,18 +568,21 @@ from asyncdb_guard.runtime import lambda_handler
 
 
 def test_lives_on_under_awslambdaric(deploy: Deploy) -> None:
-    """Hostile calls are answered with the safe text, and the same process on the same loop answers the next."""
+    """Hostile calls are answered, the fatal ones with the safe text, and the same process and loop answer the next."""
     environment = deploy("""
         @lambda_handler
         async def handler(event, context):
             if "loop" not in globals():
                 globals()["loop"] = asyncio.get_running_loop()
             if event["raise"]:
-                raise eval(event["raise"])("jane@example.com")
+                raise eval(event["raise"])(event.get("text", "jane@example.com"))
             return os.getpid(), loop is asyncio.get_running_loop()
     """)
-    for error in "asyncio.CancelledError", "SystemExit", "KeyboardInterrupt", "BaseException", "ValueError":
-        answer = environment.invoke({"raise": error})
+    fatal = [
+        {"raise": error} for error in ("asyncio.CancelledError", "SystemExit", "KeyboardInterrupt", "BaseException")
+    ]
+    for event in *fatal, {"raise": "ValueError", "text": "\ud800"}, COGNITO | {"raise": "ValueError"}:
+        answer = environment.invoke(event)
         assert answer.error is not None
         assert (answer.error["errorType"], answer.error["errorMessage"]) == ("TriggerFailedError", SAFE)
         assert "jane" not in str(answer.error)
@@ -506,6 +590,34 @@ def test_lives_on_under_awslambdaric(deploy: Deploy) -> None:
             assert environment.invoke({"raise": ""}).payload == [environment.pid, True]
     assert "failed: SystemExit at" in environment.stdout
     assert "jane" not in environment.stdout + environment.stderr
+    own = environment.invoke({"raise": "ValueError"}).error
+    assert own is not None
+    assert (own["errorType"], own["errorMessage"]) == ("ValueError", "jane@example.com")
+    assert [frame for frame in own["stackTrace"] if "asyncdb_guard" in frame and "invoke" not in frame] == []
+
+
+def test_any_handler_prints_its_pools_metrics(deploy: Deploy, url: str) -> None:
+    environment = deploy(
+        """
+        pool = GuardedPool()
+
+        @lambda_handler(prewarm=pool, metrics=True)
+        async def handler(event, context):
+            for _ in range(event["queries"]):
+                await pool.fetchval("SELECT 1")
+            return 1 / event["divisor"]
+        """,
+        LAMBDA_DATABASE_URL=url,
+    )
+    for queries, divisor in (1, 1), (1, 1), (0, 1), (1, 0):
+        environment.invoke({"queries": queries, "divisor": divisor})
+    first, second, idle, failed = environment.metrics
+    assert first["ConnectTime"] > 0
+    assert [line["ColdStart"] for line in environment.metrics] == [1, 0, 0, 0]
+    assert [line["Failed"] for line in environment.metrics] == [0, 0, 0, 1]
+    assert ["AcquireTime" in line for line in environment.metrics] == [True, True, False, True]
+    assert not any("ConnectTime" in line for line in (second, idle, failed))
+    assert first["function_name"]
 
 
 def test_an_answer_that_nothing_can_encode_does_not_end_the_process(deploy: Deploy) -> None:
@@ -739,8 +851,8 @@ def test_a_failed_prewarm_is_only_logged(deploy: Deploy) -> None:
     environment = deploy(PREWARMED.format(prewarm="[pool, GuardedPool()]"))
     answer = environment.invoke({})
     assert answer.error is not None
-    assert answer.error["errorMessage"] == SAFE
-    assert environment.stdout.count("A pool could not be prewarmed: asyncdb_guard.errors.ConfigurationError") == 2
+    assert answer.error["errorType"] == "ConfigurationError"
+    assert environment.stdout.count("A pool could not be prewarmed: No database URL") == 2
 
 
 def test_nothing_is_prewarmed_for_a_snapshot(deploy: Deploy) -> None:
@@ -847,6 +959,6 @@ if sys.version_info >= (3, 12):
             return event
 
         with pytest.raises(TriggerFailedError, match=SAFE) as caught:
-            lambda_handler(marked)({"email": SECRET}, None)
+            lambda_handler(marked)(COGNITO | {"email": SECRET}, None)
         assert caught.value.__context__ is None
         assert SECRET not in caplog.text

@@ -20,7 +20,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from asyncdb_guard.errors import ConfigurationError
-from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings import DatabaseSettings, foreign_names
 from asyncdb_guard.settings.fields import SECRETS, choices, number_range
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.problems import conflicts
@@ -47,8 +47,20 @@ NUMBERS = {
 }
 """Default, least and most."""
 TEXTS = (
-    "ssl_root_cert", "secret_arn", "claims_sql", "provision_sql", "proxy_host", "claims_cache_url", "fleet_url", "url",
-)  # fmt: skip
+    "ssl_root_cert",
+    "ssl_cert",
+    "ssl_key",
+    "secret_arn",
+    "claims_sql",
+    "provision_sql",
+    "proxy_host",
+    "claims_cache_url",
+    "fleet_url",
+    "url",
+    "claims_cache_ssl_root_cert",
+    "claims_cache_ssl_cert",
+    "claims_cache_ssl_key",
+)
 SECONDS = [
     ("connect_timeout", 2.0),
     ("idle_timeout", 60.0),
@@ -203,12 +215,12 @@ def test_the_page_lists_the_default_the_values_the_range_and_the_url_parameters(
     assert facts["PROXY_PROFILE"]["Default"] == "`true` with PROXY_HOST, otherwise `false`"
     assert facts["SESSION_RESET"]["Default"] == "`always`; `never` under the proxy profile"
     assert facts["SESSION_RESET"]["Values"] == "`always`, `never`"
-    assert facts["SSLMODE"]["Default"].startswith("`verify-full`; `disable` on loopback")
+    assert facts["SSLMODE"]["Default"].startswith("`verify-full`; `disable` on a Unix socket, and on loopback")
     assert facts["CONNECT_TIMEOUT_MS"]["Default"] == "2,000"
     assert facts["CONNECT_TIMEOUT_MS"]["Range"] == "1 to 300,000"
     assert facts["CONNECT_TIMEOUT_MS"]["In the URL"] == "`connect_timeout` + `pool_timeout`"
     without_default = {name for name, fact in facts.items() if fact["Default"] == "none"}
-    assert without_default == {"PROXY_HOST", "SECRET_ARN", "CLAIMS_SQL", "PROVISION_SQL"}
+    assert without_default == {"PROXY_HOST", "SSL_CERT", "SSL_KEY", "SECRET_ARN", "CLAIMS_SQL", "PROVISION_SQL"}
 
 
 def test_the_secret_settings_are_those_that_are_covered_in_the_environment() -> None:
@@ -285,22 +297,45 @@ def test_an_unknown_variable_is_told_with_the_nearest_known(monkeypatch: pytest.
     assert "LAMBDA_DATABASE_POOL_MX is not a setting; the nearest is LAMBDA_DATABASE_POOL_MAX." in fault()
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [
-        ("pool_size", "pool_max"),
-        ("host", "proxy_host"),
-        ("ssl_ca", "ssl_root_cert"),
-        ("ttl_ms", "claims_cache_ttl_ms"),
-        ("qqq", "claims_sql"),
-    ],
-)
-def test_a_name_unlike_any_other_is_told_with_the_nearest_too(
-    name: str, nearest: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert fault(**{name: 5}) == f"{name} is not a setting; the nearest is {nearest}. Correct it, or remove it."
+@pytest.mark.parametrize("name", ["ttl_ms", "qqq"])
+def test_a_name_unlike_any_other_is_told_without_a_guess(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fault(**{name: 5}) == f"{name} is not a setting, and no setting has a similar name: remove it."
     monkeypatch.setenv(PREFIX + name.upper(), "5")
-    assert f"{PREFIX}{name.upper()} is not a setting; the nearest is {PREFIX}{nearest.upper()}." in fault()
+    assert f"{PREFIX}{name.upper()} is not a setting, and no" in fault()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("max_size", "pool_max"), ("ssl_ca", "ssl_root_cert"), ("dsn", "url"), ("statement_cache_size", "proxy_profile")],
+)
+def test_what_others_call_a_setting_is_told_with_our_name(
+    name: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fault(**{name: 5}) == f"{name} is not a setting: use {setting}."
+    monkeypatch.setenv(PREFIX + name.upper(), "5")
+    assert fault() == f"{PREFIX}{name.upper()} is not a setting: use {PREFIX}{setting.upper()}."
+
+
+def test_a_bound_of_others_is_told_with_its_unit() -> None:
+    assert fault(command_timeout=5) == "command_timeout is not a setting: use command_timeout_ms (milliseconds)."
+
+
+@pytest.mark.parametrize("name", ["HOST", "PORT", "USER", "PASSWORD", "NAME", "DATABASE"])
+def test_a_variable_for_a_part_of_the_url_is_told_where_it_belongs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + name, "zz")
+    sentence = fault()
+    assert sentence.startswith(f"{PREFIX}{name} is not a setting: the host, the port, the user, the password and the")
+    assert "url (LAMBDA_DATABASE_URL, else DATABASE_URL), as in postgresql://user:password@host:port/data" in sentence
+
+
+def test_what_has_no_counterpart_is_told_with_its_remedy() -> None:
+    assert fault(min_size=1) == "min_size is not a setting: sessions open on demand: remove it."
+
+
+def test_the_names_of_others_lead_to_settings_and_are_none() -> None:
+    names = {*foreign_names.RENAMED, *foreign_names.SETTING_REMEDIES, *foreign_names.PARTS_OF_THE_URL}
+    assert not names & set(DatabaseSettings.model_fields)
+    assert set(foreign_names.RENAMED.values()) <= set(DatabaseSettings.model_fields)
 
 
 @pytest.mark.parametrize("name", ["lambda_database_pool_max", "Lambda_Database_Pool_Max", "LAMBDA_DATABASE_pool_max"])
@@ -343,10 +378,14 @@ def test_an_unknown_argument_is_told_with_the_nearest_known() -> None:
     assert "poolmax is not a setting; the nearest is pool_max." in fault(poolmax=5)
 
 
-@pytest.mark.parametrize("url", ["memcached://cache.example", "cache.example:6379", "REDIS://cache.example", "redis:"])
+@pytest.mark.parametrize(
+    "url", ["memcached://cache.example", "cache.example:6379", "valkeyss://h", "REDIS://h", "redis:"]
+)
 def test_a_claims_cache_that_is_no_redis_is_refused(url: str) -> None:
     sentence = fault(claims_cache_url=url)
-    assert sentence == "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis:// or rediss://."
+    assert sentence == (
+        "claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL) must start with redis://, rediss://, valkey:// or valkeys://."
+    )
 
 
 @pytest.mark.parametrize(
@@ -384,6 +423,8 @@ def test_each_part_of_a_claims_cache_url_is_a_fault_of_its_own_that_shows_nothin
         "redis://cache.example:6380/15",
         "rediss://someone:s3cr3t%2Fword@cache.example:6380/0",
         "redis://:s3cr3t@word@[::1]:6380",
+        "valkey://cache.example",
+        "valkeys://someone:s3cr3t%2Fword@cache.example:6380/0",
     ],
 )
 def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +436,30 @@ def test_a_claims_cache_url_is_taken_without_the_blanks_around_it(url: str, monk
 
 def test_a_shared_claims_cache_that_is_off_is_refused() -> None:
     assert "turns the claims cache off" in fault(claims_cache_url="redis://cache.example", claims_cache_ttl_ms=0)
+
+
+FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
+
+
+@pytest.mark.parametrize("setting", FILES)
+def test_a_file_for_the_tls_of_a_claims_cache_that_uses_none_is_refused(setting: str) -> None:
+    files = {"claims_cache_ssl_cert": "/cert.pem"} if setting == "claims_cache_ssl_key" else {}
+    files[setting] = "/file.pem"
+    assert f"{setting} " in fault_among(files, "does not use TLS: start it with rediss://", "valkey://cache.example")
+    assert f"{setting} " in fault_among(files, "set the URL, or remove the file", None)
+    for url in ("rediss://cache.example", "valkeys://cache.example"):
+        assert getattr(make(claims_cache_url=url, **files), setting) == "/file.pem"
+
+
+def fault_among(files: dict[str, str], text: str, url: str | None) -> str:
+    """The last of the faults with this text."""
+    return [one for one in refusal(claims_cache_url=url, **files).faults if text in one][-1]
+
+
+def test_a_key_without_a_client_certificate_is_refused() -> None:
+    assert "set the certificate too" in fault(
+        claims_cache_url="rediss://cache.example", claims_cache_ssl_key="/key.pem"
+    )
 
 
 def test_all_faults_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +516,8 @@ FED = [parameter for parameter in URL_PARAMETERS if parameter.feeds_setting]
 @pytest.mark.parametrize("parameter", FED, ids=[parameter.name for parameter in FED])
 def test_a_parameter_that_contradicts_its_setting_is_told_with_both(parameter: UrlParameter) -> None:
     url = f"{URL}?{parameter.name}={quote(parameter.example, safe='')}"
-    sentence = fault(url=url, **{parameter.feeds: other_value(parameter)})
+    partner = {"ssl_cert": {"ssl_key": "/k"}, "ssl_key": {"ssl_cert": "/c"}}.get(parameter.feeds, {})
+    sentence = fault(url=url, **partner, **{parameter.feeds: other_value(parameter)})
     where, setting = sentence.split(" in the database URL contradicts ")
     assert parameter.name in where
     assert setting == (
@@ -582,6 +648,13 @@ def test_the_public_schema_is_left_to_the_server_under_the_proxy_profile() -> No
     assert make(url=f"{URL}?schema=public&pgbouncer=true").target.schema is None
 
 
+@pytest.mark.parametrize("values", [{"proxy_host": "proxy.example"}, {"proxy_profile": True}])
+def test_a_kind_of_node_is_refused_under_the_proxy_profile(values: dict[str, Any]) -> None:
+    sentence = fault(url=f"{URL}?target_session_attrs=read-write", **values)
+    assert "can only be any under the proxy profile" in sentence
+    assert make(url=f"{URL}?target_session_attrs=any", **values).target.target_session_attrs == "any"
+
+
 def test_what_a_profile_permits_follows_from_its_fields() -> None:
     session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
     url = parse_database_url(f"{URL}?schema=tenant")[0]
@@ -624,6 +697,59 @@ def test_require_with_a_root_certificate_verifies_it_as_in_libpq() -> None:
 
 def test_a_root_certificate_without_tls_is_refused() -> None:
     assert "ssl_root_cert (LAMBDA_DATABASE_SSL_ROOT_CERT) is set" in fault(ssl_root_cert="/ca", sslmode="disable")
+
+
+@pytest.mark.parametrize("values", [{"ssl_cert": "/c.pem"}, {"ssl_key": "/c.key"}])
+def test_half_a_client_certificate_is_refused(values: dict[str, Any]) -> None:
+    sentence = fault(**values)
+    assert "ssl_cert (LAMBDA_DATABASE_SSL_CERT)" in sentence
+    assert "ssl_key (LAMBDA_DATABASE_SSL_KEY)" in sentence
+
+
+def test_a_client_certificate_without_tls_is_refused() -> None:
+    assert "or remove the client's certificate" in fault(ssl_cert="/c.pem", ssl_key="/c.key", sslmode="disable")
+
+
+def test_a_client_certificate_turns_tls_on_over_loopback() -> None:
+    assert make(url=LOCAL, ssl_cert="/c.pem", ssl_key="/c.key").target.sslmode == "verify-full"
+
+
+@pytest.mark.parametrize(
+    ("query", "mode"),
+    [
+        ("sslaccept=strict", "verify-full"),
+        ("sslmode=require&sslaccept=strict", "verify-full"),
+        ("sslmode=require&sslaccept=accept_invalid_certs", "require"),
+        ("sslmode=verify-full&sslaccept=strict", "verify-full"),
+    ],
+)
+def test_prismas_sslaccept_decides_what_require_means(query: str, mode: str) -> None:
+    assert make(url=f"{URL}?{query}").target.sslmode == mode
+
+
+@pytest.mark.parametrize(
+    ("query", "remedy"),
+    [
+        ("sslaccept=accept_invalid_certs", "set sslmode=require"),
+        ("sslmode=verify-ca&sslaccept=accept_invalid_certs", "set sslmode=require"),
+        ("sslmode=disable&sslaccept=strict", "needs sslmode (LAMBDA_DATABASE_SSLMODE) to be require or verify-full"),
+        ("sslmode=verify-ca&sslaccept=strict", "needs sslmode (LAMBDA_DATABASE_SSLMODE) to be require or verify-full"),
+    ],
+)
+def test_a_sslaccept_that_contradicts_the_mode_is_refused(query: str, remedy: str) -> None:
+    assert remedy in fault(url=f"{URL}?{query}")
+
+
+@pytest.mark.parametrize("values", [{}, {"sslmode": "disable"}])
+def test_a_unix_socket_is_plain(values: dict[str, Any]) -> None:
+    assert make(url="postgresql://u@/d?host=/run", **values).target.sslmode == "disable"
+
+
+@pytest.mark.parametrize("values", [{"sslmode": "require"}, {"ssl_root_cert": "/ca.pem"}, {"iam_auth": True}])
+def test_tls_over_a_unix_socket_is_refused(values: dict[str, Any]) -> None:
+    sentence = fault(url="postgresql://u@/d?host=/run", **values)
+    assert "needs TLS, which a Unix socket does not have: remove it, or name a host." in sentence
+    assert next(iter(values)) in sentence
 
 
 def test_the_systems_trust_store_can_be_named() -> None:
@@ -797,7 +923,8 @@ def test_no_error_shows_a_piece_of_the_url(password: str, raw: bool) -> None:
     written = password if raw else quote(password, safe="")
     url = f"postgresql://zz-user:{written}@zz-host.example:99999/zz-database?zz-parameter=zz-value&pool_timeout=0"
     error = refusal(url=url, sslmode="zz-mode", claims_cache_url=f"zz-cache://{written}", pool_max=-5)
-    told = everything_about(error)
+    # The name of a parameter is told where it cannot be a piece of the password.
+    told = everything_about(error).replace("zz-parameter in the database URL", "")
     assert "zz-" not in told
     assert password not in told
     assert written not in told

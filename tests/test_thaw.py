@@ -131,12 +131,15 @@ async def test_a_healthy_warm_borrow_costs_no_round_trip(
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, session_reset=session_reset)) as pool:
         for _ in range(2):
             await pool.fetchval(PID)
+        await at_rest(pool)
         before = proxy.round_trips
         for _ in range(20):
             await pool.fetchval(PID)
+        await at_rest(pool)
         assert proxy.round_trips == before + 20 * round_trips
         async with pool.acquire():
             pass
+        await at_rest(pool)
         assert proxy.round_trips == before + 20 * round_trips + (round_trips - 1)
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings import DatabaseSettings, foreign_names
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url, parse_endpoint
-from asyncdb_guard.settings.url_parameters import URL_PARAMETERS, UrlParameter
+from asyncdb_guard.settings.url_parameters import ADDRESS_PARAMETERS, URL_PARAMETERS, UrlParameter
 
 NAMES = [parameter.name for parameter in URL_PARAMETERS]
 
@@ -98,12 +98,78 @@ def test_a_repr_shows_nothing_of_the_url() -> None:
     assert not any(part in shown for part in ("someone", "password", "db.example", "app", "thing"))
 
 
+@pytest.mark.parametrize("text", ["mysql://user@h/d", "", "postgresql:/user@h/d", "h:5432/d", "'postgresql://u@h/d"])
+def test_another_scheme_is_refused(text: str) -> None:
+    assert fault(text) == "The database URL must start with postgresql:// or postgres://."
+
+
+@pytest.mark.parametrize(
+    "text", ["prisma://accelerate.prisma-data.net/?api_key=zz", "prisma+postgres://a.example/?k=zz"]
+)
+def test_prismas_own_proxy_is_refused_by_its_name(text: str) -> None:
+    assert "Prisma Accelerate" in fault(text)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["postgresql+asyncpg://user@h/d", "mysql://user@h/d", "host=h dbname=d", "", "postgresql:/user@h/d", "h:5432/d"],
+    [
+        "host=h dbname=d user=u password=zz",
+        "Server=h.postgres.database.azure.com;Database=d;Port=5432;User Id=u;Password=zz;Ssl Mode=Require;",
+    ],
 )
-def test_another_scheme_is_refused(text: str) -> None:
-    assert "must start with postgresql:// or postgres://" in fault(text)
+def test_a_list_of_keys_and_values_is_refused_with_the_form_of_a_url(text: str) -> None:
+    assert "in the form `key=value`: write it as postgresql://user:password@host:port/database" in fault(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql+asyncpg://someone:word@db.example:6432/app",
+        "postgres+psycopg2://someone:word@db.example:6432/app",
+        "cockroachdb+asyncpg://someone:word@db.example:6432/app",
+        "'postgresql://someone:word@db.example:6432/app'",
+        '"postgresql://someone:word@db.example:6432/app"',
+        "psql 'postgresql://someone:word@db.example:6432/app'\n",
+        "psql postgresql://someone:word@db.example:6432/app",
+        "jdbc:postgresql://db.example:6432/app?user=someone&password=word",
+        "postgresql:///app?host=db.example&port=6432&user=someone&password=word",
+        "postgresql://someone:word@?host=db.example&port=6432&dbname=app",
+        "postgresql://someone:word@db.example:6432/app?user=someone&password=word&dbname=app&port=6432",
+    ],
+)
+def test_a_url_is_read_as_it_was_pasted(text: str) -> None:
+    url = read(text)
+    assert url.password is not None
+    assert (url.user, url.password.get_secret_value()) == ("someone", "word")
+    assert (url.host, url.port, url.database) == ("db.example", 6432, "app")
+
+
+@pytest.mark.parametrize(
+    "word", ["[YOUR-PASSWORD]", "%5BYOUR-PASSWORD%5D", "{your_password}", "<ENTER-SQL-USER-PASSWORD>"]
+)
+def test_a_placeholder_is_not_taken_for_the_password(word: str) -> None:
+    assert fault(f"postgresql://u:{word}@h/d").startswith("The database URL contains a placeholder for the password")
+
+
+@pytest.mark.parametrize("query", ["user=other", "password=other", "host=other", "port=1", "dbname=other", "host=%2Fx"])
+def test_a_parameter_that_contradicts_a_part_of_the_address_is_refused(query: str) -> None:
+    sentence = fault(f"postgresql://u:word@h:5432/d?{query}")
+    assert sentence.startswith(f"{query.partition('=')[0]} in the database URL contradicts the part before the `?`")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http", "123456"])
+def test_a_parameter_with_a_port_out_of_range_is_refused(port: str) -> None:
+    assert fault(f"postgresql://u@h/d?port={port}") == "port in the database URL must be a port from 1 to 65535."
+
+
+@pytest.mark.parametrize("host", ["h:5432", "one,two", ":5432", "a%20b"])
+def test_a_parameter_with_something_else_than_a_host_is_refused(host: str) -> None:
+    assert "must be one host, or the directory of a Unix socket" in fault(f"postgresql://u@/d?host={host}")
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_a_parameter_with_an_ipv6_host_is_read_with_and_without_brackets(host: str) -> None:
+    assert read(f"postgresql://u@/d?host={host}").host == "::1"
 
 
 @pytest.mark.parametrize("text", ["postgresql://us er@h/d", "postgresql://user@h/d\n?x", "postgresql://user@h/\x7f"])
@@ -151,9 +217,24 @@ def test_several_hosts_are_refused() -> None:
     assert "several hosts" in fault("postgresql://user@one:5432,two:5432/d")
 
 
-@pytest.mark.parametrize("text", ["postgresql://user@%2Fvar%2Frun/d", "postgresql://user@h/d?host=/var/run"])
-def test_a_unix_socket_is_refused_by_name(text: str) -> None:
-    assert "Unix socket" in fault(text)
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("postgresql://user@%2Fvar%2Frun/d", "/var/run", None),
+        ("postgresql://user@%2fvar%2Frun:6432/d", "/var/run", 6432),
+        ("postgresql://user@/d?host=/cloudsql/project:region:instance", "/cloudsql/project:region:instance", None),
+        ("postgresql+asyncpg://user:word@/d?host=%2Fvar%2Frun&port=6432", "/var/run", 6432),
+        ("postgresql://user:word@localhost/d?host=/cloudsql/p:r:i", "/cloudsql/p:r:i", None),
+    ],
+)
+def test_a_unix_socket_is_the_host(text: str, host: str, port: int | None) -> None:
+    url = read(text)
+    assert (url.host, url.port, url.database) == (host, port, "d")
+
+
+@pytest.mark.parametrize("text", ["postgresql://u@/d?host=/a,b", "postgresql://u@%2Fa,b/d"])
+def test_a_directory_that_asyncpg_would_split_is_refused(text: str) -> None:
+    assert "contains a comma" in fault(text)
 
 
 @pytest.mark.parametrize("text", ["postgresql://user:pass/word@h/d", "postgresql://user:12/word@h/d"])
@@ -244,22 +325,120 @@ def test_another_word_for_pgbouncer_is_refused() -> None:
     assert "true or false" in fault("postgresql://u@h/d?pgbouncer=1")
 
 
+@pytest.mark.parametrize("kind", ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"])
+def test_the_kind_of_node_is_one_of_libpqs_words(kind: str) -> None:
+    assert read(f"postgresql://u@h/d?target_session_attrs={kind}").target_session_attrs == kind
+
+
+@pytest.mark.parametrize("kind", ["master", "Primary", "read_write"])
+def test_another_kind_of_node_is_refused(kind: str) -> None:
+    sentence = fault(f"postgresql://u@h/d?target_session_attrs={kind}")
+    assert sentence.startswith("target_session_attrs in the database URL must be any, read-write, read-only, primary, ")
+
+
 @pytest.mark.parametrize("name", ["a" * 64, "caf%C3%A9", "line%0Afeed"])
 def test_an_application_name_that_the_server_would_change_is_refused(name: str) -> None:
     assert "63 printable ASCII" in fault(f"postgresql://u@h/d?application_name={name}")
 
 
-@pytest.mark.parametrize("known", NAMES)
-def test_a_misspelt_parameter_is_named_by_its_position_and_the_nearest_known_one(known: str) -> None:
-    sentence = fault(f"postgresql://u@h/d?&{known[:-1]}{known[-1] * 2}=1")
-    assert f"Parameter 2 of the database URL is unknown; the nearest known one is {known}." in sentence
+@pytest.mark.parametrize("known", [*NAMES, "host", "password"])
+def test_a_misspelt_parameter_is_told_with_the_nearest_known_one(known: str) -> None:
+    wrong = f"{known[:-1]}{known[-1] * 2}"
+    assert fault(f"postgresql://u@h/d?&{wrong}=1") == (
+        f"{wrong} in the database URL is unknown; the nearest known one is {known}. Correct it, or remove it."
+    )
 
 
-def test_the_fault_for_an_unknown_parameter_lists_all_known_ones() -> None:
-    sentence = fault("postgresql://u@h/d?hunter2=1")
-    assert "; the nearest known one is pgbouncer." in sentence
+def test_an_unknown_parameter_is_named_and_all_known_ones_are_listed() -> None:
+    sentence = fault("postgresql://u:word@h/d?frobnicate=1")
+    assert sentence.startswith("frobnicate in the database URL is unknown: remove it. The known ones are ")
     assert all(name in sentence for name in NAMES)
-    assert "hunter2" not in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://user:pass?hunter2@h/d",  # the name is the rest of a password
+        "postgresql://user:pass?hunter2=1",
+        "postgresql://user:p@ss?hunter2=@h/d",
+        "postgresql://h/d?user=u&password=pass&hunter2=1",  # and here, too
+        "postgresql://u@h/d?hunter2%40=1",
+    ],
+)
+def test_a_name_that_may_be_a_piece_of_a_password_is_told_by_its_position(text: str) -> None:
+    told = " ".join(parse_database_url(text)[1])
+    assert " of the database URL is unknown: remove it." in told
+    assert "hunter2" not in told
+
+
+FOREIGN = {
+    "neon": (
+        "channel_binding=require",
+        "channel_binding in the database URL is not supported: asyncpg does not support",
+    ),
+    "neon-endpoint": (
+        "options=endpoint%3Dep-zz-123",
+        "options=endpoint… in the database URL is for clients that do not",
+    ),
+    "cockroach": ("options=--cluster%3Dzz-123", "options=--cluster… in the database URL is for clients that do not"),
+    "supabase": ("supa=base-pooler.x", "supa in the database URL is not supported: it is meant for Supabase's own"),
+    "prisma-cache": ("statement_cache_size=0", "use pgbouncer=true behind a transaction pooler"),
+    "prisma-identity": ("sslidentity=zz.p12", "use sslcert and sslkey"),
+    "sqlalchemy": ("prepared_statement_cache_size=0", "use pgbouncer=true behind a transaction pooler"),
+    "asyncpg-ssl": ("ssl=require", "use sslmode=require (encrypted, not verified) or sslmode=verify-full"),
+    "asyncpg-size": ("max_size=5", "use connection_limit"),
+    "jdbc-schema": ("currentSchema=zz", "currentSchema in the database URL is not supported: use schema"),
+    "jdbc-timeout": ("loginTimeout=5", "use connect_timeout"),
+    "libpq-password": ("sslpassword=zz", "decrypt it with `openssl pkey"),
+    "libpq-keepalives": ("keepalives=1", "a dead connection is found before it is lent"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_parameter_of_another_client_is_refused_by_name_with_the_remedy_that_fits(case: str) -> None:
+    query, remedy = FOREIGN[case]
+    sentence = fault(f"postgresql://u:word@h/d?{query}")
+    assert remedy in sentence
+    assert "nearest" not in sentence
+    assert "zz" not in sentence
+
+
+def test_an_option_of_no_known_platform_is_refused_without_its_value() -> None:
+    sentence = fault("postgresql://u:word@h/d?options=--zz")
+    assert "options" in sentence
+    assert "zz" not in sentence
+
+
+@pytest.mark.parametrize("name", foreign_names.URL_REMEDIES)
+def test_no_parameter_of_another_client_is_one_of_ours(name: str) -> None:
+    assert name not in {*NAMES, *ADDRESS_PARAMETERS}
+    assert name == name.lower()
+
+
+@pytest.mark.parametrize(
+    "query", [f"{name}={value}" for name, values in foreign_names.ALREADY_SO.items() for value in sorted(values)]
+)
+def test_a_parameter_that_asks_for_what_happens_anyhow_is_taken(query: str) -> None:
+    assert read(f"postgresql://u@h/d?{query}") == read("postgresql://u@h/d")
+
+
+def test_prismas_timeouts_and_lifetimes_reach_the_settings() -> None:
+    url = read("postgresql://u@h/d?socket_timeout=5&max_idle_connection_lifetime=30&max_connection_lifetime=0")
+    assert url.settings == {"command_timeout_ms": 5000, "idle_timeout_ms": 30_000, "max_lifetime_ms": 0}
+
+
+@pytest.mark.parametrize("name", ["socket_timeout", "max_idle_connection_lifetime"])
+def test_a_bound_of_prismas_that_is_none_is_refused(name: str) -> None:
+    assert "(0, which means no limit in Prisma, is refused)" in fault(f"postgresql://u@h/d?{name}=0")
+
+
+@pytest.mark.parametrize("value", ["a,,b", ",", "a,%20"])
+def test_an_empty_name_between_schemas_is_refused(value: str) -> None:
+    assert "schema in the database URL must be the names of schemas" in fault(f"postgresql://u@h/d?schema={value}")
+
+
+def test_a_word_for_sslaccept_that_is_none_is_refused() -> None:
+    assert "must be strict or accept_invalid_certs" in fault("postgresql://u@h/d?sslaccept=yes")
 
 
 @pytest.mark.parametrize("query", ["schema", "schema="])

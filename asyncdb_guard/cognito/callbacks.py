@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
-from asyncdb_guard.cognito.event import CognitoUser
-from asyncdb_guard.cognito.statements import ClaimsStatement, ProvisionStatement, Statement
+from asyncdb_guard.cognito.event import CognitoClient, CognitoUser
+from asyncdb_guard.cognito.statements import MachineClaims, ProvisionStatement, Statement, UserClaims
 from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError
 from asyncdb_guard.settings.problems import label
 
+S = TypeVar("S", CognitoUser, CognitoClient)
+
 Callback: TypeAlias = Callable[[Any, CognitoUser], Awaitable[Any]]
 """`async def callback(conn, user)`, with an asyncpg connection."""
+
+MachineCallback: TypeAlias = Callable[[Any, CognitoClient], Awaitable[Any]]
+"""`async def callback(conn, client)`, with an asyncpg connection."""
 
 
 class CallbackError(GuardError):
@@ -22,7 +27,14 @@ class CallbackError(GuardError):
 
 def claims_callback(given: Callback | str | None, setting: str | None) -> Callback:
     """The callback that loads claims: from `CognitoTriggers`, else from the setting. Raises ConfigurationError."""
-    return _create("claims", ClaimsStatement, given, setting, label("claims_sql"))
+    return _create("claims", UserClaims, given, setting, label("claims_sql"))
+
+
+def machine_claims_callback(given: MachineCallback | str | None, setting: str | None) -> MachineCallback | None:
+    """The callback that loads a machine's claims, or None if machines have none. Raises ConfigurationError."""
+    if given is None and setting is None:
+        return None
+    return _create("machine_claims", MachineClaims, given, setting, label("machine_claims_sql"))
 
 
 def provision_callback(given: Callback | str | None, setting: str | None) -> Callback:
@@ -47,11 +59,11 @@ def callback_id(callback: object) -> str:
 
 def _create(
     name: str,
-    statement: type[ClaimsStatement | ProvisionStatement],
+    statement: Callable[[str, str], Callable[[Any, S], Awaitable[Any]]],
     given: object,
     setting: str | None,
     setting_label: str,
-) -> Callback:
+) -> Callable[[Any, S], Awaitable[Any]]:
     if given is None:
         if setting is None:
             raise ConfigurationError(
@@ -63,9 +75,9 @@ def _create(
     if not callable(given):
         raise _not_async(name)
 
-    async def call(conn: Any, user: CognitoUser) -> Any:
+    async def call(conn: Any, subject: S) -> Any:
         try:
-            answer = given(conn, user)
+            answer = given(conn, subject)
             if inspect.isawaitable(answer):
                 return await answer
         except DatabaseUnavailableError:
@@ -78,6 +90,7 @@ def _create(
 
 
 def _not_async(name: str) -> ConfigurationError:
+    subject = "client" if name == "machine_claims" else "user"
     return ConfigurationError(
-        f"{name}= of CognitoTriggers must be an `async def {name}(conn, user)` or an SQL statement as a str."
+        f"{name}= of CognitoTriggers must be an `async def {name}(conn, {subject})` or an SQL statement as a str."
     )

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, cast
 
-from asyncdb_guard.cognito.event import CognitoUser, TokenRequest
+from asyncdb_guard.cognito.event import CognitoClient, CognitoUser, Subject, TokenRequest
 from asyncdb_guard.cognito.values import (
     MAX_SIZE,
     ClaimConverter,
@@ -93,30 +93,34 @@ class Overrides:
 _NOTHING = Overrides({}, {}, [], [], [], [], None, None, None)
 
 
-def restore(text: str, user: CognitoUser) -> Overrides | None:
+def restore(text: str, subject: Subject) -> Overrides | None:
     """Parse what `Overrides.dump` wrote, or return None if it is invalid: others may write to a shared cache."""
     try:
-        return check_claims(TokenClaims(**json.loads(text)), user)
+        return check_claims(TokenClaims(**json.loads(text)), subject)
     except (ClaimError, TypeError, ValueError, RecursionError):
         return None
 
 
-def check_claims(returned: object, user: CognitoUser) -> Overrides:
-    """Check what a callback returned for `user`. Raises ClaimError, which names the claim, never its value.
+def check_claims(returned: object, subject: Subject) -> Overrides:
+    """Check what a callback returned for `subject`. Raises ClaimError, which names the claim, never its value.
 
-    None means no claims. A claim whose value is None is left out. In version 1 all values become strings (`as_text`).
+    None means no claims. A claim whose value is None is left out. In version 1 all values become strings (`as_text`). A
+    machine gets an access token only.
     """
     claims = _as_token_claims(returned)
     converter = ClaimConverter()
     both, suppressed = _mapping("claims", claims.claims), _suppressed("suppress", claims.suppress)
-    for_access, not_for_access = both, suppressed
-    if user.version == 1:
+    for_id, not_for_id = for_access, not_for_access = both, suppressed
+    if isinstance(subject, CognitoClient):
+        _refuse_what_machines_lack(claims)
+        for_id, not_for_id = {}, []
+    elif subject.version == 1:
         _refuse_access(claims)
         for_access, not_for_access = {}, []
     overrides = Overrides(
-        id=_token(converter, both | _mapping("id", claims.id), user),
-        access=_token(converter, for_access | _mapping("access", claims.access), user, access=True),
-        suppress_id=_merged(suppressed, _suppressed("suppress_id", claims.suppress_id)),
+        id=_token(converter, for_id | _mapping("id", claims.id), subject),
+        access=_token(converter, for_access | _mapping("access", claims.access), subject, access=True),
+        suppress_id=_merged(not_for_id, _suppressed("suppress_id", claims.suppress_id)),
         suppress_access=_merged(not_for_access, _suppressed("suppress_access", claims.suppress_access)),
         add_scopes=_scopes("add_scopes", claims.add_scopes),
         suppress_scopes=_scopes("suppress_scopes", claims.suppress_scopes),
@@ -133,7 +137,7 @@ def check_claims(returned: object, user: CognitoUser) -> Overrides:
 def build_response(overrides: Overrides, request: TokenRequest) -> dict[str, Any]:
     """Build the `response` of the event, in the format of its version."""
     id_part = _part(overrides.id, claimsToSuppress=overrides.suppress_id)
-    if request.user.version == 1:
+    if request.subject.version == 1:
         name, details = "claimsOverrideDetails", id_part
     else:
         access_part = _part(
@@ -142,8 +146,9 @@ def build_response(overrides: Overrides, request: TokenRequest) -> dict[str, Any
             scopesToAdd=overrides.add_scopes,
             scopesToSuppress=overrides.suppress_scopes,
         )
-        name = "claimsAndScopeOverrideDetails"
-        details = {"idTokenGeneration": id_part, "accessTokenGeneration": access_part}
+        name, details = "claimsAndScopeOverrideDetails", {"accessTokenGeneration": access_part}
+        if isinstance(request.subject, CognitoUser):
+            details = {"idTokenGeneration": id_part, **details}
     groups = _group_details(overrides, request.group_configuration)
     if groups is not None:
         details["groupOverrideDetails"] = groups
@@ -185,18 +190,24 @@ def _refuse_access(claims: TokenClaims) -> None:
             )
 
 
+def _refuse_what_machines_lack(claims: TokenClaims) -> None:
+    for name in ("id", "suppress_id", "groups", "iam_roles", "preferred_role"):
+        if getattr(claims, name):
+            raise ClaimError(f"{name} is for users: a machine has no ID token and no groups. Remove it.")
+
+
 def _token(
-    converter: ClaimConverter, claims: dict[object, object], user: CognitoUser, *, access: bool = False
+    converter: ClaimConverter, claims: dict[object, object], subject: Subject, *, access: bool = False
 ) -> dict[str, Json]:
     token: dict[str, Json] = {}
     for key, value in claims.items():
         name = _name("claims", key)
         converted = converter.convert(name, value)
-        if user.version == 1:
+        if subject.version == 1:
             converted = as_text(converted)
         if converted is None:
             continue
-        if not (access and name == "aud" and converted == user.client_id):
+        if not (access and name == "aud" and converted == subject.client_id):
             _refuse_reserved(name, "set", _NOT_SETTABLE)
         if not access and name in _SCALAR_IN_ID_TOKEN and isinstance(converted, (list, dict)):
             raise ClaimError(f"The claim {quoted(name)} cannot be a list or an object in the ID token.")

@@ -10,6 +10,16 @@ from asyncdb_guard.errors import DatabaseUnavailableError, DeadlineExceededError
 
 T = TypeVar("T")
 
+_IN_STATEMENT = (
+    "The trigger's deadline passed while a statement was running. Make the statement faster, find what holds a lock"
+    " that it waits for, or allow more time: the deadline is LAMBDA_DATABASE_HANDLER_BUDGET_MS, or what is left of the"
+    " function's Timeout."
+)
+_ELSEWHERE = (
+    "The trigger's deadline passed while its callback was waiting for something other than the database, such as an"
+    " HTTP call. Give that a shorter timeout."
+)
+
 RESPONSE_MARGIN = 0.2
 """Seconds of the function's remaining time that are reserved for returning the answer."""
 
@@ -55,8 +65,8 @@ class Deadline:
             if not timer.expired():
                 raise
         if in_statement():
-            raise DeadlineExceededError("The trigger's deadline passed while a statement was running.")
-        raise BudgetSpentError("The trigger's deadline passed while its callback was waiting for something else.")
+            raise DeadlineExceededError(_IN_STATEMENT)
+        raise BudgetSpentError(_ELSEWHERE)
 
 
 def _remaining(context: Any, default: float) -> float:

@@ -19,9 +19,15 @@ TriggerEvent: TypeAlias = dict[str, Any]
 
 CONFIRM_SIGN_UP = "PostConfirmation_ConfirmSignUp"
 MACHINE = "TokenGeneration_ClientCredentials"
-"""The trigger source of a machine's token, which has no user and therefore no user's claims."""
+"""The trigger source of a machine's token, which has no user. Only version 3 has it."""
 
 _PRE_TOKEN = "TokenGeneration_"  # noqa: S105 -- a trigger, not a secret
+_POST_CONFIRMATION = "PostConfirmation_"
+_OTHER_TRIGGERS = (
+    "CreateAuthChallenge_", "CustomEmailSender_", "CustomMessage_", "CustomSMSSender_", "DefineAuthChallenge_",
+    "InboundFederation_", "PostAuthentication_", "PreAuthentication_", "PreSignUp_", "UserMigration_",
+    "VerifyAuthChallengeResponse_",
+)  # fmt: skip
 _VERSIONS = {"2": 2, "3": 3}
 
 
@@ -59,10 +65,35 @@ class CognitoUser:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class CognitoClient:
+    """The app client that requests a token for itself, with the client credentials grant: a machine without a user."""
+
+    client_id: str
+    """The machine's identity."""
+    scopes: tuple[str, ...]
+    """The scopes that the access token will have."""
+    user_pool_id: str
+    client_metadata: Mapping[str, str]
+    """Metadata that the machine chose freely. Never authorise from it."""
+    trigger_source: str
+    """`TokenGeneration_ClientCredentials`."""
+    region: str
+    version: int
+    """The version of the event's format: 3."""
+
+    def __repr__(self) -> str:
+        return f"<CognitoClient, version {self.version}>"
+
+
+Subject: TypeAlias = CognitoUser | CognitoClient
+"""Who gets the token."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class TokenRequest:
     """The contents of a pre token generation event."""
 
-    user: CognitoUser
+    subject: Subject
     group_configuration: Mapping[str, Any] | None
     """`request.groupConfiguration`; empty if the event has none, None if it is not an object."""
 
@@ -78,21 +109,38 @@ def trigger_source(event: object) -> str:
     return source
 
 
+def is_token_source(source: str) -> bool:
+    """Whether a pre token generation trigger is called for this source."""
+    return source.startswith(_PRE_TOKEN)
+
+
+def is_post_confirmation_source(source: str) -> bool:
+    """Whether a post confirmation trigger is called for this source."""
+    return source.startswith(_POST_CONFIRMATION)
+
+
+def public_source(source: str) -> str:
+    """The trigger source for a log: as it is if it begins as one of Cognito's does, since it may be any text."""
+    known = (_PRE_TOKEN, _POST_CONFIRMATION, *_OTHER_TRIGGERS)
+    return source[:64] if source.startswith(known) and source.replace("_", "").isalpha() else "an unknown source"
+
+
 def token_source(event: object) -> str:
     """Return the trigger source of a pre token generation event. Raises TriggerEventError if it is another event."""
     source = trigger_source(event)
-    if not source.startswith(_PRE_TOKEN):
+    if not is_token_source(source):
         raise _invalid("triggerSource")
     return source
 
 
 def read_token_event(event: TriggerEvent) -> TokenRequest:
     """Read a pre token generation event. Raises TriggerEventError, which names the invalid field."""
-    token_source(event)
+    source = token_source(event)
     request = _request(event)
+    version = _version(event, request)
     configuration = request.get("groupConfiguration")
     return TokenRequest(
-        user=_read_user(event, request, _version(event, request)),
+        subject=_read_client(event, request) if source == MACHINE else _read_user(event, request, version),
         group_configuration={} if configuration is None else _object(configuration),
     )
 
@@ -126,6 +174,21 @@ def _read_user(event: TriggerEvent, request: Mapping[str, Any], version: int) ->
         client_metadata=_texts(_object(request.get("clientMetadata")) or {}),
         region=_text(event, "region"),
         version=version,
+    )
+
+
+def _read_client(event: TriggerEvent, request: Mapping[str, Any]) -> CognitoClient:
+    client_id = _text(_object(event.get("callerContext")) or {}, "clientId")
+    if not client_id:
+        raise _invalid("callerContext.clientId")
+    return CognitoClient(
+        client_id=client_id,
+        scopes=_names(request.get("scopes")),
+        user_pool_id=_text(event, "userPoolId"),
+        client_metadata=_texts(_object(request.get("clientMetadata")) or {}),
+        trigger_source=event["triggerSource"],
+        region=_text(event, "region"),
+        version=3,
     )
 
 

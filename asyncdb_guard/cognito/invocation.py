@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncdb_guard.cognito.deadline import CLEANUP_TIMEOUT, BudgetSpentError, Deadline
 from asyncdb_guard.cognito.outcome import Outcome
-from asyncdb_guard.emf import TriggerMetrics
-from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, DatabaseUnavailableError
+from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
@@ -24,6 +23,22 @@ _QUERY_CANCELED = "57014"
 
 _INSUFFICIENT_RESOURCES = "53"
 """The class of SQLSTATEs for a full disk, too little memory or too many connections."""
+
+
+_LOST = (
+    "The session ended while the callback was using it. The server may have restarted or failed over, or an"
+    " administrator ended the session; check the server's log."
+)
+_SLOW = (
+    "A statement took longer than {} allows, {} ms. Make it faster, for example with an index on the column that it"
+    " looks the user up by; find what holds a lock that it waits for; or raise the setting."
+)
+_CANCELED = (
+    "The server ended a statement: its statement_timeout, for the role or the database, is shorter than the statement,"
+    " or an administrator cancelled it. Make the statement faster, or raise that timeout."
+)
+_OUT_OF_RESOURCES = "The server lacks the resources for a statement. Check its disk, memory and connections."
+_FAILED = "The database failed during a statement. Check the log of the server, and of a proxy in front of it."
 
 
 class SessionLostError(DatabaseUnavailableError):
@@ -46,7 +61,6 @@ class CallbackRunner:
         callback: Callable[[Any, S], Awaitable[T]],
         subject: S,
         deadline: Deadline,
-        metrics: TriggerMetrics | None = None,
     ) -> T:
         """Run `callback(conn, subject)` on a borrowed connection until the deadline, and return its result.
 
@@ -57,7 +71,7 @@ class CallbackRunner:
         callback passes through. The breaker judges the original error.
         """
         deadline.check()
-        task = asyncio.create_task(self._borrow_and_run(callback, subject, deadline, metrics))
+        task = asyncio.create_task(self._borrow_and_run(callback, subject, deadline))
         self._tasks.add(task)  # the event loop itself holds its tasks only weakly
         task.add_done_callback(self._tasks.discard)
         try:
@@ -74,43 +88,41 @@ class CallbackRunner:
         callback: Callable[[Any, S], Awaitable[T]],
         subject: S,
         deadline: Deadline,
-        metrics: TriggerMetrics | None,
     ) -> Outcome[T]:
         """Raises nothing: a SystemExit, for example, would leave through the event loop and bypass the trigger."""
         lost = False
-        began = time.monotonic()
         timeout = min(self._pool.settings.connect_timeout, deadline.remaining)
         try:
             async with self._pool.acquire(timeout=timeout) as conn:
-                if metrics is not None:
-                    metrics.add_acquire_time(time.monotonic() - began)
                 try:
                     return Outcome(await deadline.bound(callback(conn, subject), lambda: conn.in_statement))
                 finally:
                     lost = conn.is_closed()
         except BaseException as error:
-            if metrics is not None and isinstance(error, CircuitOpenError):
-                metrics.record_rejection()
-            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining))
+            bound_ms = self._pool.settings.command_timeout_ms
+            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining, bound_ms=bound_ms))
 
 
-def _classify(error: BaseException, *, lost: bool, out_of_time: bool) -> BaseException:
+def _classify(error: BaseException, *, lost: bool, out_of_time: bool, bound_ms: int) -> BaseException:
     """Return `error`, or the DatabaseUnavailableError that it amounts to."""
     if isinstance(error, AcquireTimeoutError) and out_of_time:
         return _caused(BudgetSpentError("The trigger's deadline passed before a connection was available."), error)
     if isinstance(error, DatabaseUnavailableError) or not isinstance(error, Exception):
         return error
     if is_lost(error, lost=lost):
-        return _caused(SessionLostError("The session was lost."), error)
-    if judge(error, lost=lost) is Verdict.FAILURE or _not_run(sqlstate_of(error) or ""):
-        return _caused(StatementFailedError("A statement took too long, or the server could not run it."), error)
+        return _caused(SessionLostError(_LOST), error)
+    sqlstate = sqlstate_of(error) or ""
+    if isinstance(error, TimeoutError) and judge(error) is Verdict.FAILURE:
+        return _caused(StatementFailedError(_SLOW.format(label("command_timeout_ms"), bound_ms)), error)
+    if sqlstate == _QUERY_CANCELED:
+        return _caused(StatementFailedError(_CANCELED), error)
+    if sqlstate[:2] == _INSUFFICIENT_RESOURCES:
+        return _caused(StatementFailedError(_OUT_OF_RESOURCES), error)
+    if judge(error, lost=lost) is Verdict.FAILURE:
+        return _caused(StatementFailedError(_FAILED), error)
     return error
 
 
 def _caused(error: DatabaseUnavailableError, cause: BaseException) -> DatabaseUnavailableError:
     error.__cause__ = cause
     return error
-
-
-def _not_run(sqlstate: str) -> bool:
-    return sqlstate == _QUERY_CANCELED or sqlstate[:2] == _INSUFFICIENT_RESOURCES

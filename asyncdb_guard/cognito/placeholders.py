@@ -1,4 +1,4 @@
-"""Finds the parameters of an SQL statement. Pure: it needs no server, and thus no named prepared statement.
+"""Finds the parameters and the parts of an SQL statement. Pure: no server, and thus no named prepared statement.
 
 Source: PostgreSQL manual, "SQL Syntax: Lexical Structure".
 """
@@ -20,10 +20,15 @@ _TOKEN = re.compile(
     | (?P<word>       [A-Za-z_\x80-\U0010ffff] [\w$\x80-\U0010ffff]* )
     | (?P<end>        ; )
     | (?P<open>       ['"] )
+    | (?P<bracket>    [()] )
     | (?P<other>      . )
     """,
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
+_WRITES = frozenset({"DELETE", "INSERT", "MERGE", "UPDATE"})
+_MAIN = _WRITES | {"SELECT", "TABLE", "VALUES"}
+"""The words with which a statement that follows WITH can begin."""
+
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
@@ -46,11 +51,19 @@ class Scan:
 
     text: str
     parameters: tuple[Parameter, ...]
+    main: int
+    """Where the statement itself begins, after a WITH clause if there is one."""
+    writes: bool
+    """Whether it, or a part of its WITH clause, is an INSERT, UPDATE, DELETE or MERGE."""
+    main_writes: bool
+    returns: bool
+    """Whether the word RETURNING occurs in it."""
 
 
 def scan(sql: str) -> Scan:
     """Find the parameters of one statement. Raises StatementError if the text is not exactly one statement."""
     parameters: list[Parameter] = []
+    shape = _Shape()
     has_content = False
     end: int | None = None
     position = 0
@@ -66,11 +79,42 @@ def scan(sql: str) -> Scan:
             if end is not None:
                 raise StatementError("contains more than one statement")
             has_content = True
+            shape.read(token[0], start)
             if token["parameter"] is not None:
                 parameters.append(Parameter(int(token[0][1:]), start, position))
     if not has_content:
         raise StatementError("is empty")
-    return Scan(sql[:end], tuple(parameters))
+    return Scan(sql[:end], tuple(parameters), shape.main or 0, shape.writes, shape.main_writes, shape.returns)
+
+
+class _Shape:
+    """Finds out, token by token, where a statement begins and whether it writes; lives for one scan."""
+
+    def __init__(self) -> None:
+        self.main: int | None = None
+        self.writes = self.main_writes = self.returns = False
+        self._depth = 0
+        self._last = ""
+
+    def read(self, token: str, start: int) -> None:
+        word = token.upper()
+        begins = self._begins(word)
+        if begins:
+            self.main = start
+            self.main_writes = word in _WRITES
+        # not FOR UPDATE, DO UPDATE or WHEN MATCHED THEN DELETE, nor a column of that name
+        self.writes |= word in _WRITES and (begins or self._last == "(")
+        self.returns |= word == "RETURNING"
+        self._depth += {"(": 1, ")": -1}.get(token, 0)
+        self._last = word
+
+    def _begins(self, word: str) -> bool:
+        """Whether the statement itself begins here: with its first word, or after its WITH clause."""
+        if self.main is not None or self._depth or (not self._last and word == "WITH"):
+            return False
+        if not self._last or (word == "(" and self._last == ")"):
+            return True
+        return word in _MAIN and self._last not in {"WITH", "RECURSIVE", ","}  # these introduce a name
 
 
 def _after_comment(sql: str, position: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from asyncdb_guard.cognito.caching.store import ClaimsStore
@@ -16,6 +15,8 @@ from asyncdb_guard.cognito.event import (
     trigger_source,
 )
 from asyncdb_guard.cognito.invocation import CallbackRunner
+from asyncdb_guard.cognito.locking import ISOLATION, lock
+from asyncdb_guard.cognito.statements import refusal
 from asyncdb_guard.errors import GuardError
 
 
@@ -39,26 +40,24 @@ class PostConfirmationTrigger:
     async def answer(self, event: TriggerEvent, deadline: Deadline) -> TriggerEvent:
         """Write the event's user to the database, delete the user's cached claims, and return the event.
 
-        Raises TriggerEventError, DatabaseUnavailableError, TransactionEndedError or what the callback raised.
+        Raises TriggerEventError, DatabaseUnavailableError, TransactionEndedError, CacheUnavailableError or what the
+        callback raised.
         """
         user = read_confirmation_event(event)
-        await self._runner.run(self._provision, user, deadline)
-        await self._store.forget(user.sub)
+        try:
+            await self._runner.run(self._provision, user, deadline)
+        except Exception as error:
+            raise refusal(error, self._callback)  # noqa: B904 -- `error`, or its cause
+        # If this fails, so does the trigger: Cognito then runs it again, which changes nothing but the cache.
+        await deadline.bound(self._store.forget(user.sub))
         return event
 
     async def _provision(self, conn: Any, user: CognitoUser) -> None:
         # Cognito's tries can overlap. The lock keeps another try from reading between this one's read and its write.
-        # Under REPEATABLE READ, which the role may default to, the callback's snapshot would be older than the lock.
-        async with conn.transaction(isolation="read_committed"):
-            await conn.execute("SELECT pg_advisory_xact_lock($1)", _lock_id(user))
+        async with conn.transaction(isolation=ISOLATION):
+            await lock(conn, user)
             await self._callback(conn, user)
             if not conn.is_in_transaction():
                 raise TransactionEndedError("The callback ended its transaction. Remove its COMMIT or ROLLBACK.")
             # If the callback swallowed an error, this raises; COMMIT alone would roll back and report success.
             await conn.execute("SELECT 1")
-
-
-def _lock_id(user: CognitoUser) -> int:
-    """The advisory lock of one user: a signed 64-bit integer, as PostgreSQL requires."""
-    digest = hashlib.sha256(f"asyncdb_guard provision {user.user_pool_id} {user.sub}".encode("utf-8", "surrogatepass"))
-    return int.from_bytes(digest.digest()[:8], "big", signed=True)

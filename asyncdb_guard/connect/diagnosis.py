@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
@@ -40,7 +41,8 @@ _BY_TEXT = {
 """What some platforms say with an SQLSTATE that says nothing. Their words are matched, and never shown."""
 
 _BY_SQLSTATE = {
-    "08003": "the connection ended during the login; check the log of the server, and of a proxy in front of it",
+    "08003": "the connection ended during the login; check that the host and the port lead to PostgreSQL, and the log"
+    " of the server and of a proxy in front of it",
     "08P01": "the server refused what it was sent; check the database name and the user, and the log of a pooler",
     "0A000": _POOLER,
     "22023": "the server refused the value of a startup parameter; check application_name and schema in the database"
@@ -78,6 +80,11 @@ _LOGIN = {
     "28P01": ("the server refused the password", "check the user and the password in LAMBDA_DATABASE_URL"),
 }
 
+_PASSWORDLESS = (
+    "the server asks for a password, and the settings have none; add it to LAMBDA_DATABASE_URL, or set"
+    " LAMBDA_DATABASE_SECRET_ARN or LAMBDA_DATABASE_IAM_AUTH"
+)
+
 _RENEWED = (
     ", also with newly fetched credentials; wait for a rotation to end, or check the secret; for IAM, check the role"
     " rds_iam and the policy rds-db:connect"
@@ -101,22 +108,30 @@ _BY_VERIFY_CODE = {
 }
 """By OpenSSL's X509_V_ERR numbers (openssl-verification-options(1)), as OpenSSL's own texts show the host."""
 
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_IPV6_ADDRESS = re.compile(r"\('[^']*:[^']*', \d+, \d+, \d+\)")
+_IPV4_ADDRESS = re.compile(r"\('[\d.]+', \d+\)")
+"""How asyncio's texts show the addresses that it tried: matched, and never shown."""
 
-def connect_error(cause: Exception, *, renewed: bool = False) -> ConnectFailedError:
+
+def connect_error(cause: Exception, *, renewed: bool = False, passwordless: bool = False) -> ConnectFailedError:
     """Wrap what the driver raised during a connect; it becomes the `__cause__`.
 
-    `renewed`: the server refused the login twice, the second time with newly fetched credentials.
+    `renewed`: the server refused the login twice, the second time with newly fetched credentials. `passwordless`: the
+    settings have no password.
     """
     kind = ConnectTimeoutError if isinstance(cause, TimeoutError) else ConnectFailedError
-    error = kind(f"The database could not be reached: {_reason(cause, renewed)}.")
+    error = kind(f"The database could not be reached: {_reason(cause, renewed, passwordless)}.")
     error.__cause__ = cause
     return error
 
 
-def _reason(cause: Exception, renewed: bool) -> str:
+def _reason(cause: Exception, renewed: bool, passwordless: bool) -> str:
     if isinstance(cause, asyncpg.PostgresError):
         sqlstate = sqlstate_of(cause)
-        return f"{_refusal(cause, sqlstate, renewed)} (SQLSTATE {sqlstate})" if sqlstate else _NOT_POSTGRESQL
+        return (
+            f"{_refusal(cause, sqlstate, renewed, passwordless)} (SQLSTATE {sqlstate})" if sqlstate else _NOT_POSTGRESQL
+        )
     if isinstance(cause, TimeoutError):
         return (
             "it did not answer in time; check its address, the route and the security group, or raise"
@@ -133,7 +148,10 @@ def _reason(cause: Exception, renewed: bool) -> str:
     if isinstance(cause, OSError):
         return _network(cause)
     if isinstance(cause, asyncpg.TargetServerAttributeNotMatched):
-        return "no server there is of the requested kind; name another one, or wait for the failover to end"
+        return (
+            "no server there is of the kind that target_session_attrs in the database URL requires; wait for the"
+            " failover to end, name another host, or change target_session_attrs"
+        )
     if says(cause, "uthentication method") or says(cause, "performing authentication"):
         return "it requires a login method that asyncpg does not support; configure scram-sha-256 in pg_hba.conf"
     kind = type_name(cause)
@@ -150,13 +168,22 @@ def _network(cause: OSError) -> str:
     # asyncpg/connect_utils.py: a bare ConnectionError means that the server declined TLS
     if type(cause) is ConnectionError and "SSL" in str(cause):
         return "it does not support TLS; enable TLS there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
+    if isinstance(cause, FileNotFoundError | PermissionError):
+        return "nothing listens on its Unix socket; check the directory and its rights, and that the server runs"
+    if cause.errno in _UNREACHABLE and _IPV6_ADDRESS.search(str(cause)) and not _IPV4_ADDRESS.search(str(cause)):
+        return (
+            "its host has only an IPv6 address, and this network has no route to it; give the subnet IPv6, or use an"
+            " address with IPv4, such as that of the platform's pooler"
+        )
     if isinstance(cause, ConnectionError):
         return f"the connection was lost during the login ({type_name(cause)}); check the server's log, and a proxy's"
     return f"the network failed ({type_name(cause)}); check the route, the subnet and the security group"
 
 
-def _refusal(cause: asyncpg.PostgresError, sqlstate: str, renewed: bool) -> str:
+def _refusal(cause: asyncpg.PostgresError, sqlstate: str, renewed: bool, passwordless: bool) -> str:
     if login_refused(cause):
+        if passwordless and sqlstate == "28P01":
+            return _PASSWORDLESS
         refused, remedy = _LOGIN.get(sqlstate, _LOGIN["28000" if sqlstate[:2] == "28" else "28P01"])
         return refused + (_RENEWED if renewed else f"; {remedy}")
     for words, reason in _BY_TEXT.items():

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Coroutine
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.prepared_stmt import PreparedStatement
 
+from asyncdb_guard import clock
+from asyncdb_guard.connect.lent_statements import (
+    ENDED,
+    Bounds,
+    LentCursorFactory,
+    LentStatement,
+    LentTransaction,
+    as_lent,
+    timed_out,
+)
+from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
 
-_STATEMENTS = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
-"""Methods that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
+_UNGUARDED = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
+"""Statements that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
 
-_BOUNDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany", *_STATEMENTS)
-"""Methods that take a `timeout`, which may be longer than the server's bound."""
+_GUARDED = ("fetch", "fetchrow", "fetchval", "fetchmany", "executemany")
+"""The other methods that run one statement and take a `timeout`."""
 
 _CALLBACKS = ("log_listener", "termination_listener", "query_logger")
 """Kinds of callbacks that asyncpg keeps on a connection; each has a method to add one and a method to remove it."""
@@ -28,17 +41,21 @@ class LentConnection(PoolConnectionProxy):
     closed_by_borrower = False
     """Whether the borrower closed it: then the session does not count as lost."""
     running = 0
-    """How many calls of the methods in `_STATEMENTS` are running."""
+    """How many calls of the methods in `_UNGUARDED` are running."""
     ran_scripts = False
     """Whether SQL was run that may contain several statements, such as a PREPARE."""
     changed_codecs = False
-    server_bound: float | None = None
-    """Seconds after which the server ends a statement; None if we set no bound."""
+    bounds: Bounds
+    """The bounds on each statement."""
     raised_server_bound = False
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
     """The other callbacks that the borrower added, each with its kind."""
+    acquisition: Any = None
+    """What `release()` ends; None in an `async with`, which ends itself."""
+    released = False
+    """Whether the borrow is over: asyncpg refuses whatever comes now."""
 
     @property
     def in_statement(self) -> bool:
@@ -54,6 +71,15 @@ class LentConnection(PoolConnectionProxy):
         self.closed_by_borrower = True
         super().terminate()
 
+    def transaction(self, **options: Any) -> LentTransaction:
+        return as_lent(super().transaction(**options), LentTransaction)
+
+    async def prepare(self, query: str, **options: Any) -> LentStatement:
+        return as_lent(await _prepare(self, query, **options), LentStatement)
+
+    def cursor(self, query: str, *arguments: Any, **options: Any) -> LentCursorFactory:
+        return as_lent(super().cursor(query, *arguments, **options), LentCursorFactory)
+
     async def add_listener(self, channel: str, callback: Any) -> None:
         await super().add_listener(channel, callback)
         self.listeners += ((channel, callback),)
@@ -62,6 +88,20 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
+    def prepare_cached(self, query: str) -> Coroutine[Any, Any, PreparedStatement[Any]]:
+        """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
+        bare: Any = self
+        connection = bare if bare._con is None else bare._con  # the former raises, as the session has ended
+        statement: Coroutine[Any, Any, PreparedStatement[Any]] = connection._prepare(query, use_cache=True)
+        return statement
+
+    def confirm_synced(self) -> None:
+        """All statements of this borrow have run to their end, so no pooler still holds a backend for one."""
+        bare: Any = self
+        # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
+        if type(bare._con) is PoolerConnection:
+            bare._con.keeps_backend = False
+
     async def with_longer_bound(self, method: Any, timeout: float, arguments: Any, options: Any) -> Any:
         """Run one statement that may take longer than the server's bound. This takes two additional round trips."""
         execute = PoolConnectionProxy.execute
@@ -69,7 +109,7 @@ class LentConnection(PoolConnectionProxy):
         self.raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
-        await execute(self, "RESET statement_timeout")
+        await execute(self, self.bounds.reset)
         self.raised_server_bound = False
         return answer
 
@@ -78,20 +118,28 @@ def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
     return tuple(one for one in items if one != item)
 
 
-def _bounded(name: str) -> Any:
-    method = getattr(LentConnection, name)
+def _guarded(name: str) -> Any:
+    method = getattr(PoolConnectionProxy, name)
 
     @functools.wraps(method)
-    def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
-        if timeout is None or self.server_bound is None or timeout <= self.server_bound:
-            return method(self, *arguments, timeout=timeout, **options)
-        return self.with_longer_bound(method, timeout, arguments, options)
+    async def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+        bound = self.bounds.server
+        since = clock.now()
+        try:
+            if timeout is None or bound is None or timeout <= bound:
+                return await method(self, *arguments, timeout=timeout, **options)
+            return await self.with_longer_bound(method, timeout, arguments, options)
+        except ENDED as error:
+            ended = timed_out(error, since, clock.now(), self.bounds)
+            if ended is None:
+                raise
+            raise ended from error
 
     return call
 
 
-def _counts_as_running(name: str) -> Any:
-    method = getattr(PoolConnectionProxy, name)
+def _unguarded(name: str) -> Any:
+    method = _guarded(name)
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
@@ -138,10 +186,12 @@ def _removes_callback(kind: str) -> Any:
     return call
 
 
-for _name in _STATEMENTS:
-    setattr(LentConnection, _name, _counts_as_running(_name))
-for _name in _BOUNDED:
-    setattr(LentConnection, _name, _bounded(_name))
+_prepare = _guarded("prepare")
+
+for _name in _UNGUARDED:
+    setattr(LentConnection, _name, _unguarded(_name))
+for _name in _GUARDED:
+    setattr(LentConnection, _name, _guarded(_name))
 for _name in _CODECS:
     setattr(LentConnection, _name, _changes_codecs(_name))
 for _name in _CALLBACKS:

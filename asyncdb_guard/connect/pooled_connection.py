@@ -1,7 +1,7 @@
 """One connection of the pool, for as long as its server session lives.
 
-Only this module, `lent_connection`, `pooler_connection` and `sockets` use private names of asyncpg and asyncio.
-asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
+Only this module, `lent_connection`, `lent_statements`, `pooler_connection` and `sockets` use private names of asyncpg
+and asyncio; it is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
 acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
 test for each private name, which fails in plain words when asyncpg changes.
 """
@@ -9,10 +9,10 @@ test for each private name, which fails in plain words when asyncpg changes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import asyncpg
@@ -21,14 +21,29 @@ from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.lent_statements import Bounds
+from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
-from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, NAMES, NO_NAMES, ROLLBACK, Part, join, lacks
+from asyncdb_guard.connect.reset import (
+    AUTHORIZATION,
+    DEALLOCATE,
+    NAMES,
+    NO_NAMES,
+    ROLLBACK,
+    Part,
+    ResetPlan,
+    identifier,
+    join,
+    lacks,
+    literal,
+)
 from asyncdb_guard.connect.sockets import drop, hang_up, socket_probe
 from asyncdb_guard.connect.startup import CLIENT_CHECK_INTERVAL, ServerTraits
 from asyncdb_guard.events import logger
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
-_CLIENT_CHECK_GRACE = 0.1
-"""Seconds from that check until the session is gone."""
+_CUT_OFF_TIME = CLIENT_CHECK_INTERVAL + 0.1
+"""Seconds, at most, until a server that runs a statement has noticed that its client hung up, and ended the session."""
 
 _driver: Any = asyncpg.connection
 
@@ -37,18 +52,24 @@ class PooledConnection:
     """One server session, checked out of asyncpg's pool; lives as long as that session."""
 
     __slots__ = (
+        "_bounds",
         "_connection",
         "_holder",
+        "_kept",
         "_known_statements",
         "_leaves_names",
+        "_needs_writer",
+        "_prepared",
         "_protocol",
         "_ran_scripts",
-        "_server_bound",
+        "_restore",
+        "_restore_text",
         "_server_settings",
         "_session_user",
         "_traits",
         "_transport",
         "_via_pooler",
+        "_wanted",
         "closing",
         "has_leftovers",
         "idle_since",
@@ -68,7 +89,8 @@ class PooledConnection:
         now: Instant,
         lifetime: float,
         traits: ServerTraits,
-        server_bound: float | None = None,
+        wanted: SessionAttrs,
+        bounds: Bounds,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
@@ -79,16 +101,25 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
+        self._wanted = wanted if kept_suitable(wanted) else None
+        self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
         self._known_statements: int = _driver._uid
         self._ran_scripts = False
+        self._prepared = False
+        """Whether the session has a name of ours, for the reset."""
         self._leaves_names = False
         """Whether a borrower of this session ever left a name of SQL's own PREPARE: then each reset checks for them."""
         self.opened_at = now
         self.idle_since = now
         self.lifetime = lifetime
-        self._server_bound = server_bound
+        self._bounds = bounds
+        self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
+        """The callbacks and the listeners of `init=`."""
+        self._restore: tuple[Part, ...] = ()
+        """What follows the reset in one message: it does again what `init=` did on the server."""
+        self._restore_text = ""
         self.lease = 0
         """The number of the lease that owns it, or 0."""
         self.closing = False
@@ -109,28 +140,72 @@ class PooledConnection:
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
         lent = LentConnection(self._holder, self._connection)
-        lent.server_bound = self._server_bound
+        lent.bounds = self._bounds
         return lent
+
+    def let_go(self, lent: LentConnection) -> None:
+        """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
+        # asyncpg/connection.py: what callbacks get as their connection
+        self._connection._proxy = weakref.proxy(lent)
+
+    def keep(self, lent: LentConnection) -> None:
+        """End the work of `init=`: what it left on our side of the wire is there for every borrower."""
+        self._end(lent)
+        if lent.callbacks or lent.listeners:
+            self._kept = lent.callbacks, self._connection._listeners
+            self._keep_callbacks()
+            channels = dict.fromkeys(channel for channel, _ in lent.listeners)
+            self._restore_with(f"LISTEN {identifier(channel)}" for channel in channels)
+
+    def keep_settings(self, settings: Sequence[tuple[str, str]]) -> None:
+        """Set these again after each reset, in this order. They are names, with values as the server shows them."""
+        user = self._reported_user()
+        if user != self._session_user:
+            self._restore_with([f"SET SESSION AUTHORIZATION {identifier(str(user))}"])
+        for name, value in settings:
+            # a condition, as each column and row of an answer has a cost
+            self._restore_with(
+                [f"SELECT WHERE pg_catalog.set_config({literal(name)}, {literal(value)}, false) IS NULL"]
+            )
+            if name == "statement_timeout":
+                seconds = int(value) / 1000 or None
+                self._bounds = self._bounds._replace(server=seconds, reset=f"SET {name} = {int(value)}")
+
+    def _restore_with(self, statements: Iterable[str]) -> None:
+        self._restore += tuple(Part(sql, "what init= set") for sql in statements)
+        self._restore_text = f";{join(self._restore)}" if self._restore else ""
+
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Run one statement of our own. Raises whatever the driver raises."""
+        rows: list[asyncpg.Record] = await self._connection.fetch(query, *arguments)
+        return rows
 
     def take_back(self, lent: LentConnection) -> None:
         """End a borrow: the borrower's connection, statements and cursors stop working.
 
         Warns with asyncpg.InterfaceWarning, as asyncpg does, if the borrower left a listener behind.
         """
+        self._end(lent)
+        self.unresettable = lent.changed_codecs
+        if lent.listeners or lent.callbacks or self._kept is not None:
+            self._remove_callbacks(lent)
+
+    def _end(self, lent: LentConnection) -> None:
         bare: Any = lent
         bare._detach()
+        lent.released = True
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
         self.has_leftovers = lent.running > 0 or lent.raised_server_bound
-        self.unresettable = lent.changed_codecs
         self._ran_scripts = lent.ran_scripts
-        if lent.listeners or lent.callbacks:
-            self._remove_callbacks(lent)
 
     def _remove_callbacks(self, lent: LentConnection) -> None:
         for kind, callback in lent.callbacks:
             getattr(self._connection, f"remove_{kind}")(callback)
         self.has_leftovers = self.has_leftovers or bool(lent.listeners)
+        if self._kept is not None:
+            self.has_leftovers = self.has_leftovers or self._connection._listeners != self._kept[1]
+            self._keep_callbacks()
         left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
         if left:
             warnings.warn(
@@ -139,6 +214,21 @@ class PooledConnection:
                 asyncpg.InterfaceWarning,
                 stacklevel=5,
             )
+
+    def _keep_callbacks(self) -> None:
+        """Have those of `init=`, whatever a borrower added or removed."""
+        callbacks, listeners = self._kept or ((), {})
+        for kind, callback in callbacks:
+            getattr(self._connection, f"add_{kind}")(callback)
+        self._connection._listeners = {channel: set(ours) for channel, ours in listeners.items()}
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether the server has reported that it is no longer of the kind that the settings ask for. No round trip."""
+        if self._wanted is None:
+            return False
+        state = reported_state(self._server_settings)
+        return state is not None and not suits(self._wanted, state)
 
     @property
     def interrupted(self) -> bool:
@@ -160,15 +250,18 @@ class PooledConnection:
             or connection._top_xact is not None
         )
 
-    async def settle(self, timeout: float) -> bool:
-        """Wait until a cancelled statement has ended; return whether the connection is clean."""
+    async def settle(self, timeout: float | None = None) -> bool:
+        """Wait until a cancelled statement has ended; return whether the connection is clean.
+
+        By default for at most COMMAND_TIMEOUT.
+        """
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
         connection = self._connection
         return not (connection.is_in_transaction() or connection._top_xact is not None or self.has_leftovers)
 
-    async def ping(self, timeout: float) -> None:
-        """Make one round trip of at most `timeout` seconds. Raises whatever the driver raises."""
+    async def ping(self, timeout: float | None) -> None:
+        """Make one round trip of at most `timeout` seconds, or COMMAND_TIMEOUT. Raises whatever the driver raises."""
         await self._connection.execute("SELECT 1", timeout=timeout)
 
     async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
@@ -176,6 +269,7 @@ class PooledConnection:
 
         Raises whatever the driver raises, except for parts that the server does not know or does not allow the role.
         """
+        plan = self._traits.reset_plan
         # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
         unusual = (
             needs_cleanup
@@ -184,16 +278,27 @@ class PooledConnection:
             or self._known_statements != _driver._uid
             or self._reported_user() != self._session_user
             or self._via_pooler
-            or self._traits.reset_plan.one_by_one
+            or plan.one_by_one
         )
         try:
             if not unusual:
-                await self._protocol.query(self._traits.reset_plan.usual, timeout)
+                await self._reset_usually(plan, timeout)
                 return
         except asyncpg.PostgresError as error:
             if not lacks(error):
                 raise
         await self._reset_unusually(timeout, needs_cleanup)
+
+    async def _reset_usually(self, plan: ResetPlan, timeout: float) -> None:
+        if self._prepared:
+            try:
+                await self._protocol.query(plan.usual + self._restore_text, timeout)
+            except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
+                self._prepared = False
+            else:
+                return
+        await self._protocol.query(plan.first + self._restore_text, timeout)
+        self._prepared = True
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
         """The same with the parts that are needed only sometimes, or after the server has refused a part."""
@@ -204,7 +309,7 @@ class PooledConnection:
             before.append(ROLLBACK)
         if self._reported_user() != self._session_user or self._via_pooler:
             before.append(AUTHORIZATION)
-        tag = await self._send_parts(plan.parts(before, [NAMES]), timeout)
+        tag = await self._send_parts(plan.parts(before, [*self._restore, NAMES]), timeout)
         if plan.accepts(NAMES) and tag != NO_NAMES:
             self._leaves_names = True
             await self._connection.execute(DEALLOCATE, timeout=timeout)
@@ -227,7 +332,7 @@ class PooledConnection:
                 try:
                     tag = await self._connection.execute(part.sql)
                 except asyncpg.PostgresError as error:
-                    if not lacks(error, part):
+                    if part in self._restore or not lacks(error, part):
                         raise
                     refused[part] = error
         plan.one_by_one = not refused
@@ -247,7 +352,7 @@ class PooledConnection:
                 " COMMIT before the block ends."
             )
         connection._top_xact = None
-        connection._listeners.clear()
+        self._keep_callbacks()
 
     async def is_unfit(self, now: Instant, timeout: float) -> bool:
         """Find out, after a reset, whether the suspicion is right: one round trip of at most `timeout` seconds.
@@ -255,7 +360,7 @@ class PooledConnection:
         Only `read_only` can be suspected. If the block itself had asked for that, the reset has ended it.
         """
         sessions = self._traits.read_only_sessions
-        if not sessions.worth_ending(self.opened_at, now):
+        if not self._needs_writer or not sessions.worth_ending(self.opened_at, now):
             return False
         # libpq asks this for target_session_attrs: on for a standby, and where the server or the role is read-only
         if await self._connection.fetchval("SHOW transaction_read_only", timeout=timeout) != "on":
@@ -264,13 +369,21 @@ class PooledConnection:
         return True
 
     async def close(self, timeout: float) -> None:
-        """Close politely and wait for the server to close its side, for at most `timeout` seconds; then hang up."""
-        lost_mid_statement = self.lost_mid_statement  # as it was before this close, which itself waits for the server
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            await self._connection.close(timeout=timeout)
+        """Close politely and wait for the server to close its side; else hang up in time for it to notice that.
+
+        That takes about `timeout` seconds at most. A running statement is cancelled first; but a cancel request that
+        overtakes its statement does nothing.
+        """
+        unsure = self.lost_mid_statement  # as it was before this close, which itself waits for the server
+        try:
+            await self._connection.close(timeout=max(timeout - _CUT_OFF_TIME, timeout / 2))
+        except TimeoutError:
+            unsure = True
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            pass
         self.terminate()
-        if lost_mid_statement:
-            await asyncio.sleep(CLIENT_CHECK_INTERVAL + _CLIENT_CHECK_GRACE)
+        if unsure:
+            await asyncio.sleep(_CUT_OFF_TIME)
 
     def terminate(self) -> None:
         """Hang up at once."""

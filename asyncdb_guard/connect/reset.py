@@ -37,13 +37,18 @@ USUAL = (
     Part("DISCARD TEMP", "temporary tables"),
     Part("DISCARD SEQUENCES", "the state of sequences"),
 )
-NAMES = Part("SELECT FROM pg_catalog.pg_prepared_statement() WHERE from_sql", "names of PREPARE")
+_UNLOCK = "asyncdb_guard_unlock"
+"""Our own name in each session for the first of these: to parse and plan it costs as much as all the others do."""
+
+_FROM_SQL = f"FROM pg_catalog.pg_prepared_statement() WHERE from_sql AND name OPERATOR(pg_catalog.<>) '{_UNLOCK}'"
+
+NAMES = Part(f"SELECT {_FROM_SQL}", "names of PREPARE")
 """The command tag of its answer counts the names of SQL's own PREPARE. It costs as much as all the other parts."""
 
 NO_NAMES = "SELECT 0"
 
 DEALLOCATE = (
-    "DO $$ DECLARE own text; BEGIN FOR own IN SELECT name FROM pg_catalog.pg_prepared_statement() WHERE from_sql LOOP"
+    f"DO $$ DECLARE own text; BEGIN FOR own IN SELECT name {_FROM_SQL} LOOP"
     " EXECUTE pg_catalog.format('DEALLOCATE %I', own); END LOOP; END $$"
 )
 
@@ -65,11 +70,14 @@ def lacks(error: asyncpg.PostgresError, part: Part | None = None) -> bool:
 class ResetPlan:
     """The parts of the reset that the server is known to accept; lives as long as its pool, over all event loops."""
 
-    __slots__ = ("_refused", "one_by_one", "usual")
+    __slots__ = ("_refused", "first", "one_by_one", "usual")
 
     def __init__(self) -> None:
         self._refused: dict[Part, str] = {}
-        self.usual = join(USUAL)
+        unlock, *others = USUAL
+        self.first = f"{join(USUAL)};PREPARE {_UNLOCK} AS {unlock.sql}"
+        """The message that is sent after the first borrow of a session."""
+        self.usual = f"EXECUTE {_UNLOCK};{join(others)}"
         """The message that is sent after most borrows."""
         self.one_by_one = False
         """Whether the server accepts each part, but not all of them in one message."""
@@ -84,7 +92,7 @@ class ResetPlan:
     def refuse(self, refused: dict[Part, asyncpg.PostgresError]) -> None:
         """Do not send these parts any more, and log a warning."""
         self._refused |= {part: sqlstate_of(error) or "no SQLSTATE" for part, error in refused.items()}
-        self.usual = join(self.parts())
+        self.first = self.usual = join(self.parts())
         logger.warning(
             "The server refuses a part of the session reset, which is no longer sent. A borrower may find what the"
             " previous one left behind: %s. Grant the role the missing privilege (42501), or make sure that no block"
@@ -96,3 +104,13 @@ class ResetPlan:
 def join(parts: Iterable[Part]) -> str:
     """All parts as one message."""
     return ";".join(part.sql for part in parts) or _NOTHING
+
+
+def identifier(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as SQL writes it, whatever standard_conforming_strings is."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

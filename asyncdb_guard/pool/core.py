@@ -9,13 +9,15 @@ from socket import socket
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.bulletin import Bulletin, open_bulletin
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
+from asyncdb_guard.connect.initialization import Init, checked
 from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
 from asyncdb_guard.pool.loop_pool import LoopPool
-from asyncdb_guard.pool.stats import Counters
+from asyncdb_guard.pool.observers import Observers
+from asyncdb_guard.pool.stats import Counters, Totals
 from asyncdb_guard.settings import DatabaseSettings
 
 _inherited: list[LoopPool] = []
@@ -30,14 +32,17 @@ class PoolCore:
         settings: DatabaseSettings | None,
         credentials: Credentials | None,
         listeners: Listener | Iterable[Listener],
+        init: Init | None = None,
     ) -> None:
         self._settings: object = settings  # judged on first use, as a pool may be made at import
         self._own_credentials = credentials
+        self._init = checked(init)
         self._credentials: Credentials | None = None
         self._traits: ServerTraits | None = None
         self._breaker: CircuitBreaker | None = None
         self._bulletin: Bulletin | None = None
         self.events = Events(listeners)
+        self.observers = Observers()
         self.counters = Counters()
         self.loop_pool: LoopPool | None = None
         self._lingering: list[socket] = []
@@ -70,6 +75,10 @@ class PoolCore:
             )
         return self._breaker
 
+    def totals(self) -> Totals:
+        """Everything counted so far. Reads no settings."""
+        return {**self.counters.snapshot(), "circuit_openings": self._breaker.openings if self._breaker else 0}
+
     def here(self) -> LoopPool:
         """The pool on the running event loop, a new one if the last one was on another loop.
 
@@ -90,7 +99,7 @@ class PoolCore:
             self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(
             settings, self._credentials, self._traits, breaker, self._bulletin, self.events, self.counters,
-            self._lingering,
+            self._lingering, self._init,
         )  # fmt: skip
         self._lingering = []
         registry.add(self)

@@ -7,20 +7,24 @@ to the breaker; a report that opens the circuit refuses all waiters and ends all
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Container, Iterator
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
+from asyncdb_guard.connect.initialization import InitFailedError
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
 from asyncdb_guard.failure_kind import FailureKind, failure_kind
 from asyncdb_guard.news import News
+from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
-from asyncdb_guard.verdict import Verdict, judge_connect
+from asyncdb_guard.redaction import type_name
+from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.verdict import Verdict, judge, judge_connect
 
 _UNWANTED_CONNECT_TIMEOUT = 0.5
 """Seconds for which a connect goes on after the last waiter has left: a healthy one is through by then, and one that
@@ -38,31 +42,14 @@ class Waiter:
 
     __slots__ = ("deadline", "future", "permit", "since", "timer")
 
-    timer: asyncio.TimerHandle
-
     def __init__(self, future: asyncio.Future[Lease], permit: int, since: Instant, deadline: float) -> None:
         self.future = future
         self.permit = permit
         self.since = since
         self.deadline = deadline
         """On the event loop's own clock."""
-
-
-class ConnectAttempt:
-    """A connect in progress; lives until it has succeeded or failed."""
-
-    __slots__ = ("alone", "late", "reported_at", "since", "task")
-
-    task: asyncio.Task[None]
-
-    def __init__(self, now: Instant, *, alone: bool) -> None:
-        self.since = now
-        self.alone = alone
-        """Whether the pool has had no session since it began."""
-        self.late = False
-        """Whether it has been given up, and only holds its place until the server has let go."""
-        self.reported_at: Instant | None = None
-        """When a waiter whose time was over reported it last."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Its own, unless it waits for as long as most do."""
 
 
 class Gate:
@@ -75,17 +62,25 @@ class Gate:
         self,
         breaker: CircuitBreaker,
         bulletin: Bulletin | None,
-        connect_timeout: float,
-        renews_login: bool,
+        settings: DatabaseSettings,
         events: Events,
+        *,
+        renews_login: bool,
+        passwordless: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
         self._bulletin = bulletin
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = settings.connect_timeout
+        self._command_timeout = settings.command_timeout
         self._renews_login = renews_login
+        self._passwordless = passwordless
         self._events = events
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._usual: deque[Waiter] = deque()
+        """Those with the usual timeout, the earliest deadline first. One timer serves them all: a timer for each would
+        cost as much as the rest of a wait."""
+        self._timer: asyncio.TimerHandle | None = None
         self._attempts: list[ConnectAttempt] = []
         self._growth_error: str | None = None
         """Why the pool could not grow, if its last connect failed while other connections were in use."""
@@ -127,9 +122,22 @@ class Gate:
     def join(self, permit: int, timeout: float, now: Instant) -> Waiter:
         """Queue for a connection, for at most `timeout` seconds."""
         waiter = Waiter(self._loop.create_future(), permit, now, self._loop.time() + timeout)
-        waiter.timer = self._loop.call_at(waiter.deadline, self._time_out, waiter)
+        if timeout == self._connect_timeout:
+            self._usual.append(waiter)
+            if self._timer is None:
+                self._timer = self._loop.call_at(waiter.deadline, self._time_out_usual)
+        else:
+            waiter.timer = self._loop.call_at(waiter.deadline, self._time_out, waiter)
         self._waiters[waiter] = None
         return waiter
+
+    def end_wait(self, waiter: Waiter) -> None:
+        """A wait is over, one way or the other."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        usual = self._usual
+        while usual and usual[0].future.done():
+            usual.popleft()
 
     def take_first(self) -> Waiter | None:
         """Take whoever has waited longest out of the queue, to be served."""
@@ -153,10 +161,21 @@ class Gate:
 
     def close(self) -> None:
         """Send everybody away: the pool is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
         for waiter in self._take_out():
             waiter.future.set_exception(PoolClosedError())
             self._breaker.released(waiter.permit)
         self._cancel_unwanted()
+
+    def _time_out_usual(self) -> None:
+        self._timer = None
+        usual = self._usual
+        now = self._loop.time()
+        while usual and (usual[0].future.done() or usual[0].deadline <= now):
+            self._time_out(usual.popleft())
+        if usual:
+            self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
 
     def _time_out(self, waiter: Waiter) -> None:
         if waiter.future.done():
@@ -174,15 +193,13 @@ class Gate:
             self._breaker.released(waiter.permit)
             return
         waiter.future.set_exception(connect_error(TimeoutError()))
-        enough = self._connect_timeout / 2  # whoever had less time has not seen enough to report a failure
-        reported = attempt.reported_at is not None and elapsed(attempt.reported_at, now) < enough
-        if reported or min(waited, elapsed(attempt.since, now)) < enough:
-            self._breaker.released(waiter.permit)
-        else:
+        if attempt.counts_as_silent(waited, now, self._connect_timeout):
             attempt.reported_at = now
             self.report(
                 waiter.permit, Verdict.FAILURE, now, FailureKind.SILENT, began=attempt.since, alone=attempt.alone
             )
+        else:
+            self._breaker.released(waiter.permit)
 
     def _remove(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
@@ -209,6 +226,10 @@ class Gate:
         if attempt in self._attempts:
             self._attempts.remove(attempt)
 
+    def keep_connects(self, running: Container[object]) -> None:
+        """Forget the connects that no worker has in hand: waiters must not be told that they wait for one of them."""
+        self._attempts = [attempt for attempt in self._attempts if attempt in running]
+
     def connect_succeeded(self) -> None:
         """The pool can grow again."""
         self._growth_error = None
@@ -216,25 +237,30 @@ class Gate:
             attempt.alone = False
 
     def connect_failed(self, attempt: ConnectAttempt, cause: Exception, *, promising: bool) -> None:
-        """Decide who gets the error of a failed connect.
+        """A connect failed: give its error to whoever gets it, and report that to the breaker.
 
-        Nobody, while another connection or connect is promising: waiters can still get that one. Else whoever has
-        waited longest; the others get a connect of their own. If nobody waits any more, nobody saw it fail: those who
-        left had not waited long enough to tell.
+        If nobody waits any more, nobody saw it fail: those who left had not waited long enough to tell.
         """
         renewed = self._renews_login
-        error = cause if isinstance(cause, GuardError) else connect_error(cause, renewed=renewed)
+        error: BaseException
+        if isinstance(cause, InitFailedError):
+            error, alone = cause.error, False
+            reason = f"init= raised {type_name(error)}."
+            verdict = judge(error, lost=cause.lost, command_timeout=self._command_timeout)
+        else:
+            error = cause
+            if not isinstance(cause, GuardError):
+                error = connect_error(cause, renewed=renewed, passwordless=self._passwordless)
+            alone = attempt.alone
+            reason = str(error)
+            verdict = judge_connect(cause, renewed=renewed)
         if promising:
-            self._growth_error = str(error)
-            return
-        if attempt.reported_at is not None:
+            self._growth_error = reason
+        if not attempt.fails_a_waiter(promising=promising):
             return
         for waiter in self._take_out():
             waiter.future.set_exception(error)
-            verdict = judge_connect(cause, renewed=renewed)
-            self.report(
-                waiter.permit, verdict, clock.now(), failure_kind(cause), began=attempt.since, alone=attempt.alone
-            )
+            self.report(waiter.permit, verdict, clock.now(), failure_kind(error), began=attempt.since, alone=alone)
             return
 
     def _cancel_unwanted(self) -> None:

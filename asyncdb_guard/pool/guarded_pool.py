@@ -9,10 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
-from asyncdb_guard.pool.acquisition import Acquisition
+from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
+from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -56,6 +58,12 @@ class GuardedPool:
     old ones are gone; a forked child never touches its parent's. `settings` default to the environment's,
     `credentials` to what the URL says; `on_event` is one listener or several.
 
+    `init` is asyncpg's: an `async def init(conn)` that prepares each new connection, such as with `set_type_codec`,
+    before anybody borrows it. It runs once for each session and within the bound on a connect; what it raises reaches
+    whoever waits for the connection, and ends the session. What it sets is there for every borrower: the codecs, the
+    listeners, and what it SETs on the server, which the session reset sets again. Temporary tables, advisory locks and
+    names of PREPARE are not. Behind a transaction pooler SET and LISTEN raise ConfigurationError.
+
     Lives as long as the process, or until `close()`; leaving `async with` closes it.
     """
 
@@ -65,8 +73,9 @@ class GuardedPool:
         *,
         credentials: Credentials | None = None,
         on_event: Listener | Iterable[Listener] = (),
+        init: Init | None = None,
     ) -> None:
-        self._core = PoolCore(settings, credentials, on_event)
+        self._core = PoolCore(settings, credentials, on_event, init)
 
     @property
     def settings(self) -> DatabaseSettings:
@@ -78,8 +87,15 @@ class GuardedPool:
         """Where this pool's events go; listeners can be added."""
         return self._core.events
 
+    @property
+    def observers(self) -> Observers:
+        """Who is told how long each borrow waited and lasted. `asyncdb_guard.otel` is one of them, if it is used."""
+        return self._core.observers
+
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection for an `async with` block, which the breaker judges.
+
+        `await pool.acquire()` borrows it, too, until `release`, or until nothing refers to it any more.
 
         `timeout` bounds the wait, the liveness check and the connect together, in seconds; by default it is
         CONNECT_TIMEOUT_MS, and a connect takes no longer than that in any case. Raises CircuitOpenError,
@@ -88,11 +104,23 @@ class GuardedPool:
         """
         return Acquisition(self._core, timeout)
 
+    async def release(self, connection: LentConnection, *, timeout: float | None = None) -> None:
+        """Return a connection that `await pool.acquire()` gave. A second time does nothing.
+
+        Call it in a `finally`: the breaker judges the error that is being handled as if it had ended a block. A release
+        never waits, so that there is nothing for `timeout` to bound; it is asyncpg's. Raises asyncpg.InterfaceError for
+        a connection of another pool, or of an `async with` block.
+        """
+        acquisition = take_acquisition(connection, self._core)
+        if acquisition is not None:
+            await acquisition.end(connection)
+
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Record]:
         """Borrow a connection, run one statement and return its rows; `timeout` in seconds bounds the statement.
 
-        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and TimeoutError where
-        it takes longer. For a bound of your own on the wait for a connection, use `acquire`.
+        By default that is COMMAND_TIMEOUT_MS. Raises like `acquire`, what the statement raises, and
+        StatementTimeoutError where it takes longer. For a bound of your own on the wait for a connection, use
+        `acquire`.
         """
         async with self.acquire() as connection:
             rows: list[Record] = await connection.fetch(query, *args, timeout=timeout)
@@ -141,7 +169,7 @@ class GuardedPool:
         """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.
 
         By default that is CONNECT_TIMEOUT_MS for the connection and COMMAND_TIMEOUT_MS for the answer. Raises like
-        `acquire`, and TimeoutError where the answer takes too long.
+        `acquire`, and StatementTimeoutError where the answer takes too long.
         """
         time = asyncio.get_running_loop().time
         end = None if timeout is None else time() + timeout
@@ -159,7 +187,7 @@ class GuardedPool:
             idle=len(connections.idle) if connections is not None else 0,
             lent=len(connections.lent) + len(connections.at_work) if connections is not None else 0,
             waiting=loop_pool.gate.waiting if loop_pool is not None else 0,
-            **core.counters.snapshot(),
+            **core.totals(),
         )
 
     def __repr__(self) -> str:

@@ -37,9 +37,12 @@ class Health(enum.Enum):
     LOST = "lost"
     IDLE_TIMEOUT = "idle_timeout"
     MAX_LIFETIME = "max_lifetime"
+    WRONG_NODE = "wrong_node"
 
 
-def assess(closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float) -> Health:
+def assess(
+    closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float, misplaced: bool
+) -> Health:
     """Decide what to do with an idle connection; all times are seconds, `lifetime` 0 means for ever.
 
     `readable` while idle is a FIN, a RST or a FATAL message, but perhaps only a notice or a TLS session ticket.
@@ -50,6 +53,8 @@ def assess(closed: bool, readable: object, idle: float, idle_timeout: float, age
         return Health.IDLE_TIMEOUT
     if lifetime and age >= lifetime:
         return Health.MAX_LIFETIME
+    if misplaced:
+        return Health.WRONG_NODE
     if readable or idle >= PING_AFTER:
         return Health.SUSPECT
     return Health.GOOD
@@ -64,6 +69,7 @@ def health_of(connection: PooledConnection, idle_timeout: float, now: Instant) -
         idle_timeout,
         elapsed(connection.opened_at, now),
         connection.lifetime,
+        connection.misplaced,
     )
 
 
@@ -85,7 +91,7 @@ async def check(connection: PooledConnection, health: Health, timeout: float) ->
         await connection.ping(timeout)
     except Exception as error:
         return _reason_to_close(connection, error, otherwise="lost")
-    return None
+    return Health.WRONG_NODE.value if connection.misplaced else None
 
 
 async def reset(connection: PooledConnection, *, always: bool) -> str | None:

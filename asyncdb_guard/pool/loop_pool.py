@@ -13,6 +13,7 @@ from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
@@ -43,10 +44,18 @@ class LoopPool:
         events: Events,
         counters: Counters,
         lingering: Sequence[socket] = (),
+        init: Init | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._connector = connector = Connector(settings, credentials, traits, lingering)
-        self.gate = Gate(breaker, bulletin, settings.connect_timeout, connector.renews_login, events)
+        self._connector = connector = Connector(settings, credentials, traits, lingering, init)
+        self.gate = Gate(
+            breaker,
+            bulletin,
+            settings,
+            events,
+            renews_login=connector.renews_login,
+            passwordless=connector.passwordless,
+        )
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
         self._idle_timeout = settings.idle_timeout
@@ -83,7 +92,7 @@ class LoopPool:
             self.workers.reclaim_all()
             raise
         finally:
-            waiter.timer.cancel()
+            self.gate.end_wait(waiter)
         lease.since = clock.now()
         try:
             lease.permit = self.gate.readmit(waiter, lease.since)

@@ -1,4 +1,4 @@
-"""The open pools of this process, for those who end or fork it."""
+"""The pools of this process, for those who end it, fork it or measure it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import os
 from typing import Protocol
 from weakref import WeakSet
 
+from asyncdb_guard.pool.stats import Totals
+
 
 class OpenPool(Protocol):
     """A pool that may hold server sessions."""
+
+    def totals(self) -> Totals:
+        """Everything counted so far, over all event loops."""
+        ...
 
     @property
     def interrupted(self) -> bool:
@@ -30,6 +36,7 @@ class OpenPool(Protocol):
 
 
 _open: WeakSet[OpenPool] = WeakSet()
+_used: WeakSet[OpenPool] = WeakSet()
 
 
 def open_pools() -> list[OpenPool]:
@@ -37,10 +44,16 @@ def open_pools() -> list[OpenPool]:
     return list(_open)
 
 
+def used_pools() -> list[OpenPool]:
+    """The pools that have been used, and still exist."""
+    return list(_used)
+
+
 def add(pool: OpenPool) -> None:
     """Remember a pool that opens sessions: a forked child must not disturb it."""
     _watch_forks()
     _open.add(pool)
+    _used.add(pool)
 
 
 def discard(pool: OpenPool) -> None:

@@ -26,6 +26,8 @@ class Counts(TypedDict):
     cancellations: int
     connects: int
     """Connections opened."""
+    connect_ms: float
+    """Total milliseconds that opening them took."""
     connect_failures: int
     replaced: int
     """Connections that were found unusable when they were next needed, and were replaced."""
@@ -35,7 +37,14 @@ class Counts(TypedDict):
     """Total milliseconds that callers waited in the queue for the connections they got."""
 
 
-class PoolStats(Counts):
+class Totals(Counts):
+    """The same, with those of the circuit breaker."""
+
+    circuit_openings: int
+    """How often the circuit opened, failed trials included."""
+
+
+class PoolStats(Totals):
     """A snapshot of a pool."""
 
     pool_max: int
@@ -58,6 +67,7 @@ class Counters:
     failures: int
     cancellations: int
     connects: int
+    connect_ms: float
     connect_failures: int
     replaced: int
     closed: int

@@ -20,9 +20,10 @@ from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.sockets import forget_task
-from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused
+from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused, logger
+from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.connections import Connections
-from asyncdb_guard.pool.gate import ConnectAttempt, Gate
+from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.health import PING_TIMEOUT, RESET_TIMEOUT, Health, check, health_of, ping_timeout, reset
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
@@ -179,6 +180,10 @@ class Workers:
     def _retire_unowned(self, connection: PooledConnection, lease: int) -> None:
         if connection in self._connections.lent and connection.lease == lease:
             connection.lease = 0
+            logger.warning(
+                "A connection was borrowed, and forgotten without a release. It is closed, and its place is free again."
+                " Use `async with pool.acquire()`, or release() in a `finally`."
+            )
         self.reclaim_all()
 
     def reclaim_all(self) -> None:
@@ -187,10 +192,13 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task in [task for task, (_, end) in self._tasks.items() if task.done() or now > end]:
+        for task in [task for task, (_, end) in self._tasks.items() if now > end and not task.done()]:
             forget_task(task)  # it has lost its wake-up
             del self._tasks[task]
+        for task in [task for task in self._tasks if task.done()]:
+            self._done(task)  # its callback was torn, or is about to run
         in_hand = {in_hand for in_hand, _ in self._tasks.values()}
+        self._gate.keep_connects(in_hand)
         self._preparing &= self._tasks.keys()
         connections.connecting &= in_hand
         connections.leaving &= in_hand
@@ -205,32 +213,46 @@ class Workers:
         """Open one connection, if somebody still waits for it."""
         if self._gate.first is None:
             return
+        end = self._loop.time() + self._connect_timeout
         login = self._connector.log_in()
+        connection = None
         try:
             connection = await self._connector.adopt(await login.result(self._connect_timeout))
+            if self._connector.initializes:
+                attempt.alone = False  # the server answers
+                await self._connector.initialize(connection, end - self._loop.time())
         except Exception as error:
             self._counters.connect_failures += 1
             attempt.late = True
             self._connect_failed(attempt, error)
-            await self._end_login(attempt, login)
+            await self._end_login(attempt, login, connection)
             return
         except asyncio.CancelledError:
             attempt.late = True
             self._connections.give_up(attempt)
-            await self._end_login(attempt, login)
+            await self._end_login(attempt, login, connection)
             raise
         self._connections.connected(attempt, connection)
         self._end_connect(attempt)
         self._gate.connect_succeeded()
         now = clock.now()
+        took = elapsed(attempt.since, now)
         self._counters.connects += 1
-        self._emit(ConnectionOpened(elapsed(attempt.since, now)))
+        self._counters.connect_ms += took * 1000
+        self._emit(ConnectionOpened(took))
         self._lend_or_keep(connection)
 
-    async def _end_login(self, attempt: ConnectAttempt, login: Login) -> None:
-        """Keep the place of a login that failed or was given up until the server has let go of it."""
+    async def _end_login(self, attempt: ConnectAttempt, login: Login, connection: PooledConnection | None) -> None:
+        """Keep the place of a login that failed or was given up until the server has let go of it.
+
+        `connection`: where the login itself went well.
+        """
         self._preparing.discard(attempt.task)
-        await login.end(0.0 if self.closed else self._late_login_timeout)
+        if connection is None:
+            await login.end(0.0 if self.closed else self._late_login_timeout)
+        else:
+            connection.lost_mid_statement = connection.is_closed()
+            await connection.close(0.0 if self.closed else PING_TIMEOUT)
 
     def _connect_failed(self, attempt: ConnectAttempt, error: Exception) -> None:
         self._connections.give_up(attempt)

@@ -18,6 +18,9 @@ SslMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
 """libpq's modes, except `allow` and `prefer`, which can fall back to plain text, and connect twice to a server that
 refuses."""
 
+OnUnavailable: TypeAlias = Literal["deny", "unchanged", "stale"]
+"""What happens to a sign-in while the database is unavailable."""
+
 _UNSET: Any = None
 """None, typed so that a `Secret` field may default to it."""
 
@@ -65,9 +68,10 @@ class SettingsFields(BaseSettings):
         repr=False,
         exclude=True,
         description="Where the database is: `postgresql://user:password@host:port/database?…`. DATABASE_URL is read if"
-        " this is not set. The port defaults to 5432, and the database to the name of the user. Only the documented"
-        " parameters are accepted. Default: none; required unless SECRET_ARN is set. Verify: `datname`,"
-        " `usename` and `application_name` in pg_stat_activity.",
+        " this is not set. The host may be the directory of a Unix socket, as in `?host=/cloudsql/…`. The port defaults"
+        " to 5432, and the database to the name of the user. Only the documented parameters are accepted. Default:"
+        " none; required unless SECRET_ARN is set. Verify: `datname`, `usename` and `application_name` in"
+        " pg_stat_activity.",
     )
     proxy_host: str | None = Field(
         default=None,
@@ -116,7 +120,7 @@ class SettingsFields(BaseSettings):
         default=3000,
         ge=1,
         le=900_000,
-        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises TimeoutError.",
+        description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises StatementTimeoutError.",
     )
     handler_budget_ms: int = Field(
         default=4000,
@@ -129,7 +133,7 @@ class SettingsFields(BaseSettings):
         default=3,
         ge=1,
         le=1000,
-        description="Consecutive failures that open the circuit. A connect that meets silence opens it at once if the"
+        description="Consecutive failures that open the circuit. A connect without any answer opens it at once if the"
         " pool has no other session. Verify: the number of connection attempts that a dead server receives.",
     )
     breaker_reset_timeout_ms: int = Field(
@@ -167,13 +171,23 @@ class SettingsFields(BaseSettings):
         default=None,
         description="The TLS mode, as in libpq: `disable`, `require` (encrypted, but the server is not verified),"
         " `verify-ca` or `verify-full`. As in libpq, `require` with a root certificate means `verify-ca`. Default:"
-        " `verify-full`; `disable` on loopback without SSL_ROOT_CERT and IAM_AUTH. Verify: pg_stat_ssl.",
+        " `verify-full`; `disable` on a Unix socket, and on loopback without SSL_ROOT_CERT, SSL_CERT and IAM_AUTH."
+        " Verify: pg_stat_ssl.",
     )
     ssl_root_cert: str | None = Field(
         default=None,
         description="PEM file of the certificate authorities to trust, such as RDS's global-bundle.pem. `system` means"
         " the system's trust store, and requires `verify-full`. Default: the system's trust store. Verify: a connect"
         " fails if another authority signed the server's certificate.",
+    )
+    ssl_cert: str | None = Field(
+        default=None,
+        description="PEM file of the client's certificate, with its chain, for a server that asks for one. Needs"
+        " SSL_KEY and TLS. Verify: `client_dn` in pg_stat_ssl.",
+    )
+    ssl_key: str | None = Field(
+        default=None,
+        description="PEM file of the private key of SSL_CERT, unencrypted. Verify: `client_dn` in pg_stat_ssl.",
     )
     secret_arn: str | None = Field(
         default=None,
@@ -199,10 +213,27 @@ class SettingsFields(BaseSettings):
         default=_UNSET,
         repr=False,
         exclude=True,
-        description="Redis server on which the fleet shares cached claims: `redis://user:password@host:port/number`, or"
-        " `rediss://…` for TLS. Everything but the host is optional; parameters are refused. Needs the extra `redis`."
+        description="Redis or Valkey server, or cluster, on which the fleet shares cached claims:"
+        " `redis://user:password@host:port/number`, or `rediss://…` for TLS (`valkey://…` and `valkeys://…` mean the"
+        " same). Everything but the host is optional; parameters are refused. Needs the extra `redis`."
         " Default: none; each environment caches in memory. Verify: a hit for a user whose claims another environment"
         " loaded.",
+    )
+    claims_cache_ssl_root_cert: str | None = Field(
+        default=None,
+        description="PEM file of certificate authorities to trust for CLAIMS_CACHE_URL, in addition to the system's"
+        " trust store. Needs `rediss://…`. Default: the system's trust store alone. Verify: without it, a connect to a"
+        " server with a certificate of your own authority fails.",
+    )
+    claims_cache_ssl_cert: str | None = Field(
+        default=None,
+        description="PEM file of the client certificate for CLAIMS_CACHE_URL. Needs `rediss://…`. Default: no"
+        " certificate. Verify: a server with `tls-auth-clients yes` accepts the connection.",
+    )
+    claims_cache_ssl_key: str | None = Field(
+        default=None,
+        description="PEM file of the key of CLAIMS_CACHE_SSL_CERT, which is not encrypted. Default: the key is in"
+        " CLAIMS_CACHE_SSL_CERT. Verify: as CLAIMS_CACHE_SSL_CERT.",
     )
     claims_sql: str | None = Field(
         default=None,
@@ -216,6 +247,19 @@ class SettingsFields(BaseSettings):
         repr=False,
         exclude=True,
         description="Statement that `asyncdb_guard.handlers.provision_user` runs. Verify: the row that it writes.",
+    )
+    machine_claims_sql: str | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="Statement that `asyncdb_guard.handlers.load_claims` runs for a machine's token; its row becomes"
+        " the claims. Default: none; a machine's token is left unchanged. Verify: the claims in the token.",
+    )
+    on_unavailable: OnUnavailable = Field(
+        default="deny",
+        description="What happens to a sign-in while the database is unavailable: `deny` (it fails), `unchanged` (it"
+        " succeeds without claims) or `stale` (it succeeds with the user's last known claims, else it fails). Verify: a"
+        " sign-in while the server is stopped.",
     )
 
     @property

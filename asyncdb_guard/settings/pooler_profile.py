@@ -18,6 +18,9 @@ class PoolerProfile:
     at startup. Transaction poolers refuse them (PgBouncer with SQLSTATE 08P01, RDS Proxy with 0A000)."""
     sets_search_path: bool
     """Whether the URL's `schema` is sent as search_path at startup. Transaction poolers refuse it."""
+    tells_node: bool
+    """Whether what the server reports about itself is about the node that runs the statements. A pooler reports what it
+    once heard, and chooses the node itself."""
     session_reset: Literal["always", "never"]
     """The default of SESSION_RESET."""
     keeps_backend: bool
@@ -29,6 +32,7 @@ DIRECT = PoolerProfile(
     statement_cache_size=100,
     sends_startup_timeouts=True,
     sets_search_path=True,
+    tells_node=True,
     session_reset="always",
     keeps_backend=False,
 )
@@ -38,6 +42,7 @@ TRANSACTION_POOLER = PoolerProfile(
     statement_cache_size=0,
     sends_startup_timeouts=False,
     sets_search_path=False,
+    tells_node=False,
     session_reset="never",
     keeps_backend=True,
 )

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields, rule
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
-from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.settings.target import ConnectTarget, is_socket
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 from asyncdb_guard.settings.url_parameters import URL_PARAMETERS
 
@@ -24,6 +24,9 @@ _REMEDIES = {
     " Use require or verify-full for TLS, disable for none.",
 }
 """What to add to the rule of a setting, where the rule alone does not say what to do."""
+
+
+_CLAIMS_CACHE_FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
 
 
 def label(setting: str) -> str:
@@ -52,13 +55,31 @@ def _url_label(setting: str) -> str:
 
 
 def _unknown(name: str) -> str:
+    from asyncdb_guard.settings import foreign_names  # only for faults, so not at a cold start
+
     bare = name.removeprefix(VARIABLE)
-    setting = nearest(bare.upper().removeprefix(ENV_PREFIX), list(SettingsFields.model_fields))
-    if bare != name:
-        return f"{bare} is not a setting; the nearest is {ENV_PREFIX}{setting.upper()}. Correct it, or remove it."
-    if bare.upper() == f"{ENV_PREFIX}{setting.upper()}":
-        return f"{bare} is the name of an environment variable: use the keyword {setting}."
-    return f"{bare} is not a setting; the nearest is {setting}. Correct it, or remove it."
+    is_variable = bare != name
+    short = bare.lower().removeprefix(ENV_PREFIX.lower())
+    if not is_variable and short != bare.lower() and short in SettingsFields.model_fields:
+        return f"{bare} is the name of an environment variable: use the keyword {short}."
+    if short in foreign_names.PARTS_OF_THE_URL:
+        return (
+            f"{bare} is not a setting: the host, the port, the user, the password and the database are parts of"
+            f" {label('url')}, as in postgresql://user:password@host:port/database."
+        )
+    if short in foreign_names.SETTING_REMEDIES:
+        return f"{bare} is not a setting: {foreign_names.SETTING_REMEDIES[short]}."
+    if short in foreign_names.RENAMED:
+        setting = foreign_names.RENAMED[short]
+        unit = " (milliseconds)" if setting.endswith("_ms") else ""
+        return f"{bare} is not a setting: use {_spelt(setting, is_variable)}{unit}."
+    if (found := nearest(short, list(SettingsFields.model_fields))) is not None:
+        return f"{bare} is not a setting; the nearest is {_spelt(found, is_variable)}. Correct it, or remove it."
+    return f"{bare} is not a setting, and no setting has a similar name: remove it."
+
+
+def _spelt(setting: str, is_variable: bool) -> str:
+    return f"{ENV_PREFIX}{setting.upper()}" if is_variable else setting
 
 
 def contradiction(setting: str) -> str:
@@ -77,8 +98,8 @@ def conflicts(
     """The faults between settings that are each valid. `from_url` names the settings that only the URL sets."""
     yield from _address(settings, url)
     yield from _credentials(settings, url)
-    yield from _tls(settings, target)
-    yield from _pooler(settings, url, profile, from_url)
+    yield from _tls(settings, url, target)
+    yield from _pooler(settings, url, target, profile, from_url)
     yield from _durations(settings)
     yield from _claims_cache(settings)
     yield from _fleet(settings)
@@ -99,7 +120,13 @@ def _address(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
         )
         return
     if url.host is None and settings.proxy_host is None:
-        yield _conflict("The database URL names no host: write it after the `@`.", "url", "secret_arn", "proxy_host")
+        yield _conflict(
+            "The database URL names no host: write it after the `@` or, for the directory of a Unix socket, as in"
+            " ?host=/cloudsql/project:region:instance.",
+            "url",
+            "secret_arn",
+            "proxy_host",
+        )
     if url.user is None:
         yield _conflict(
             "The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn"
@@ -121,7 +148,21 @@ def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflic
         )
 
 
-def _tls(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
+def _tls(settings: SettingsFields, url: DatabaseUrl, target: ConnectTarget) -> Iterator[Conflict]:
+    if is_socket(target.host):
+        for setting in ("sslmode", "ssl_root_cert", "ssl_cert", "iam_auth"):
+            if getattr(settings, setting) not in {None, False, "disable"}:
+                yield _conflict("{} needs TLS, which a Unix socket does not have: remove it, or name a host.", setting)
+        return
+    yield from _client_certificate(settings, target)
+    if url.verifies is True and target.sslmode in {"disable", "verify-ca"}:
+        yield _conflict("sslaccept=strict in the database URL needs {} to be require or verify-full.", "sslmode")
+    elif url.verifies is False and target.sslmode in {"verify-ca", "verify-full"}:
+        yield _conflict(
+            "sslaccept=accept_invalid_certs in the database URL contradicts {}, which verifies the server: remove it"
+            " or, to accept any certificate, set sslmode=require.",
+            "sslmode",
+        )
     if target.sslmode == "disable" and settings.iam_auth:
         yield _conflict("{} needs TLS: set {} to verify-full.", "iam_auth", "sslmode")
     if target.sslmode == "disable" and settings.ssl_root_cert is not None:
@@ -136,8 +177,28 @@ def _tls(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
         )
 
 
+def _client_certificate(settings: SettingsFields, target: ConnectTarget) -> Iterator[Conflict]:
+    if settings.ssl_cert is not None and settings.ssl_key is None:
+        yield _conflict(
+            "{} is the client's certificate and needs {}, its private key. In a URL of Prisma's, sslcert names the CA:"
+            " use sslrootcert for that.",
+            "ssl_cert",
+            "ssl_key",
+        )
+    elif settings.ssl_key is not None and settings.ssl_cert is None:
+        yield _conflict("{} is set without {}: set both, or none.", "ssl_key", "ssl_cert")
+    elif settings.ssl_cert is not None and target.sslmode == "disable":
+        yield _conflict(
+            "{} is set, but {} is disable: use verify-full, or remove the client's certificate.", "ssl_cert", "sslmode"
+        )
+
+
 def _pooler(
-    settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile, from_url: Container[str]
+    settings: SettingsFields,
+    url: DatabaseUrl,
+    target: ConnectTarget,
+    profile: PoolerProfile,
+    from_url: Container[str],
 ) -> Iterator[Conflict]:
     if settings.proxy_host is not None and not (parse_endpoint(settings.proxy_host) or ("",))[0]:
         yield _conflict("{} must be host, host:port or [IPv6]:port, with a port from 1 to 65535.", "proxy_host")
@@ -155,6 +216,13 @@ def _pooler(
             "proxy_profile",
             "proxy_host",
         )
+    if not profile.tells_node and target.target_session_attrs != "any":
+        yield _conflict(
+            "target_session_attrs in the database URL can only be any under the proxy profile ({} or {}), because the"
+            " pooler chooses the node: remove it, and connect to the pooler's endpoint for that kind of node.",
+            "proxy_profile",
+            "proxy_host",
+        )
 
 
 def _durations(settings: SettingsFields) -> Iterator[Conflict]:
@@ -169,12 +237,30 @@ def _durations(settings: SettingsFields) -> Iterator[Conflict]:
 
 
 def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
+    files = [name for name in _CLAIMS_CACHE_FILES if getattr(settings, name) is not None]
+    if "claims_cache_ssl_key" in files and "claims_cache_ssl_cert" not in files:
+        yield _conflict(
+            "{} is set, but {} is not: set the certificate too, or remove the key.",
+            "claims_cache_ssl_key",
+            "claims_cache_ssl_cert",
+        )
     if settings.claims_cache_url is None:
+        for name in files:
+            yield _conflict("{} is set, but {} is not: set the URL, or remove the file.", name, "claims_cache_url")
         return
-    from asyncdb_guard.settings.redis_url import redis_url_faults  # only where it is needed, for a quick cold start
+    from asyncdb_guard.settings.redis_url import redis_url_faults, uses_tls  # only where needed, for a quick cold start
 
-    for fault in redis_url_faults(settings.claims_cache_url.get_secret_value()):
+    url = settings.claims_cache_url.get_secret_value()
+    faults = list(redis_url_faults(url))
+    for fault in faults:
         yield _conflict(f"{{}} {fault}", "claims_cache_url")
+    if not faults and not uses_tls(url):
+        for name in files:
+            yield _conflict(
+                "{} is set, but {} does not use TLS: start it with rediss://, or remove the file.",
+                name,
+                "claims_cache_url",
+            )
     if settings.claims_cache_ttl_ms == 0:
         yield _conflict(
             "{} is 0, which turns the claims cache off, but {} is set: remove one of them.",

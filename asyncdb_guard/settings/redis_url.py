@@ -1,4 +1,4 @@
-"""Checks the URLs of stores. redis-py ignores a part that it does not know; here that is a fault. Pure."""
+"""Checks the URLs of stores. redis-py ignores what it does not know; here that is a fault. Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from collections.abc import Iterator
 
 from asyncdb_guard.settings.url import parse_endpoint
 
-_REDIS, _FLEET = "rediss?", "(?:redis|valkey)s?"
-_AFTER_SCHEME = "://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)"
+_URL = re.compile(r"(?:redis|valkey)s?://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL)
+_SCHEMES = "redis://, rediss://, valkey://"
 _TABLE = re.compile(r"dynamodb://[A-Za-z0-9_.-]{3,255}")
 _UNENCODED = re.compile(r"[\x00-\x20\x7f\[\]]")
 _DATABASE = re.compile(r"/?|/[0-9]+")
 
 
+def uses_tls(text: str) -> bool:
+    """Whether the URL's scheme asks for TLS."""
+    return text.startswith(("rediss:", "valkeys:"))
+
+
 def fleet_url_faults(text: str) -> Iterator[str]:
     """The faults of a URL of the fleet's store, like those of `redis_url_faults`."""
     if not text.startswith("dynamodb:"):
-        yield from redis_url_faults(text, _FLEET, "redis://, rediss://, valkey://, valkeys:// or dynamodb://")
+        yield from redis_url_faults(text, f"{_SCHEMES}, valkeys:// or dynamodb://")
     elif not _TABLE.fullmatch(text):
         yield "must name a table after dynamodb://, 3 to 255 letters, digits, `_`, `.` or `-`, and nothing else."
 
 
-def redis_url_faults(text: str, scheme: str = _REDIS, listed: str = "redis:// or rediss://") -> Iterator[str]:
+def redis_url_faults(text: str, schemes: str = f"{_SCHEMES} or valkeys://") -> Iterator[str]:
     """The faults of `text`: what follows the setting's name in each sentence. They show no part of `text`."""
-    match = re.fullmatch(scheme + _AFTER_SCHEME, text, re.DOTALL)
+    match = _URL.fullmatch(text)
     if match is None:
-        yield f"must start with {listed}."
+        yield f"must start with {schemes}."
         return
     credentials, _, address = match["authority"].rpartition("@")
     host, _ = parse_endpoint(address) or (None, None)

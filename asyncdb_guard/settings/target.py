@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from asyncdb_guard.settings.fields import SettingsFields, SslMode
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
 from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
+from asyncdb_guard.settings.url_parameters import SessionAttrs
 
 DEFAULT_PORT = 5432
 
@@ -23,7 +24,7 @@ class ConnectTarget:
     """
 
     host: str | None = field(repr=False)
-    """A name or an address (IPv6 without brackets). This is PROXY_HOST's, if that is set."""
+    """A name, an address (IPv6 without brackets) or a Unix socket's directory. This is PROXY_HOST's, if that is set."""
     port: int | None = field(repr=False)
     user: str | None = field(repr=False)
     password: SecretStr | None = field(repr=False)
@@ -34,7 +35,13 @@ class ConnectTarget:
     """A PEM file, or None for the system's trust store."""
     application_name: str | None = field(repr=False)
     schema: str | None = field(repr=False)
-    """One unquoted name, to be sent as `search_path` at startup. Always None under a profile that does not set it."""
+    """Unquoted names, separated by commas, to be sent as `search_path` at startup. Always None under a profile that
+    does not set it."""
+    target_session_attrs: SessionAttrs = "any"
+    """The kind of node that a session may be on."""
+    ssl_cert: str | None = None
+    """A PEM file of the client's certificate; None if it has none."""
+    ssl_key: str | None = None
 
 
 def is_loopback(host: str | None) -> bool:
@@ -45,6 +52,11 @@ def is_loopback(host: str | None) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def is_socket(host: str | None) -> bool:
+    """Whether `host` is the directory of a Unix socket."""
+    return host is not None and host.startswith("/")
 
 
 def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile) -> ConnectTarget:
@@ -63,17 +75,23 @@ def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerPr
         user=url.user,
         password=url.password,
         database=database,
-        sslmode=_sslmode(settings, host),
+        sslmode=_sslmode(settings, url, host),
         ssl_root_cert=None if settings.ssl_root_cert == "system" else settings.ssl_root_cert,
         application_name=url.application_name,
         schema=url.schema if profile.sets_search_path else None,
+        target_session_attrs=url.target_session_attrs or "any",
+        ssl_cert=settings.ssl_cert,
+        ssl_key=settings.ssl_key,
     )
 
 
-def _sslmode(settings: SettingsFields, host: str | None) -> SslMode:
+def _sslmode(settings: SettingsFields, url: DatabaseUrl, host: str | None) -> SslMode:
     if settings.sslmode is None:
-        needs_tls = settings.iam_auth or settings.ssl_root_cert is not None
-        return "verify-full" if needs_tls or not is_loopback(host) else "disable"
+        needs_tls = settings.iam_auth or settings.ssl_root_cert is not None or settings.ssl_cert is not None
+        is_local = is_socket(host) or (is_loopback(host) and not needs_tls)
+        return "disable" if is_local else "verify-full"
+    if settings.sslmode == "require" and url.verifies is True:
+        return "verify-full"
     if settings.sslmode == "require" and settings.ssl_root_cert is not None:
         return "verify-ca"
     return settings.sslmode

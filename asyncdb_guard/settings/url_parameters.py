@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from asyncdb_guard.settings.fields import SettingsFields, number_range, rule
 
 Value: TypeAlias = str | int | bool
+
+SessionAttrs: TypeAlias = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
+"""libpq's words for the kind of node that a session may be on."""
+
+_SESSION_ATTRS: tuple[str, ...] = get_args(SessionAttrs)
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -48,6 +53,19 @@ def _parse_seconds(text: str) -> int | None:
     return 1000 * seconds if seconds else None  # milliseconds; 0 breaks the rule
 
 
+def _parse_seconds_or_never(text: str) -> int | None:
+    seconds = _parse_whole_number(text)
+    return None if seconds is None else 1000 * seconds  # milliseconds
+
+
+def _parse_schemas(text: str) -> str | None:
+    return text if all(name.strip() for name in text.split(",")) else None
+
+
+def _parse_sslaccept(text: str) -> bool | None:
+    return {"strict": True, "accept_invalid_certs": False}.get(text)
+
+
 def _parse_boolean(text: str) -> bool | None:
     return {"true": True, "false": False}.get(text)
 
@@ -57,16 +75,20 @@ def _parse_application_name(text: str) -> str | None:
     return text if text.isascii() and text.isprintable() and len(text) <= 63 else None
 
 
-def _seconds_rule() -> str:
-    limits = number_range("connect_timeout_ms")
+def _parse_session_attrs(text: str) -> str | None:
+    return text if text in _SESSION_ATTRS else None
+
+
+def _seconds_rule(setting: str, together: str = "") -> str:
+    limits = number_range(setting)
     assert limits is not None
     return (
-        f"a whole number of seconds from 1 to {limits[1] // 1000}, connect_timeout and pool_timeout together (0, which"
-        " means no limit in Prisma, is refused)"
+        f"a whole number of seconds from 1 to {limits[1] // 1000}{together} (0, which means no limit in Prisma, is"
+        " refused)"
     )
 
 
-_SECONDS_RULE = _seconds_rule()
+_SECONDS_RULE = _seconds_rule("connect_timeout_ms", ", connect_timeout and pool_timeout together")
 
 URL_PARAMETERS = (
     UrlParameter(
@@ -84,6 +106,30 @@ URL_PARAMETERS = (
         rule=rule("ssl_root_cert"),
         doc="PEM file, or `system`.",
         example="/opt/rds/global-bundle.pem",
+    ),
+    UrlParameter(
+        "sslcert",
+        feeds="ssl_cert",
+        parse=str,
+        rule=rule("ssl_cert"),
+        doc="PEM file of the client's certificate.",
+        example="/opt/app/client.pem",
+    ),
+    UrlParameter(
+        "sslkey",
+        feeds="ssl_key",
+        parse=str,
+        rule=rule("ssl_key"),
+        doc="PEM file of its private key.",
+        example="/opt/app/client.key",
+    ),
+    UrlParameter(
+        "sslaccept",
+        feeds="verifies",
+        parse=_parse_sslaccept,
+        rule="strict or accept_invalid_certs",
+        doc="Prisma's: `strict` turns `sslmode=require` into `verify-full`.",
+        example="strict",
     ),
     UrlParameter(
         "application_name",
@@ -120,6 +166,33 @@ URL_PARAMETERS = (
         example="2",
     ),
     UrlParameter(
+        "socket_timeout",
+        feeds="command_timeout_ms",
+        parse=_parse_seconds,
+        rule=_seconds_rule("command_timeout_ms"),
+        unit="seconds",
+        doc="The bound on one statement.",
+        example="5",
+    ),
+    UrlParameter(
+        "max_idle_connection_lifetime",
+        feeds="idle_timeout_ms",
+        parse=_parse_seconds,
+        rule=_seconds_rule("idle_timeout_ms"),
+        unit="seconds",
+        doc="How long a session may be idle.",
+        example="30",
+    ),
+    UrlParameter(
+        "max_connection_lifetime",
+        feeds="max_lifetime_ms",
+        parse=_parse_seconds_or_never,
+        rule="a whole number of seconds from 0, which means never, to 86400",
+        unit="seconds",
+        doc="How old a session may become.",
+        example="900",
+    ),
+    UrlParameter(
         "pgbouncer",
         feeds="proxy_profile",
         parse=_parse_boolean,
@@ -130,10 +203,21 @@ URL_PARAMETERS = (
     UrlParameter(
         "schema",
         feeds="schema",
-        parse=str,
-        rule="the name of one schema, or public under the proxy profile",
-        doc="The `search_path`.",
+        parse=_parse_schemas,
+        rule="the names of schemas, separated by commas; only public under the proxy profile",
+        doc="The `search_path`, as in `schema=tenant,public`.",
         example="public",
     ),
+    UrlParameter(
+        "target_session_attrs",
+        feeds="target_session_attrs",
+        parse=_parse_session_attrs,
+        rule=f"{', '.join(_SESSION_ATTRS[:-1])} or {_SESSION_ATTRS[-1]}, and under the proxy profile any",
+        doc="The kind of node that a session may be on, as in libpq.",
+        example="any",
+    ),
 )
-"""Every parameter that is accepted. Any other is refused."""
+"""Every parameter that sets something besides the address. Any other is refused."""
+
+ADDRESS_PARAMETERS = ("host", "port", "user", "password", "dbname")
+"""libpq's names for the parts before the `?`. They are read where the part itself is missing."""

@@ -10,6 +10,7 @@ from asyncdb_guard.testing.exports import __getattr__ as __getattr__
 if TYPE_CHECKING:
     from asyncdb_guard.testing.cognito_events import (
         access_claims,
+        cognito_client,
         cognito_user,
         confirmation_event,
         id_claims,
@@ -49,6 +50,7 @@ __all__ = [
     "TemporaryPostgres",
     "WatchedPool",
     "access_claims",
+    "cognito_client",
     "cognito_user",
     "confirmation_event",
     "database_down",

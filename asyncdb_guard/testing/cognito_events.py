@@ -9,7 +9,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncdb_guard.cognito.event import CONFIRM_SIGN_UP, MACHINE, CognitoUser, TriggerEvent, read_token_event
+from asyncdb_guard.cognito.event import (
+    CONFIRM_SIGN_UP,
+    MACHINE,
+    CognitoClient,
+    CognitoUser,
+    TriggerEvent,
+    read_token_event,
+)
 
 REGION = "eu-central-1"
 USER_POOL_ID = f"{REGION}_Example"
@@ -74,7 +81,16 @@ def confirmation_event(
 
 def cognito_user(sub: str | None = None, version: int | str = 2, **details: Any) -> CognitoUser:
     """The user that a callback is given for `token_event(version, sub=sub, **details)`: for tests of the callback."""
-    return read_token_event(token_event(version, sub=sub, **details)).user
+    user = read_token_event(token_event(version, sub=sub, **details)).subject
+    assert isinstance(user, CognitoUser)
+    return user
+
+
+def cognito_client(**details: Any) -> CognitoClient:
+    """The machine that a callback is given for `machine_event(**details)`: for tests of the callback."""
+    client = read_token_event(machine_event(**details)).subject
+    assert isinstance(client, CognitoClient)
+    return client
 
 
 def id_claims(event: TriggerEvent) -> dict[str, Any]:

@@ -22,6 +22,7 @@ _HOMES = {
     "TemporaryPostgres": "postgres.server",
     "WatchedPool": "pools.watched",
     "access_claims": "cognito_events",
+    "cognito_client": "cognito_events",
     "cognito_user": "cognito_events",
     "confirmation_event": "cognito_events",
     "database_down": "pools.outage",

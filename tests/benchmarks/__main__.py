@@ -26,6 +26,7 @@ from tests.benchmarks.claims import loads
 from tests.benchmarks.contestants import MAKERS, Maker
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.lone import lone_borrowers
+from tests.benchmarks.orm import orm_requests
 from tests.benchmarks.processes import cold_starts
 from tests.benchmarks.refusals import refusals
 from tests.benchmarks.service import service_load
@@ -112,6 +113,7 @@ async def _in_one_loop(server: Cluster, makers: dict[str, Maker], effort: Effort
     figures += await lone_borrowers(server, rounds=rounds, batch=2)
     console.print("A service's load ...")
     figures += await service_load(server, rounds=effort.load_rounds, requests=effort.load)
+    figures += await orm_requests(server, rounds=rounds, batch=batch)
     console.print("Claims, refusals, queues ...")
     figures += await loads(server, rounds=rounds, batch=batch)
     figures += await refusals(rounds=rounds, batch=batch * 10)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from asyncdb_guard import CacheUnavailableError
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers, CognitoUser, MemoryCache
 from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
 from asyncdb_guard.cognito.caching.key import cache_key, stale_key, user_key
+from asyncdb_guard.cognito.caching.plain import PlainBackend
 from asyncdb_guard.cognito.callbacks import callback_id, claims_callback
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import MakePool, returning
@@ -128,22 +130,34 @@ class Faulty:
         await self.kept.forget(user)
 
 
+def guarded(faulty: Faulty, **options: Any) -> FailFastCache:
+    return FailFastCache(PlainBackend(faulty), **options)
+
+
+async def get(cache: FailFastCache, key: CacheKey = ONE) -> str | None:
+    return (await cache.look_up(key)).text
+
+
+async def put(cache: FailFastCache, key: CacheKey = ONE) -> None:
+    await cache.store(key, "1", 60, "")
+
+
 async def test_a_cache_that_works_is_used() -> None:
-    cache = FailFastCache(Faulty())
-    await cache.put(ONE, "1", 60)
-    assert await cache.get(ONE) == "1"
+    cache = guarded(Faulty())
+    await put(cache)
+    assert await get(cache) == "1"
     await cache.forget("user")
-    assert await cache.get(ONE) is None
+    assert await get(cache) is None
 
 
 async def test_a_cache_that_hangs_delays_one_call_by_a_tenth_of_a_second() -> None:
     faulty = Faulty()
-    cache = FailFastCache(faulty)
+    cache = guarded(faulty)
     faulty.hang = True
     began = time.monotonic()
     for _ in range(10):
-        assert await cache.get(ONE) is None
-        await cache.put(ONE, "1", 60)
+        assert await get(cache) is None
+        await put(cache)
     assert time.monotonic() - began < 0.3
     assert faulty.calls == 1
 
@@ -151,46 +165,185 @@ async def test_a_cache_that_hangs_delays_one_call_by_a_tenth_of_a_second() -> No
 async def test_the_backoff_doubles_with_each_failure_up_to_30_seconds(caplog: pytest.LogCaptureFixture) -> None:
     clocks, faulty = Clocks(), Faulty()
     faulty.error = ConnectionError("redis://:secret@cache.internal")
-    cache = FailFastCache(faulty, now=clocks)
+    cache = guarded(faulty, now=clocks)
     for rest in (1, 2, 4, 8, 16, 30, 30):
         calls = faulty.calls
-        await cache.get(ONE)
+        await get(cache)
         clocks.monotonic += rest - 0.1
-        await cache.get(ONE)
+        await get(cache)
         assert faulty.calls == calls + 1
         clocks.monotonic += 0.1
     faulty.error = None
-    await cache.put(ONE, "1", 60)
-    assert await cache.get(ONE) == "1"
+    await put(cache)
+    assert await get(cache) == "1"
     faulty.error = ConnectionError()
-    await cache.get(ONE)
+    await get(cache)
     clocks.monotonic += 1
     faulty.error = None
-    assert await cache.get(ONE) == "1"  # the rests begin afresh after a success
+    assert await get(cache) == "1"  # the rests begin afresh after a success
     assert "ConnectionError" in caplog.text
     assert "secret" not in caplog.text
 
 
 async def test_concurrent_failures_count_as_one() -> None:
     clocks, faulty = Clocks(), Faulty()
-    cache = FailFastCache(faulty, now=clocks)
+    cache = guarded(faulty, now=clocks)
     faulty.hang = True
-    await asyncio.gather(*(cache.get(ONE) for _ in range(10)))
+    await asyncio.gather(*(get(cache) for _ in range(10)))
     faulty.hang = False
     await faulty.kept.put(ONE, "1", 60)
     clocks.monotonic += 1
-    assert await cache.get(ONE) == "1"
+    assert await get(cache) == "1"
+
+
+async def test_those_who_wait_for_their_turn_are_not_counted_against_the_cache() -> None:
+    class Slow(Faulty):
+        running = most = 0
+
+        async def _act(self) -> None:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.02)
+            self.running -= 1
+
+    slow = Slow()
+    await slow.kept.put(ONE, "1", 60)
+    cache = guarded(slow, concurrency=2)
+    assert await asyncio.gather(*(get(cache) for _ in range(20))) == ["1"] * 20  # 0.2 s in all, twice the bound
+    assert slow.most == 2
+
+
+async def test_those_who_wait_for_a_cache_that_hangs_give_up_with_the_first() -> None:
+    faulty = Faulty()
+    faulty.hang = True
+    cache = guarded(faulty, concurrency=2)
+    began = time.monotonic()
+    assert await asyncio.gather(*(get(cache) for _ in range(20))) == [None] * 20
+    assert time.monotonic() - began < 0.2
+    assert faulty.calls == 2
+
+
+async def test_a_wait_for_a_turn_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FailFastCache, "QUEUE_TIMEOUT", 0.01)
+    faulty = Faulty()
+    faulty.hang = True
+    cache = guarded(faulty, concurrency=1)
+    first = asyncio.create_task(get(cache))
+    await asyncio.sleep(0)
+    assert await get(cache, OTHER) is None
+    assert faulty.calls == 1
+    assert not first.done()
+    await first
+
+
+def test_turns_are_those_of_the_running_event_loop() -> None:
+    cache = guarded(Faulty(), concurrency=1)
+
+    async def crowd() -> None:
+        await asyncio.gather(*(get(cache) for _ in range(3)))
+
+    for _ in range(2):
+        asyncio.run(crowd())
+
+
+async def test_an_answer_that_a_busy_event_loop_sees_late_counts() -> None:
+    class Busy(Faulty):
+        async def _act(self) -> None:
+            await asyncio.sleep(0)
+            time.sleep(0.12)  # noqa: ASYNC251 -- somebody blocks the event loop
+
+    busy = Busy()
+    await busy.kept.put(ONE, "1", 60)
+    asyncio.get_running_loop().slow_callback_duration = 1
+    assert await get(guarded(busy)) == "1"
+
+
+async def test_a_cache_that_refuses_writes_is_still_read(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Faulty):
+        async def put(self, key: CacheKey, value: str, ttl: float) -> None:
+            self.calls += 1
+            raise CacheUnavailableError("The claims cache is full.", answered=True)
+
+    full = Full()
+    await full.kept.put(ONE, "1", 60)
+    cache = guarded(full)
+    for _ in range(3):
+        await put(cache, OTHER)
+        assert await get(cache) == "1"
+    assert full.calls == 4  # three reads, one write
+    assert "The claims cache is full. Nothing is written to it for 1 s." in caplog.text
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+async def test_a_cache_that_raises_no_exception(error: type[BaseException]) -> None:
+    class Odd(Faulty):
+        async def _act(self) -> None:
+            raise error
+
+    if error is SystemExit:
+        with pytest.raises(SystemExit):
+            await get(guarded(Odd()))
+    else:
+        assert await get(guarded(Odd())) is None
 
 
 async def test_forget_is_attempted_during_the_backoff() -> None:
     faulty = Faulty()
-    cache = FailFastCache(faulty)
-    await cache.put(ONE, "1", 60)
+    cache = guarded(faulty)
+    await put(cache)
     faulty.error = ConnectionError()
-    await cache.get(ONE)
+    await get(cache)
     faulty.error = None
     await cache.forget("user")
     assert await faulty.kept.get(ONE) is None
+
+
+@pytest.mark.parametrize("fault", ["hang", "error"])
+async def test_a_forget_that_fails_raises_and_is_made_up_for(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FailFastCache, "FORGET_TIMEOUT", 0.01)
+    clocks, faulty = Clocks(), Faulty()
+    cache = guarded(faulty, now=clocks)
+    somebody = CacheKey("somebody", "one")
+    await put(cache)
+    await put(cache, somebody)
+    setattr(faulty, fault, True if fault == "hang" else RuntimeError())
+    with pytest.raises(CacheUnavailableError, match=r"could not be deleted. Call forget\(\) again"):
+        await cache.forget("user")
+    setattr(faulty, fault, None)
+    assert await get(cache) is None  # as the cache is skipped
+    clocks.monotonic += 1
+    assert await get(cache, somebody) == "1"
+    assert await faulty.kept.get(ONE) is None  # whoever comes first, the user is forgotten
+    await put(cache)
+    assert await get(cache) == "1"
+
+
+async def test_a_user_who_is_not_forgotten_yet_is_neither_read_nor_written() -> None:
+    class Unforgetting(Faulty):
+        async def forget(self, user: str) -> None:
+            raise CacheUnavailableError("The claims cache is read-only.", answered=True)
+
+    faulty = Unforgetting()
+    cache = guarded(faulty)
+    await put(cache)
+    await cache.forget_soon("user")
+    calls = faulty.calls
+    for _ in range(3):
+        assert await get(cache) is None
+        await put(cache)
+    assert faulty.calls == calls
+    with pytest.raises(CacheUnavailableError):
+        await cache.forget("user")
+
+
+async def test_the_users_who_are_to_be_forgotten_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncdb_guard.cognito.caching.fail_fast._OWED_MAX", 2)
+    faulty = Faulty()
+    faulty.error = RuntimeError()
+    cache = guarded(faulty)
+    for user in ("a", "b", "c"):
+        await cache.forget_soon(user)
+    assert list(cache._owed) == ["b", "c"]
 
 
 @pytest.mark.parametrize("fault", ["hang", "error"])
@@ -201,18 +354,48 @@ async def test_a_custom_cache_that_fails_fails_no_sign_in(make_pool: MakePool, f
     setattr(faulty, fault, True if fault == "hang" else RuntimeError())
     for _ in range(3):
         assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"a": 1}
+    with pytest.raises(CacheUnavailableError):
+        await triggers.forget("s")
+
+
+class Storing(MemoryCache):
+    """A cache of which each write waits, and which may let a `forget` overtake it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storing, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def put(self, key: CacheKey, value: str, ttl: float) -> None:
+        self.storing.set()
+        await self.go_on.wait()
+        await super().put(key, value, ttl)
+
+
+@pytest.mark.parametrize("policy", ["deny", "stale"])
+async def test_a_user_who_is_forgotten_while_claims_are_written_is_forgotten(make_pool: MakePool, policy: Any) -> None:
+    cache = Storing()
+    triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=cache, on_unavailable=policy)
+    loading = asyncio.create_task(triggers.load_claims(token_event("2", sub="s")))
+    await cache.storing.wait()
     await triggers.forget("s")
+    cache.go_on.set()
+    await loading
+    assert len(cache) == 0
 
 
-@pytest.mark.parametrize("entry", ["", "{", "[]", '{"id":{"sub":"somebody"}}', b"\xff", 5])
-async def test_an_invalid_cache_entry_is_a_miss(make_pool: MakePool, heard: list[str], entry: Any) -> None:
+@pytest.mark.parametrize("entry", ["", "{", "[]", "{}", '{"id":{"sub":"somebody"}}', '{"role":"x"}', b"\xff", 5])
+async def test_an_invalid_cache_entry_is_a_miss_that_is_told_once(
+    make_pool: MakePool, heard: list[str], caplog: pytest.LogCaptureFixture, entry: Any
+) -> None:
     class Invalid(Faulty):
         async def get(self, key: CacheKey) -> Any:
             return entry
 
     triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=Invalid())
-    assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"a": 1}
-    assert "cache_miss" in heard
+    for _ in range(2):
+        assert id_claims(await triggers.load_claims(token_event("2", sub="s"))) == {"a": 1}
+    assert heard.count("cache_miss") == 2
+    assert caplog.text.count("not in the format of this library, and counts as a miss") == 1
 
 
 async def answer(who: str, conn: Any, user: CognitoUser) -> Any:

@@ -32,7 +32,7 @@ def request(version: str = "2", **parts: Any) -> TokenRequest:
 
 def answered(returned: Any, version: str = "2", **parts: Any) -> dict[str, Any]:
     asked = request(version, **parts)
-    response = build_response(check_claims(returned, asked.user), asked)
+    response = build_response(check_claims(returned, asked.subject), asked)
     assert json.loads(json.dumps(response, allow_nan=False)) == response
     return response
 
@@ -346,9 +346,9 @@ json_values = st.recursive(
 @given(st.dictionaries(st.from_regex(r"[a-z]{4}_x", fullmatch=True), json_values, max_size=4))
 def test_plain_json_comes_through_unchanged_and_survives_a_cache(claims: dict[str, Any]) -> None:
     asked = request("2")
-    checked = check_claims(claims, asked.user)
+    checked = check_claims(claims, asked.subject)
     assert checked.id == checked.access == {name: value for name, value in claims.items() if value is not None}
-    assert restore(checked.dump(), asked.user) == checked
+    assert restore(checked.dump(), asked.subject) == checked
     assert checked.empty is not bool(checked.id)
 
 
@@ -356,8 +356,8 @@ def test_plain_json_comes_through_unchanged_and_survives_a_cache(claims: dict[st
 def test_everything_survives_a_cache(version: str) -> None:
     asked = request(version)
     claims = TokenClaims({"a": [1]}, suppress=["b"], groups=[], iam_roles=["r"], preferred_role="r")
-    checked = check_claims(claims, asked.user)
-    assert restore(checked.dump(), asked.user) == checked
+    checked = check_claims(claims, asked.subject)
+    assert restore(checked.dump(), asked.subject) == checked
 
 
 @pytest.mark.parametrize(
@@ -376,4 +376,4 @@ def test_everything_survives_a_cache(version: str) -> None:
     ],
 )
 def test_an_invalid_cached_text_is_not_restored(text: str) -> None:
-    assert restore(text, request().user) is None
+    assert restore(text, request().subject) is None

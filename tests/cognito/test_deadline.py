@@ -209,4 +209,4 @@ async def test_a_full_pool_is_logged_as_one_if_there_is_time_left(
     async with pool.acquire():
         with pytest.raises(TriggerFailedError):
             await CognitoTriggers(pool, claims="SELECT 1 AS one").load_claims(token_event("2", sub="s"))
-    assert "AcquireTimeoutError: No connection became free within 0.0" in caplog.text
+    assert "load_claims failed: No connection became free within 0.0" in caplog.text

@@ -34,7 +34,7 @@ def replaced(event: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def test_a_user_is_all_that_the_event_says_of_one() -> None:
-    user = read_token_event(token_event("2", sub="the-sub", clientMetadata={"app": "web"})).user
+    user = read_token_event(token_event("2", sub="the-sub", clientMetadata={"app": "web"})).subject
     assert (user.sub, user.username, user.email, user.email_verified) == ("the-sub", "ada", "ada@example.com", True)
     assert user.attributes["cognito:user_status"] == "CONFIRMED"
     assert (user.groups, user.scopes) == (("editors",), ("openid", "email"))
@@ -63,7 +63,7 @@ def test_the_repr_of_a_user_shows_nothing_personal() -> None:
 )
 def test_email_verified_is_read_as_a_text_or_a_boolean(value: Any, expected: bool | None) -> None:
     event = replaced(token_event(), "request.userAttributes.email_verified", value)
-    assert read_token_event(event).user.email_verified is expected
+    assert read_token_event(event).subject.email_verified is expected
 
 
 def test_attributes_are_texts_whatever_the_event_has() -> None:
@@ -72,7 +72,7 @@ def test_attributes_are_texts_whatever_the_event_has() -> None:
         "request.userAttributes",
         {"sub": "s", "n": 1, "f": 1.5, "yes": True, "none": None, "list": [1, "a"], "object": {"a": None}},
     )
-    assert read_token_event(event).user.attributes == {
+    assert read_token_event(event).subject.attributes == {
         "sub": "s", "n": "1", "f": "1.5", "yes": "true", "list": '[1,"a"]', "object": '{"a":null}',
     }  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_attributes_are_texts_whatever_the_event_has() -> None:
 )
 def test_the_version_is_what_the_shape_says(version: Any, request_: Any, response: Any, expected: int) -> None:
     event = token_event("1", **request_) | {"version": version, "response": response}
-    assert read_token_event(event).user.version == expected
+    assert read_token_event(event).subject.version == expected
 
 
 @pytest.mark.parametrize("version", ["4", "0", "10", 4, -0.5, True, "", None, [], {}])
@@ -133,12 +133,12 @@ def test_the_trigger_of_another_kind_is_refused() -> None:
 )  # fmt: skip
 def test_odd_shapes_elsewhere_are_survived(field: str, odd: Any) -> None:
     event = replaced(token_event("2", sub="s", clientMetadata={}), field, odd)
-    user = read_token_event(event).user
+    user = read_token_event(event).subject
     assert user.sub == "s"
     assert isinstance(user.groups, tuple)
     assert isinstance(user.client_id, str)
 
 
 def test_names_that_are_no_texts_are_left_out() -> None:
-    user = read_token_event(token_event(groupConfiguration={"groupsToOverride": ["a", None, 1, ["b"]]})).user
+    user = read_token_event(token_event(groupConfiguration={"groupsToOverride": ["a", None, 1, ["b"]]})).subject
     assert user.groups == ("a",)

@@ -100,8 +100,15 @@ HOSTILE = [
 @pytest.mark.parametrize("trigger", ["load_claims", "provision_user"])
 @pytest.mark.parametrize("callback", HOSTILE)
 async def test_a_failing_callback_raises_public_text_and_logs_only_its_type(
-    make_pool: MakePool, sub: str, callback: Any, trigger: str, caplog: pytest.LogCaptureFixture, server: Cluster
+    make_pool: MakePool,
+    sub: str,
+    callback: Any,
+    trigger: str,
+    caplog: pytest.LogCaptureFixture,
+    server: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "function")
     pool = make_pool(handler_budget_ms=300)
     triggers = CognitoTriggers(pool, claims=callback, provision=callback)
     event = token_event("2", sub=sub) if trigger == "load_claims" else confirmation_event(sub)
@@ -122,6 +129,14 @@ async def test_a_failing_callback_raises_public_text_and_logs_only_its_type(
     assert await pool.fetchval("SELECT 1") == 1
 
 
+async def test_outside_lambda_the_cause_is_kept(pool: GuardedPool, sub: str) -> None:
+    """A test, or a developer at a desk, sees where the callback failed."""
+    with pytest.raises(TriggerFailedError) as caught:
+        await CognitoTriggers(pool, claims=key_error).load_claims(token_event("2", sub=sub))
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert [frame.name for frame in traceback.extract_tb(caught.value.__cause__.__traceback__)][-1] == "key_error"
+
+
 @pytest.mark.parametrize(
     "returned",
     [
@@ -136,7 +151,7 @@ async def test_a_refused_claim_is_logged_by_name_without_its_value(
     with pytest.raises(TriggerFailedError, match=f"^{SIGN_IN}$") as caught:
         await CognitoTriggers(pool, claims=returning(returned)).load_claims(token_event())
     assert caught.value.__context__ is None
-    assert "ClaimError: " in caplog.text
+    assert "(asyncdb_guard.cognito.values.ClaimError)" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -175,7 +190,7 @@ async def test_an_invalid_field_is_named_without_its_value(pool: GuardedPool, ca
         await CognitoTriggers(pool, claims=returning({})).load_claims(event)
     assert str(caught.value) == "This trigger cannot handle the event: request.userAttributes.sub is missing or invalid"
     assert caught.value.__context__ is None
-    assert "TriggerEventError: This trigger" in caplog.text
+    assert "load_claims failed: This trigger cannot" in caplog.text
     assert "secret" not in caplog.text
 
 

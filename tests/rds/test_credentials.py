@@ -59,6 +59,17 @@ def user(guarded_server):
     return "keeper"
 
 
+async def test_a_password_of_libpqs_own_variable_or_file_is_not_sent(guarded_server, user, monkeypatch, tmp_path):
+    passwords = tmp_path / "passwords"
+    passwords.write_text("*:*:*:*:second\n")
+    passwords.chmod(0o600)
+    for name, value in (("PGPASSFILE", str(passwords)), ("PGPASSWORD", "second")):
+        monkeypatch.setenv(name, value)
+        async with GuardedPool(DatabaseSettings(url=guarded_server.url(user=user))) as pool:
+            with pytest.raises(ConnectFailedError, match="refused the password"):
+                await pool.ping()
+
+
 async def test_a_refused_login_is_tried_once_more_with_what_the_provider_then_says(guarded_server, user):
     vault = Vault("first", "second")
     settings = DatabaseSettings(url=guarded_server.url(user=user))

@@ -24,6 +24,7 @@ from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.rds.test_credentials import Vault
 from tests.support.pgbouncer import PgBouncer
+from tests.support.program import run
 
 pytestmark = pytest.mark.debian
 
@@ -281,9 +282,43 @@ async def test_a_pooler_that_no_setting_announces_is_noticed_and_gives_no_foreig
     assert all("LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true" in message for message in told)
 
 
+SIX_ENVIRONMENTS = """
+import asyncio, os
+from asyncdb_guard import DatabaseSettings, GuardedPool
+
+async def ask(mine):
+    own = 0
+    async with GuardedPool() as pool:
+        for number in range(300):
+            own += await pool.fetchval(f"SELECT {mine} * 1000 + $1::int", number) == mine * 1000 + number
+            own += await pool.fetchval("SELECT $1::int", mine) == mine
+    return own
+
+for mine in range(6):
+    if os.fork() == 0:
+        os.write(1, b"%d\\n" % asyncio.run(ask(mine)))
+        os._exit(0)
+for _ in range(6):
+    os.wait()
+"""
+
+
+def test_six_environments_behind_a_pooler_that_swallows_parameters_read_3600_rows_of_their_own(bounced_server):
+    """Without any setting but the URL."""
+    with PgBouncer(bounced_server, {USER: ""}, backends=BACKENDS, ignored=SWALLOWED) as bouncer:
+        assert run(SIX_ENVIRONMENTS, DATABASE_URL=bouncer.url(USER)).split() == ["600"] * 6
+
+
 async def test_an_unannounced_pooler_cannot_give_a_search_path(unannounced_bouncer):
     async with GuardedPool(DatabaseSettings(url=unannounced_bouncer.url(USER, schema="other"))) as pool:
         with pytest.raises((ConfigurationError, ConnectFailedError)):
+            await pool.ping()
+
+
+async def test_an_unannounced_pooler_cannot_choose_a_kind_of_node(unannounced_bouncer):
+    settings = DatabaseSettings(url=unannounced_bouncer.url(USER, target_session_attrs="read-write"))
+    async with GuardedPool(settings) as pool:
+        with pytest.raises(ConfigurationError, match="target_session_attrs in the database URL can only be any"):
             await pool.ping()
 
 

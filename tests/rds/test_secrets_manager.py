@@ -325,16 +325,20 @@ def test_a_fork_in_the_middle_of_a_fetch_fetches_its_own():
             fetching = asyncio.ensure_future(provider.complete(target))
             while not begun.is_set():
                 await asyncio.sleep(0.001)
-            return os.fork()
+            return fetching
 
         async def end():
             asyncio.get_running_loop().slow_callback_duration = 60
             await asyncio.wait_for(provider.complete(target), 10.0)
 
-        if asyncio.run(begin()) == 0:
-            asyncio.run(end())
-            os._exit(7)
-        print(os.waitstatus_to_exitcode(os.wait()[1]))
+        with asyncio.Runner() as runner:
+            fetching = runner.run(begin())
+            if os.fork() == 0:
+                asyncio.run(end())
+                os._exit(7)
+            print(os.waitstatus_to_exitcode(os.wait()[1]))
+            never.set()
+            runner.run(asyncio.wait_for(fetching, 10.0))
         """,
         timeout=40,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import boto3.session
 import botocore.auth
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.tls import TlsContexts
@@ -90,12 +92,12 @@ def settings(url: str, sslmode: str, ca: str | None = None) -> DatabaseSettings:
     return DatabaseSettings(url=url, sslmode=sslmode, ssl_root_cert=ca, breaker_fail_max=1)
 
 
-async def refusal(made: DatabaseSettings) -> str:
+async def refusal(made: DatabaseSettings, circuit: str = "open") -> str:
     """Why there is no connection. It counts as a failure, and no text names the host or the user."""
     async with GuardedPool(made) as pool:
         with pytest.raises(ConnectFailedError) as caught:
             await pool.ping()
-        assert pool.stats()["circuit"] == "open"
+        assert pool.stats()["circuit"] == circuit
     text = str(caught.value)
     assert not any(word in text for word in (USER, Cluster.host, NAME))
     return text
@@ -142,6 +144,24 @@ async def test_another_host_name_is_refused(misnamed_server, trusted, resolver):
     url = f"postgresql://{USER}:word@{NAME}/postgres"
     text = await refusal(settings(url, "verify-full", trusted))
     assert "is for another host name; connect by a name in the certificate" in text
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("served", [True, False])
+async def test_where_each_address_is_tried_the_name_is_still_verified(
+    tls_server, misnamed_server, trusted, monkeypatch, served
+):
+    server = tls_server if served else misnamed_server
+    ask = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **others: ask(server.host if host == NAME else host, *rest, **others)
+    )
+    url = f"postgresql://{USER}:word@{NAME}:{server.port}/postgres?target_session_attrs=read-write"
+    if served:
+        async with GuardedPool(settings(url, "verify-full", trusted)) as pool:
+            assert await pool.fetchval(IN_TLS) is True
+    else:
+        assert "is for another host name" in await refusal(settings(url, "verify-full", trusted))
 
 
 @pytest.mark.debian
@@ -202,6 +222,83 @@ async def test_an_iam_token_is_the_password_over_tls(tls_server, trusted, monkey
     )
     async with GuardedPool(made) as pool:
         assert await pool.fetchval("SELECT current_user") == "token_bearer"
+
+
+# With a client's certificate
+
+
+@pytest.fixture(scope="module")
+def certified(tls_server: Cluster, authority: trustme.CA, directory: Path) -> tuple[str, str]:
+    """The files of a certificate for the role `certified`, who logs in with nothing else, and of its key."""
+    certificate = authority.issue_cert(common_name="certified")
+    files = directory / "client.pem", directory / "client.key"
+    certificate.cert_chain_pems[0].write_to_path(files[0])
+    certificate.private_key_pem.write_to_path(files[1])
+    authority.cert_pem.write_to_path(tls_server.data_directory / "root.crt")
+    (tls_server.data_directory / "root.crt").chmod(0o644)
+    rules = tls_server.data_directory / "pg_hba.conf"
+    rules.write_text(f"hostssl all certified {tls_server.host}/32 cert\n{rules.read_text()}")
+    tls_server.psql("CREATE ROLE certified LOGIN; ALTER SYSTEM SET ssl_ca_file = 'root.crt'")
+    tls_server.psql("SELECT pg_reload_conf()")
+    return str(files[0]), str(files[1])
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("in_url", [True, False])
+async def test_a_clients_certificate_logs_in_without_a_password(tls_server, trusted, certified, in_url):
+    files = {"sslcert": certified[0], "sslkey": certified[1]} if in_url else {}
+    settings = {} if in_url else {"ssl_cert": certified[0], "ssl_key": certified[1]}
+    url = tls_server.url(user="certified", sslrootcert=trusted, **files)
+    async with GuardedPool(DatabaseSettings(url=url, **settings)) as pool:
+        query = "SELECT current_user, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        user, name = await pool.fetchrow(query)
+    assert user == "certified"
+    assert "/CN=" in name
+
+
+@pytest.mark.debian
+async def test_without_a_clients_certificate_a_server_that_asks_for_one_refuses(tls_server, trusted, certified):
+    text = await refusal(
+        DatabaseSettings(url=tls_server.url(user="certified", sslrootcert=trusted), breaker_fail_max=1),
+        circuit="closed",
+    )
+    assert "the server refused the login" in text
+
+
+def encrypted(directory: Path, key: str) -> str:
+    """The file of the same key, encrypted."""
+    loaded = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+    path = directory / "encrypted.key"
+    path.write_bytes(
+        loaded.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"word"),
+        )
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("case", ["no such file", "another key", "no key", "an encrypted key"])
+async def test_a_useless_client_certificate_is_a_matter_of_configuration(directory, authority, case):
+    stem = directory / uuid.uuid4().hex
+    one, other = authority.issue_cert(common_name="one"), authority.issue_cert(common_name="other")
+    certificate, key, others, text = (f"{stem}{end}" for end in (".pem", ".key", ".other", ".txt"))
+    one.cert_chain_pems[0].write_to_path(certificate)
+    one.private_key_pem.write_to_path(key)
+    other.private_key_pem.write_to_path(others)
+    trustme.Blob(b"no key").write_to_path(text)
+    files = {
+        "no such file": (f"{stem}.nothing", key),
+        "another key": (certificate, others),
+        "no key": (certificate, text),
+        "an encrypted key": (certificate, encrypted(directory, key)),
+    }[case]
+    made = DatabaseSettings(url="postgresql://app@127.0.0.1:1/app", ssl_cert=files[0], ssl_key=files[1])
+    async with GuardedPool(made) as pool:
+        with pytest.raises(ConfigurationError, match="and of its unencrypted private key"):
+            await pool.ping()
+        assert pool.stats()["circuit"] == "closed"
 
 
 # Against a server without TLS

@@ -1,4 +1,4 @@
-"""A throw-away redis-server, of Debian's package, on a loopback port."""
+"""Throw-away redis-servers, of Debian's package, on loopback ports: alone, as replicas, and as a cluster."""
 
 from __future__ import annotations
 
@@ -6,26 +6,39 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from asyncdb_guard import DatabaseSettings
+from asyncdb_guard.cognito.caching.redis import RedisCache
 from asyncdb_guard.testing.ports import LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def cache_on(url: str, **settings: str) -> RedisCache:
+    """The claims cache that these settings give."""
+    return RedisCache(DatabaseSettings(url="postgresql://nobody@127.0.0.1/none", claims_cache_url=url, **settings))
+
+
 class RedisServer:
-    """Keeps nothing on disk; lives until `close()`."""
+    """Keeps nothing on disk but a cluster's node file; lives until `close()`.
+
+    `options` are those of redis-server. With `tls`, the server takes TLS connections only, on `port`.
+    """
 
     host = LOOPBACK
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, tls: bool = False) -> None:
         program = shutil.which("redis-server")
         if program is None:
             raise RuntimeError("There is no redis-server: apt-get install redis-server")
         self.port = free_port()
+        ports = ("--port", "0", "--tls-port", str(self.port)) if tls else ("--port", str(self.port))
         self._command: Sequence[str] = (
-            program, "--bind", self.host, "--port", str(self.port), "--save", "", "--appendonly", "no", *options,
+            program, "--bind", self.host, *ports, "--save", "", "--appendonly", "no",
+            "--repl-diskless-sync-delay", "0", *options,
         )  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -61,8 +74,57 @@ class RedisServer:
         )
         return done.stdout.splitlines()
 
+    def follow(self, primary: RedisServer) -> None:
+        """Become a replica, as a former primary does after a failover, and wait for the first copy."""
+        self.command("REPLICAOF", primary.host, str(primary.port))
+        self.wait_for("master_link_status:up", "INFO", "replication")
+
+    def wait_for(self, line: str, *words: str) -> None:
+        """Wait until the answer to a command has this line."""
+        deadline = time.monotonic() + 10
+        while line not in self.command(*words):
+            assert time.monotonic() < deadline, f"no {line}"
+            time.sleep(0.01)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+class RedisCluster:
+    """Two nodes in cluster mode, which serve half of the slots each; lives until `close()`.
+
+    `directory` is for the nodes' files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.nodes = [
+            RedisServer(
+                "--cluster-enabled", "yes", "--cluster-config-file", str(directory / f"node-{number}"),
+                "--cluster-port", str(free_port()),
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        one, other = self.nodes
+        one.command("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
+        other.command("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
+        one.command("CLUSTER", "SET-CONFIG-EPOCH", "1")
+        other.command("CLUSTER", "SET-CONFIG-EPOCH", "2")
+        bus = next(line for line in other.command("CLUSTER", "NODES") if "myself" in line)
+        bus_port = bus.split()[1].partition("@")[2].partition(",")[0]
+        one.command("CLUSTER", "MEET", other.host, str(other.port), bus_port)
+        for node in self.nodes:
+            node.wait_for("cluster_state:ok", "CLUSTER", "INFO")
+
+    @property
+    def url(self) -> str:
+        return self.nodes[0].url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.kill()

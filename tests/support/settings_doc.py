@@ -34,7 +34,15 @@ that differs from its variable is not a contradiction: the keyword wins.
 
 Set `{ENV_PREFIX}URL`, or else `DATABASE_URL`, to `postgresql://user:password@host:port/database?parameter=value`.
 Percent-encode each part. The parameters are libpq's and Prisma's, so that one URL serves both Node and Python. Any
-other parameter is refused, and so are several hosts in one URL.
+other parameter is refused by its name, with what to use instead, and so are several hosts in one URL.
+
+- The URL is read as it was pasted: with the quotes of an env file, as `psql '…'`, with SQLAlchemy's `+driver` or with
+  `jdbc:` in front.
+- libpq's `host`, `port`, `user`, `password` and `dbname` name a part that is missing before the `?`.
+- A Unix socket is a host that starts with `/`: the directory, as in `?host=/cloudsql/project:region:instance`. It has
+  no TLS.
+- Neon: remove `channel_binding=require`, which asyncpg does not support. Without `sslmode`, the server is verified.
+- Heroku's certificates are self-signed: use `sslmode=require`, which encrypts without verifying the server.
 
 | example | sets | must be | meaning |
 |---|---|---|---|

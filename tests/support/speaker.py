@@ -45,9 +45,10 @@ async def speaker(*said: bytes) -> AsyncIterator[str]:
 class Platform:
     """A server that takes simple queries alone, and refuses some, as platforms do which are almost PostgreSQL."""
 
-    def __init__(self, refuses: Callable[[str], str | None]) -> None:
-        """`refuses(sql)` gives the SQLSTATE of a refusal, or None."""
+    def __init__(self, refuses: Callable[[str], str | None], *, counts: Callable[[str], int] = lambda _: 0) -> None:
+        """`refuses(sql)` gives the SQLSTATE of a refusal, or None; `counts(sql)` the rows of a SELECT in its tag."""
         self._refuses = refuses
+        self._counts = counts
         self.logins = 0
         self.asked: list[str] = []
 
@@ -78,7 +79,8 @@ class Platform:
                 self.asked.append(sql)
                 sqlstate = self._refuses(sql)
                 last = sql.rpartition(";")[2]
-                done = message(b"C", (b"SELECT 0" if last.startswith("SELECT") else last.encode()) + b"\0")
+                tag = f"SELECT {self._counts(sql)}" if last.startswith("SELECT") else last
+                done = message(b"C", tag.encode() + b"\0")
                 writer.write((done if sqlstate is None else refusal(sqlstate, severity="ERROR")) + ready)
             assert kind == b"X"
         writer.close()

@@ -24,7 +24,7 @@ def test_a_token_event_says_what_it_was_told(version: int) -> None:
         metadata={"m": "1"}, source="TokenGeneration_RefreshTokens", client_id="web",
     )  # fmt: skip
     request = read_token_event(event)
-    user = request.user
+    user = request.subject
     assert (user.version, user.sub, user.groups, user.client_id) == (version, "s", ("a", "b"), "web")
     assert user.scopes == (() if version == 1 else ("x",))
     assert (user.email, user.attributes["custom:t"], user.client_metadata) == ("e", "1", {"m": "1"})

@@ -53,6 +53,18 @@ async def test_nothing_of_it_is_left(base: GuardedPool) -> None:
     await at_rest(base)
 
 
+async def test_a_borrow_that_is_awaited_is_released(base: GuardedPool) -> None:
+    async with rolled_back(base) as pool:
+        connection = await pool.acquire()
+        await connection.execute(INSERT, "second")
+        for _ in range(2):
+            await pool.release(connection)
+        with pytest.raises(asyncpg.InterfaceError, match="released"):
+            await connection.fetchval(NAMES)
+        assert await pool.fetchval(NAMES) == ["first", "second"]
+    assert await base.fetchval(NAMES) == ["first"]
+
+
 async def test_sequences_are_set_back(base: GuardedPool) -> None:
     state = "SELECT last_value, is_called FROM item_id_seq"
     await base.execute("CREATE SEQUENCE fresh")

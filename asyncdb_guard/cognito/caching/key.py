@@ -6,14 +6,14 @@ import hashlib
 import json
 from typing import NamedTuple
 
-from asyncdb_guard.cognito.event import TokenRequest
+from asyncdb_guard.cognito.event import CognitoUser, Subject, TokenRequest
 
 
 class CacheKey(NamedTuple):
     """The key of one cached answer. Both parts are SHA-256 in hexadecimal, so a key reveals neither sub nor e-mail."""
 
     user: str
-    """The same for all entries of one user."""
+    """The same for all entries of one user, or of one machine."""
     entry: str
     """Differs with everything that the callback can see or that the answer is built from."""
 
@@ -23,15 +23,21 @@ def user_key(sub: str) -> str:
     return _digest("user", sub)
 
 
+def client_key(client_id: str) -> str:
+    """The `user` part of the keys of one machine."""
+    return _digest("client", client_id)
+
+
 def cache_key(request: TokenRequest, callback_id: str) -> CacheKey:
     """The key of the answer that the callback named by `callback_id` gives to `request`."""
-    user = request.user
-    visible = (
-        callback_id, user.version, user.user_pool_id, user.client_id, user.region, user.trigger_source, user.sub,
-        user.username, user.scopes, sorted(user.attributes.items()), sorted(user.client_metadata.items()),
-        request.group_configuration,
+    subject = request.subject
+    visible: tuple[object, ...] = (
+        callback_id, subject.version, subject.user_pool_id, subject.client_id, subject.region, subject.trigger_source,
+        subject.scopes, sorted(subject.client_metadata.items()), request.group_configuration,
     )  # fmt: skip
-    return CacheKey(user_key(user.sub), _digest("entry", json.dumps(visible, sort_keys=True)))
+    if isinstance(subject, CognitoUser):
+        visible += (subject.sub, subject.username, sorted(subject.attributes.items()))
+    return CacheKey(_owner(subject), _digest("entry", json.dumps(visible, sort_keys=True)))
 
 
 def stale_key(request: TokenRequest, callback_id: str) -> CacheKey:
@@ -40,9 +46,17 @@ def stale_key(request: TokenRequest, callback_id: str) -> CacheKey:
     Trigger source, attributes and client metadata are not part of it, so that a token refresh finds the claims of the
     sign-in.
     """
-    user = request.user
-    rights = (user.version, user.user_pool_id, user.client_id, user.sub, user.scopes, request.group_configuration)
-    return CacheKey(user_key(user.sub), _digest("stale", json.dumps((callback_id, *rights), sort_keys=True)))
+    subject = request.subject
+    rights: tuple[object, ...] = (
+        callback_id, subject.version, subject.user_pool_id, subject.client_id, subject.scopes,
+        request.group_configuration,
+    )  # fmt: skip
+    owner = _owner(subject)
+    return CacheKey(owner, _digest("stale", json.dumps((*rights, owner), sort_keys=True)))
+
+
+def _owner(subject: Subject) -> str:
+    return user_key(subject.sub) if isinstance(subject, CognitoUser) else client_key(subject.client_id)
 
 
 def _digest(kind: str, text: str) -> str:

@@ -16,6 +16,7 @@ from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooled_connection import PooledConnection
+from asyncdb_guard.connect.reset import join
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.pool.core import PoolCore
@@ -60,13 +61,13 @@ def pooled_connection_of(acquisition: Acquisition) -> PooledConnection:
 def lend_as(kind: type[L], connection: PooledConnection) -> L:
     """Lend a connection, to be used through a class of one's own, until `take_back`."""
     lent = kind(connection._holder, connection._connection)
-    lent.server_bound = connection._server_bound
+    lent.bounds = connection._bounds
     return lent
 
 
 def reset_query(connection: PooledConnection) -> str:
     """What the pool sends between two borrowers."""
-    return connection._traits.reset_plan.usual
+    return join(connection._traits.reset_plan.parts())
 
 
 def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:

@@ -172,3 +172,9 @@ class _SharedAcquisition(Acquisition):
         else:
             core.breaker.released(self._permit)
         self._shared.give_back(lent, reset=core.settings.reset_sessions, in_transaction=lent.depth > 0)
+
+    def _let_go(self, lent: LentConnection) -> None:
+        """The shared connection is nobody's to lose: the pool undoes it in the end."""
+
+    def _hold(self, lent: LentConnection) -> None:
+        """It was never let go."""

@@ -46,12 +46,10 @@ class SharedConnection(LentConnection):
     depth = 0
     """How many transactions of the borrower's are open."""
     busy = False
-    returned = False
-    """Whether the borrow is over: asyncpg refuses whatever comes now."""
 
     async def alone(self, call: Callable[[], Awaitable[T]], sql: str = "") -> T:
         """Run a statement as the server would outside of a transaction: its failure undoes nothing but itself."""
-        if self.returned:
+        if self.released:
             return await call()
         command = refused(sql)
         if command is not None:
@@ -152,7 +150,7 @@ class _Nested:
 
     async def _start(self, start: Callable[[], Awaitable[None]]) -> None:
         connection = self._connection
-        if self._open or connection.returned:
+        if self._open or connection.released:
             return await start()  # asyncpg says what is wrong
         outermost = connection.depth == 0
         if outermost:
@@ -171,7 +169,7 @@ class _Nested:
 
     async def _end(self, end: Callable[[], Awaitable[None]], *, kept: bool, refused: bool = False) -> None:
         connection = self._connection
-        if refused or not self._open or connection.returned:
+        if refused or not self._open or connection.released:
             return await end()  # asyncpg says what is wrong
         self._open = False
         connection.depth -= 1

@@ -106,7 +106,7 @@ class TemporaryPostgres:
         account.own(directory)
         server = cls(installation, directory, free_port(), tls=tls is not None)
         try:
-            server._prepare(max_connections, tls, auth, settings or {})
+            server._set_up(max_connections, tls, auth, settings or {})
             server._launch()
         except BaseException:
             server.close()
@@ -228,7 +228,7 @@ class TemporaryPostgres:
             raise RuntimeError(f"{self} was never started.")
         return self._process
 
-    def _prepare(
+    def _set_up(
         self, max_connections: int, tls: tuple[Path, Path] | None, auth: str, settings: Mapping[str, str]
     ) -> None:
         account = Account.current()

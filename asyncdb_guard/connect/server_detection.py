@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 import asyncpg
 
+from asyncdb_guard.connect.node import READ_ONLY, STANDBY, NodeState, reported_state
+
 POOLER, STRICTER = 1, 2
 
 _OF_THE_ROLE = """
@@ -39,3 +41,17 @@ async def role_settings(connection: asyncpg.Connection, sent: Mapping[str, str])
     """Return the DBA's settings for this role, in this database or in all, as `name=value`. Direct connections only."""
     rows = await connection.fetch(f"SELECT setting {_OF_THE_ROLE.format(names=','.join(sent))}")
     return [row[0] for row in rows]
+
+
+async def node_state(connection: asyncpg.Connection) -> NodeState:
+    """Return what kind of node a new connection is on; one round trip to a server that does not report it."""
+    reported = reported_state(connection.get_settings())
+    if reported is not None:
+        return reported
+    flags = (
+        f"{STANDBY} * pg_catalog.pg_is_in_recovery()::int"
+        f" + {READ_ONLY} * (current_setting('default_transaction_read_only') = 'on')::int"
+    )
+    tag = await connection.execute(f"SELECT FROM generate_series(1, {flags})")
+    answer = int(tag.rpartition(" ")[2])
+    return NodeState(bool(answer & STANDBY), bool(answer & READ_ONLY))

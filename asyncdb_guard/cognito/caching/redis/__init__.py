@@ -1,0 +1,5 @@
+"""A claims cache in Redis or Valkey, shared by a fleet. Needs the extra `redis`."""
+
+from asyncdb_guard.cognito.caching.redis.cache import RedisCache
+
+__all__ = ["RedisCache"]
