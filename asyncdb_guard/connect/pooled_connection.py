@@ -1,9 +1,10 @@
 """One connection of the pool, for as long as its server session lives.
 
 Only this module, `lent_connection`, `lent_statements`, `pooler_connection` and `sockets` use private names of asyncpg
-and asyncio; it is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
-acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
-test for each private name, which fails in plain words when asyncpg changes.
+and asyncio; it is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns
+every physical connection, but each is checked out of it once and lent from here: asyncpg's own acquire and release cost
+more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a test for each private
+name, which fails in plain words when asyncpg changes.
 """
 
 from __future__ import annotations
@@ -142,6 +143,10 @@ class PooledConnection:
         lent = LentConnection(self._holder, self._connection)
         lent.bounds = self._bounds
         return lent
+
+    def expire(self) -> None:
+        """Have it replaced at its next borrow, whatever its age."""
+        self.lifetime = float("-inf")
 
     def let_go(self, lent: LentConnection) -> None:
         """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
