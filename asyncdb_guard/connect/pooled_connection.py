@@ -144,6 +144,10 @@ class PooledConnection:
         lent.bounds = self._bounds
         return lent
 
+    def expire(self) -> None:
+        """Have it replaced at its next borrow, whatever its age."""
+        self.lifetime = float("-inf")
+
     def let_go(self, lent: LentConnection) -> None:
         """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
         # asyncpg/connection.py: what callbacks get as their connection
