@@ -207,8 +207,8 @@ class SettingsFields(BaseSettings):
         repr=False,
         exclude=True,
         description="The endpoint of RDS, as `host` or `host:port`, that IAM tokens are signed for. Set it where the"
-        " URL or PROXY_HOST names an alias or a tunnel. Needs IAM_AUTH. Default: the host and port that are connected to;"
-        " without a port, that port. Verify: a login through the alias succeeds.",
+        " URL or PROXY_HOST names an alias or a tunnel. Needs IAM_AUTH. Default: the host and port that are connected"
+        " to; without a port, that port. Verify: a login through the alias succeeds.",
     )
     claims_cache_ttl_ms: int = Field(
         default=60_000,
