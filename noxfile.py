@@ -57,7 +57,7 @@ def covered(session: nox.Session, *arguments: str) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """All tests that need only Python packages: on the newest Python with both servers, on the others with one each."""
-    session.install("-e", ".[aws,cli,redis,demo]", *group("tests"))
+    session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
     if session.python == PYTHONS[-1]:
         shutil.rmtree(COVERAGE, ignore_errors=True)
         covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
@@ -69,7 +69,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[-1])
 def services(session: nox.Session) -> None:
     """The tests that need Debian's pgbouncer, redis-server and postgresql. After `tests`, every branch is covered."""
-    session.install("-e", ".[aws,cli,redis,demo]", *group("tests"))
+    session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
     covered(session, "-m", "debian")
     if not session.posargs:
         environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
@@ -88,7 +88,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[-1])
 def bench(session: nox.Session) -> None:
     """Measure the speed against the alternatives. `-- --quick` only checks that the benchmark runs."""
-    session.install("-e", ".", *group("bench"))
+    session.install("-e", ".[sqlalchemy]", *group("bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
@@ -172,7 +172,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy and pyright in strict mode, over the package and over the code in README.md and docs/."""
-    session.install("-e", ".[aws,cli,redis,demo]", *group("types"))
+    session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("types"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
     session.run("python", "tests/typing/docs.py")

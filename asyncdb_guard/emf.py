@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -100,11 +101,7 @@ class ProcessMetrics:
             function=function,
         )
         self._cold = False
-        # A broken stdout must not fail a sign-in.
-        with contextlib.suppress(OSError, ValueError):
-            # One write, without `logging`: CloudWatch ignores a line with a prefix.
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        _print(line)
 
     def _pools(self) -> dict[str, float]:
         """What all pools have counted since the last line. A connect of the init phase is in the first line."""
@@ -142,6 +139,28 @@ def emf_line(values: Mapping[str, float], *, at: float, namespace: str, service:
         **dict(zip(DIMENSIONS, (service, function), strict=True)),
     }
     return json.dumps(document | {name: round(value, 3) for name, value in values.items()})
+
+
+def _print(line: str) -> None:
+    """Write a line to stdout, or drop it if stdout is missing, broken or blocked: metrics must not fail a sign-in."""
+    stdout: Any = sys.stdout
+    with contextlib.suppress(Exception):  # somebody's wrapper of stdout may raise anything
+        if _is_blocked(stdout):
+            return
+        # One write, without `logging`: CloudWatch ignores a line with a prefix.
+        stdout.write(line + "\n")
+        stdout.flush()
+
+
+def _is_blocked(stdout: Any) -> bool:
+    """Whether a write would wait for a reader, as the other end of a full pipe does not read."""
+    try:
+        descriptor = stdout.fileno()
+    except Exception:
+        return False  # it is in memory
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return not poll.poll(0)
 
 
 _process = ProcessMetrics()

@@ -44,7 +44,7 @@ class ServerTraits:
     def __init__(self, idle_timeout: float, command_timeout: float) -> None:
         """Both timeouts are in seconds."""
         self._statement_timeout = round((command_timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
-        idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
+        self._idle_timeout = idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
         self.timeouts: dict[str, int] = {
             "idle_session_timeout": idle,
             "idle_in_transaction_session_timeout": idle,
@@ -58,6 +58,11 @@ class ServerTraits:
         """Whether the DBA's limits for the role have been read."""
         self.reset_plan = ResetPlan()
         self.read_only_sessions = ReadOnlySessions()
+
+    @property
+    def sets_idle_timeout(self) -> bool:
+        """Whether sessions have our own idle_session_timeout: not if the server refuses it, or the DBA's applies."""
+        return self.timeouts.get("idle_session_timeout") == self._idle_timeout
 
     @property
     def statement_bound(self) -> float | None:

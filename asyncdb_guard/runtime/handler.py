@@ -94,8 +94,11 @@ def lambda_handler(
     def invoke(*args: P.args, **kwargs: P.kwargs) -> R:
         with publishing() if metrics else contextlib.nullcontext():
             result, error = process.run(handler, *args, **kwargs)
-            if error is not None:
-                raise _shown(error, handler, expose, from_cognito=_is_from_cognito(args, kwargs))
+            try:
+                if error is not None:
+                    raise _shown(error, handler, expose, from_cognito=_is_from_cognito(args, kwargs))
+            finally:
+                del error  # as in `process.run`
             if not _can_be_sent(result):
                 logger.error(
                     "The result of %s is not valid UTF-8. Remove lone surrogates from its texts.", _name(handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from urllib.parse import parse_qs, urlsplit
 
 import boto3.session
@@ -54,6 +55,13 @@ async def test_it_is_the_token_that_boto3_makes(role, clock, user):
     asked = parse_qs(urlsplit(f"https://{ours}").query)
     assert asked["DBUser"] == [user]
     assert asked["X-Amz-Expires"] == ["900"]
+
+
+async def test_a_root_logger_at_debug_shows_no_token(role, clock, caplog):
+    caplog.set_level(logging.DEBUG)
+    signature = (await token(f"postgresql://app@{DATABASE}/app")).rpartition("Signature=")[2]
+    assert len(signature) == 64
+    assert signature not in caplog.text
 
 
 async def test_it_is_signed_for_the_proxy_where_that_is_dialled_and_for_its_region(role, clock):
