@@ -25,7 +25,7 @@ from asyncdb_guard.events import (
     Event,
 )
 from asyncdb_guard.failure_kind import FailureKind
-from asyncdb_guard.news import WITNESSES, News
+from asyncdb_guard.news import STRETCH_MAX, WITNESSES, WITNESSES_MAX, News
 
 CircuitState: TypeAlias = Literal["closed", "open", "half_open"]
 
@@ -36,9 +36,6 @@ _OPEN = CircuitBreakerState.OPEN
 _COSTLY = frozenset({FailureKind.SILENT, FailureKind.FULL})
 """Failures after which the circuit stays open twice as long: a trial without an answer costs its caller the timeout,
 and one at a full server costs the server a login."""
-
-FLEET_FACTOR = 4
-"""How many times longer the longest open period is while the fleet's store would tell of a recovery."""
 
 
 class _Turn(NamedTuple):
@@ -62,7 +59,7 @@ class CircuitBreaker:
     server is starting up. The jitter covers the upper half of the period: that is enough to keep a fleet from retrying
     together, and more would delay the last environments.
 
-    With news of the fleet (`hear`), the longest period is FLEET_FACTOR times as long. Once a trial elsewhere has
+    With news of the fleet (`hear`), the longest period is up to STRETCH_MAX times as long. Once a trial elsewhere has
     succeeded after this circuit's own last attempt began, its turn is drawn from the first `reset_timeout` seconds of
     that recovery, in place of its period. Each trial that fails all the same doubles those seconds, up to
     `reset_timeout_max`, and nothing that the news say makes the next turn earlier than half of them after the failure.
@@ -89,7 +86,6 @@ class CircuitBreaker:
         self._kind: FailureKind | None = None
         self._open_for = 0.0
         """The open period without news."""
-        self._open_for_with_news = 0.0
         self._opened_at: Instant = (0.0, 0.0)
         self._began: Instant = (0.0, 0.0)
         """When the last attempt that failed began."""
@@ -98,12 +94,15 @@ class CircuitBreaker:
         self._turn: _Turn | None = None
         self._spread = reset_timeout
         """Seconds of a recovery from which a turn is drawn."""
+        self._others = 0
+        """How many environments are known to have opened their circuits in this outage; 0 if that is unknown."""
+        self._held_at: Instant = (0.0, 0.0)
         self._hold = 0.0
-        """Seconds of the open period in which news count for nothing, as a trial that followed them failed."""
+        """Seconds from then on in which news bring no turn forward, as a trial that followed them failed."""
         self._follows_news = False
         """Whether the trial was admitted because of the news."""
-        self.cold = True
-        """Whether no connect has ever succeeded; whoever sees one succeed clears it."""
+        self._alone = False
+        """Whether the last failure was a connect of a pool that has no session."""
         self._calm = True
         """Whether the circuit is closed with no failure counted: the fast path, with nothing to decide."""
         self.generation = 0
@@ -129,15 +128,19 @@ class CircuitBreaker:
         if self._calm:
             return False
         state = self._storage.state
-        return state is _OPEN or (state is _CLOSED and self.cold)
+        return state is _OPEN or (state is _CLOSED and self._alone)
 
     def hear(self, news: News | None, now: Instant) -> None:
         """Take in what the fleet's store says; None if it says nothing.
 
-        An environment whose first connect has failed opens its circuit if several others have opened theirs.
+        A pool without a session, whose connect has failed, opens its circuit if several other environments have opened
+        theirs. So new environments, which Lambda also starts during an outage, make one attempt and not `fail_max`.
         """
         self._news = news
-        if news is not None and news.open >= WITNESSES and self.wants_news and self._storage.state is _CLOSED:
+        if news is None:
+            return
+        self._others = max(self._others, news.open)
+        if news.open >= WITNESSES and self.wants_news and self._storage.state is _CLOSED:
             self._trip(now)
 
     def admit(self, now: Instant) -> int:
@@ -169,6 +172,7 @@ class CircuitBreaker:
             self._period = self._spread = self._first_period
             self._turn = self._news = None
             self._hold = 0.0
+            self._others = 0
             self.generation += 1
             self._enter(_CLOSED)
         self._storage.reset_counter()
@@ -188,11 +192,13 @@ class CircuitBreaker:
         self._storage.increment_counter()
         returning = kind is FailureKind.STARTING and self._kind is not FailureKind.STARTING
         self._kind = kind
+        self._alone = alone
         self._began = self._trial_since or began or now
         if self._storage.state is _HALF_OPEN:
-            longest = FLEET_FACTOR * self._longest_period
+            longest = STRETCH_MAX * self._longest_period
             self._period = self._first_period if returning else min(self._period * 2, longest)
-            self._double_spread()
+            if self._follows_news:
+                self._double_spread(now)
         elif self._storage.counter < self._fail_max and not (alone and kind is FailureKind.SILENT):
             return
         self._trip(now)
@@ -206,11 +212,10 @@ class CircuitBreaker:
     def _cost(self) -> int:
         return 2 if self._kind in _COSTLY else 1
 
-    def _double_spread(self) -> None:
-        self._hold = 0.0
-        if self._follows_news:
-            self._spread = min(2 * self._spread, self._longest_period)
-            self._hold = self._cost * self._draw(self._spread / 2, self._spread)
+    def _double_spread(self, now: Instant) -> None:
+        self._spread = min(2 * self._spread, self._longest_period)
+        self._held_at = now
+        self._hold = self._cost * self._draw(self._spread / 2, self._spread)
 
     def _missing(self, now: Instant) -> float:
         """Seconds for which an open circuit stays open, from now on."""
@@ -220,14 +225,21 @@ class CircuitBreaker:
         if news is None:
             return self._open_for - waited
         if not self._follows_news:
-            # that somebody's word is there shows that the store keeps words
-            return (self._open_for_with_news if news.open else self._open_for) - waited
+            return self._stretched(news.stretch) - waited
         if self._turn is None or self._turn.recovery != news.recovery:
             age = news.since + elapsed(news.at, now)
-            self._turn = _Turn(news.recovery, now, self._draw(0.0, self._spread) - age)
-        missing = max(self._turn.wait - elapsed(self._turn.since, now), self._hold - waited)
+            # a few need not be spread as far as a fleet
+            share = min(self._others / WITNESSES_MAX, 1.0) if self._others else 1.0
+            self._turn = _Turn(news.recovery, now, self._draw(0.0, share * self._spread) - age)
+        missing = max(self._turn.wait - elapsed(self._turn.since, now), self._hold - elapsed(self._held_at, now))
         # whatever the store says, and however often it changes its mind
-        return min(missing, self._open_for_with_news + self._spread - waited)
+        return min(missing, self._stretched(STRETCH_MAX) + self._spread - waited)
+
+    def _stretched(self, factor: float) -> float:
+        """The open period where the longest is `factor` times as long."""
+        if self._period <= self._longest_period:
+            return self._open_for
+        return self._open_for * min(self._period / self._longest_period, factor)
 
     def _trip(self, now: Instant) -> None:
         self._trial_since = None
@@ -236,8 +248,6 @@ class CircuitBreaker:
         # a fleet that tripped together must not retry together
         self._open_for = self._draw(period / 2, period)
         self.openings += 1
-        longer = self._period > self._longest_period
-        self._open_for_with_news = self._open_for * self._period / self._longest_period if longer else self._open_for
         self.generation += 1
         self._enter(_OPEN)
 
@@ -256,7 +266,7 @@ class CircuitBreaker:
     def announce(self, state: CircuitBreakerState) -> None:
         """Emit the pool's event for a change of state."""
         if state is _OPEN:
-            self._emit(CircuitOpened(self._open_for if self._news is None else self._open_for_with_news))
+            self._emit(CircuitOpened(self._stretched(1.0 if self._news is None else self._news.stretch)))
         elif state is _HALF_OPEN:
             self._emit(CircuitHalfOpened())
         else:

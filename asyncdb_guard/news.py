@@ -27,6 +27,9 @@ not close the door for the others."""
 WITNESSES_MAX = 8
 """Environments whose word is kept, the latest; with so many known, a further one need not tell."""
 
+STRETCH_MAX = WITNESSES_MAX / 2
+"""How many times longer the longest open period is in a large fleet whose store would tell of a recovery."""
+
 _NAME_MAX = 64
 """Characters of a recovery's name."""
 
@@ -44,6 +47,14 @@ class News(NamedTuple):
     """Seconds since that began."""
     open: int = 0
     """How many environments have opened their circuits lately."""
+
+    @property
+    def stretch(self) -> float:
+        """How many times longer the longest open period may be, so that somebody still tries as often as one alone.
+
+        It rises with the number of others who try. 1, if the store keeps nobody's word.
+        """
+        return min(max(self.open / 2, 1.0), STRETCH_MAX)
 
     def succeeded_since(self, began: Instant, now: Instant) -> bool:
         """Whether a trial succeeded after an attempt that began then."""

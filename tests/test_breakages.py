@@ -456,7 +456,10 @@ ROWS = [
     # -- beside the database
     Row(
         "Redis is down",
-        ("The claims cache failed with ConnectionError. It is skipped",),
+        (
+            "The claims cache is unavailable",
+            "LAMBDA_DATABASE_CLAIMS_CACHE_URL",
+        ),
         lambda lab: {"url": lab.url, "claims_cache_url": f"redis://127.0.0.1:{free_port()}"},
         answered=True,
     ),

@@ -148,7 +148,7 @@ def refused(sqlstate: str, text: str = "") -> asyncpg.PostgresError:
         ),
         pytest.param(FileNotFoundError(2, SAID), "nothing listens on its Unix socket; check", id="no-socket"),
         pytest.param(OSError(113, SAID), "the network failed (OSError); check the route", id="network"),
-        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another one, or wait", id="no-writer"),
+        pytest.param(asyncpg.TargetServerAttributeNotMatched(SAID), "name another host", id="no-writer"),
         pytest.param(
             asyncpg.InterfaceError("unsupported authentication method: " + SAID), "scram-sha-256", id="login-method"
         ),

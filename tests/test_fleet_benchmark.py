@@ -11,9 +11,8 @@ def test_a_small_real_fleet_comes_back_and_is_told_of() -> None:
         [sys.executable, "-m", "tests.benchmarks.fleet", "--quick"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    cells = {
-        line.split("│")[1].strip(): line.split("│")[3].split()[0] for line in done.stdout.splitlines() if "│" in line
-    }
+    table, _, _ = done.stdout.partition("└")  # the first one; the others need a redis-server
+    cells = {line.split("│")[1].strip(): line.split("│")[3].split()[0] for line in table.splitlines() if "│" in line}
     assert float(cells["failed during"]) > 0
     assert 1.0 <= float(cells["attempts each"]) <= 5.0
     assert float(cells["90 % served, s"]) < 4.0  # as long as it is watched

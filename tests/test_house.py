@@ -20,7 +20,7 @@ FLOORS = (
     {"cli"},
     {"fleet"},
     {"handlers"},
-    {"cognito", "runtime", "sqlalchemy"},
+    {"cognito", "otel", "runtime", "sqlalchemy"},
     {"emf"},
     {"pool"},
     {"bulletin"},
@@ -45,6 +45,7 @@ DOORS = {
     "pydantic_settings": {"settings"},
     "rich": {"cli"},
     "matplotlib": {"cli.picture"},
+    "opentelemetry": {"otel"},
     "sqlalchemy": {"sqlalchemy"},
 }
 
@@ -125,6 +126,13 @@ def test_a_foreign_thing_has_one_door(name: str) -> None:
     doors = DOORS[name]
     assert {door for door in doors if any(f"{user}.".startswith(f"{door}.") for user in users)} == doors
     assert [user for user in users if not any(f"{user}.".startswith(f"{door}.") for door in doors)] == []
+
+
+@pytest.mark.parametrize("module", [name for name in INNER if room(name) not in {"cli", "fleet", "testing"}])
+def test_chance_comes_from_the_operating_system(module: str) -> None:
+    """A generator's state is part of a SnapStart snapshot, so all restored environments would draw the same."""
+    drawn = {word for word in mentioned(module) if word.startswith("random.")}
+    assert drawn <= {"random.SystemRandom", "random.SystemRandom().uniform"}
 
 
 @pytest.mark.parametrize("module", [name for name, path in MODULES.items() if path.name == "__init__.py"])

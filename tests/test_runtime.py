@@ -160,6 +160,8 @@ def test_wrapping_makes_no_loop() -> None:
         async def handler(event, context): return event
 
         print(len(made), handler(1, 2), handler(1, 2), len(made))
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of policies, since Python 3.14
         print(asyncio.get_event_loop_policy()._local._loop)
     """)
     assert said == "0 1 1 1\nNone\n"

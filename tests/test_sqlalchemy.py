@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -448,6 +449,17 @@ async def test_options_of_sqlalchemy_reach_it(pool):
     async with engine.connect() as connection:
         assert await connection.scalar(text("SELECT '[1]'::jsonb AS a").columns(a=JSONB)) == "own"
     assert seen == ["[1]"]
+
+
+async def test_a_codec_for_json_that_every_borrower_gets_is_refused(url):
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        async with pool.acquire() as connection:
+            await connection._con.set_type_codec("jsonb", encoder=str, decoder=json.loads, schema="pg_catalog")
+        with pytest.raises(
+            ConfigurationError, match="sets a codec for json or jsonb, which SQLAlchemy converts itself"
+        ):
+            await create_async_engine(pool).connect()
+        await at_rest(pool)
 
 
 # Behind a pooler

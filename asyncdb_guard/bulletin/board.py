@@ -10,12 +10,11 @@ from concurrent.futures import Future
 from uuid import uuid4
 
 from asyncdb_guard import clock
-from asyncdb_guard.breaker import FLEET_FACTOR
 from asyncdb_guard.bulletin.protocol import FleetStore
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.events import logger
-from asyncdb_guard.news import News
+from asyncdb_guard.news import STRETCH_MAX, News
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.problems import label
 
@@ -50,7 +49,8 @@ class Bulletin:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._store: FleetStore | None = None
-        self._witness = uuid4().hex
+        self._witness: str | None = None
+        """This environment's name, drawn when it is first needed: not before a SnapStart snapshot."""
         self._news: News | None = None
         self._look: Future[News] | None = None
         self._looking_since = _NEVER
@@ -82,7 +82,11 @@ class Bulletin:
     def tell_open(self) -> None:
         """Tell the fleet, in the background, that this circuit has opened, unless enough others have."""
         if not (self._news is not None and self._news.speaks_for_open()):
-            self._tell(lambda store: store.tell_open(self._witness, self._witness_life))
+            self._tell(lambda store: store.tell_open(self._name(), self._witness_life))
+
+    def _name(self) -> str:
+        self._witness = self._witness or uuid4().hex
+        return self._witness
 
     def tell_recovered(self) -> None:
         """Tell the fleet, in the background, that a trial has succeeded, unless somebody has just told it."""
@@ -162,7 +166,7 @@ def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
         return None
     url, database = settings.fleet_url, database_key(settings)
     # the next attempt of an environment whose period is the longest may come this late, and after silence twice that
-    witness_life = 2 * FLEET_FACTOR * settings.breaker_reset_timeout_max
+    witness_life = 2 * STRETCH_MAX * settings.breaker_reset_timeout_max
     if url.get_secret_value().startswith("dynamodb:"):
         from asyncdb_guard.bulletin.dynamodb import DynamoDbStore, require_extra
 

@@ -44,7 +44,7 @@ class RedisStore:
 
     def __init__(self, url: SecretStr, database: str) -> None:
         """Does not connect yet. Raises ConfigurationError if the URL is invalid."""
-        self._client = create_client(url.get_secret_value(), SETTING)
+        self._client = create_client(url.get_secret_value(), SETTING, decode_responses=True)
         # the braces put all keys into one hash slot of a cluster
         self._keys = [f"{_PREFIX}:{{{database}}}:{word}" for word in ("last", "recovery", "open")]
 

@@ -150,9 +150,10 @@ class _Report:
             f" LAMBDA_DATABASE_BREAKER_RESET_TIMEOUT_MAX_MS={fitted.longest_ms}"
             f"   (yours: {settings.breaker_reset_timeout_ms}, {settings.breaker_reset_timeout_max_ms})",
         )
+        store = settings.fleet_url is not None
         told = [
-            f"{what}: 99 % served after {seconds(_served_after(name, fitted, demand.pools, server, rate))}"
-            f" (yours {seconds(_served_after(name, yours, demand.pools, server, rate))})"
+            f"{what}: 99 % served after {seconds(_served_after(name, fitted, demand.pools, server, rate, store=store))}"
+            f" (yours {seconds(_served_after(name, yours, demand.pools, server, rate, store=store))})"
             for name, what in (("restart", "4 s restart"), ("failover", "60 s failover"))
         ]
         share = fitted.trial_share(demand.pools, server.capacity)
@@ -169,8 +170,10 @@ class _Report:
         )
 
 
-def _served_after(name: str, periods: OpenPeriods, pools: int, server: ServerModel, rate: float) -> float:
+def _served_after(
+    name: str, periods: OpenPeriods, pools: int, server: ServerModel, rate: float, *, store: bool
+) -> float:
     simulated = min(pools, _SIMULATED)
     smaller = ServerModel(server.capacity * simulated / pools / ServerModel(1).capacity)
-    fleet = FleetModel(simulated, rate, Gate(periods))
+    fleet = FleetModel(simulated, rate, Gate(periods, store=store))
     return simulate(fleet, smaller, SCENARIOS[name], runs=max(1, _SIMULATED // simulated)).served_after(0.99)

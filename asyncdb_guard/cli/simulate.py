@@ -70,10 +70,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outage", choices=list(SCENARIOS), default="restart", help="what happens (restart)")
     parser.add_argument(
         "--policy",
-        default="set,fitted,no-gate",
+        default="set,fitted,store,no-gate",
         metavar="P,P",
-        help="`set`: this environment's settings, else the defaults; `fitted`: the periods that fit N and C;"
-        " `no-gate`; or FIRST/LONGEST, open periods in milliseconds such as 10000/60000 (set,fitted,no-gate)",
+        help="`set`: this environment's settings, else the defaults; `fitted`: the periods that fit N and C; `store`:"
+        " the same with a fleet store (FLEET_URL); `no-gate`; or FIRST/LONGEST, open periods in milliseconds such as"
+        " 10000/60000 (set,fitted,store,no-gate)",
     )
     parser.add_argument("--role-limit", type=count, metavar="L", help="CONNECTION LIMIT of the role")
     parser.add_argument("--runs", type=count, metavar="K", help="simulations to take the mean of (enough for N)")
@@ -126,16 +127,18 @@ def _policy(word: str, environments: int, server: ServerModel) -> Policy:
     if word == "set":
         settings = DatabaseSettings(url=_NO_DATABASE)
         periods = OpenPeriods(settings.breaker_reset_timeout, settings.breaker_reset_timeout_max)
-        return Policy(f"set {_label(periods)}", Gate(periods, settings.breaker_fail_max))
-    if word == "fitted":
+        gate = Gate(periods, settings.breaker_fail_max, store=settings.fleet_url is not None)
+        return Policy(f"set {_label(periods)}", gate)
+    if word in ("fitted", "store"):
         periods = open_periods(environments, server.capacity)
-        return Policy(f"fitted {_label(periods)}", Gate(periods))
+        return Policy(f"{word} {_label(periods)}", Gate(periods, store=word == "store"))
     first, _, longest = word.partition("/")
     if first.isdecimal() and longest.isdecimal() and 0 < int(first) <= int(longest):
         periods = OpenPeriods(int(first) / 1000, int(longest) / 1000)
         return Policy(_label(periods), Gate(periods))
     raise GuardError(
-        f"--policy knows no {word!r}. Use set, fitted, no-gate, or FIRST/LONGEST in milliseconds, such as 2000/5000."
+        f"--policy knows no {word!r}. Use set, fitted, store, no-gate, or FIRST/LONGEST in milliseconds, such as"
+        " 2000/5000."
     )
 
 

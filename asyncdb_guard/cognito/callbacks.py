@@ -21,6 +21,10 @@ MachineCallback: TypeAlias = Callable[[Any, CognitoClient], Awaitable[Any]]
 """`async def callback(conn, client)`, with an asyncpg connection."""
 
 
+TokenCallback: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
+"""Either of them that loads claims."""
+
+
 class CallbackError(GuardError):
     """The callback raised one of this library's own errors, whose text the log would otherwise take to be safe."""
 

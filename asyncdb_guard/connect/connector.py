@@ -30,6 +30,9 @@ from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.settings.url_parameters import SessionAttrs
 from asyncdb_guard.verdict import Verdict, judge_connect, login_refused
 
+_CHANCE = random.SystemRandom()
+"""Not the module's generator: after a SnapStart restore its state is the same in all environments."""
+
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to wait, at most, for the server to close a session that was left behind."""
 
@@ -193,6 +196,7 @@ class Connector:
             target_session_attrs="any",
             direct_tls=False,
             gsslib="gssapi",
+            krbsrvname="postgres",
         )
 
     async def _is_direct(self, connection: asyncpg.Connection, target: ConnectTarget) -> bool:
@@ -222,7 +226,7 @@ class Connector:
 
     def _draw_lifetime(self) -> float:
         # ±10 %, so that sessions opened together are not replaced together
-        return self._settings.max_lifetime * random.uniform(0.9, 1.1)
+        return self._settings.max_lifetime * _CHANCE.uniform(0.9, 1.1)
 
     def terminate(self) -> None:
         """Close asyncpg's pool at once."""

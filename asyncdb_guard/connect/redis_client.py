@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings.problems import label
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 _CONNECT_TIMEOUT = 1.0
 """Seconds for the TCP and TLS handshakes."""
 _SOCKET_TIMEOUT = 0.5
 """Seconds for one answer."""
 MAX_CONNECTIONS = 4
+"""Connections to one server, and calls at the same time."""
 
 
 def require_redis(setting: str) -> None:
@@ -26,26 +24,32 @@ def require_redis(setting: str) -> None:
         )
 
 
-def create_client(url: str, setting: str) -> Redis:
-    """Return a blocking client that neither connects yet nor retries. Raises ConfigurationError."""
+def create_client(url: str, setting: str, *, is_cluster: bool = False, **options: Any) -> Any:
+    """Return a blocking client: of one server, not connected yet, or of a cluster, after it has asked for its nodes.
+
+    It does not retry: what it is asked for costs less than a retry. `options` are redis-py's. Raises ConfigurationError
+    if the extra is missing or redis-py does not accept the URL.
+    """
     require_redis(setting)
-    url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url  # the client knows no other name
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    options: dict[str, Any] = {"ssl_check_hostname": True} if url.startswith("rediss:") else {}
+    if url.startswith("valkey"):  # redis-py knows no other name
+        url = f"redis{url.removeprefix('valkey')}"
+    options |= {
+        "protocol": 2,
+        "max_connections": MAX_CONNECTIONS,
+        "socket_connect_timeout": _CONNECT_TIMEOUT,
+        "socket_timeout": _SOCKET_TIMEOUT,
+    }
     try:
-        return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType] -- its **kwargs have no types
-            url,
-            decode_responses=True,
-            protocol=2,
-            max_connections=MAX_CONNECTIONS,
-            socket_connect_timeout=_CONNECT_TIMEOUT,
-            socket_timeout=_SOCKET_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),  # what it is asked for costs less than a retry
-            **options,
-        )
+        if is_cluster:
+            # One slot that no node serves is no reason to refuse the users of all the others.
+            return redis.RedisCluster.from_url(url, retry=Retry(NoBackoff(), 1), require_full_coverage=False, **options)
+        if url.startswith("rediss:"):
+            options["ssl_check_hostname"] = True
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
     except ValueError:
-        problem = f"{label(setting)} must be a redis:// or rediss:// URL that redis-py accepts."
+        problem = f"{label(setting)} must be a URL that redis-py accepts."
     raise ConfigurationError(problem)

@@ -79,6 +79,12 @@ def drop(transport: Any) -> None:
         transport._closing = True
         transport._conn_lost = 1  # makes the loop ignore a read event that is already queued
         transport._call_connection_lost(None)
+        # a fork shares its parent's epoll, which may still report that there is something to read
+        transport._read_ready_cb = _ignore
+
+
+def _ignore() -> None:
+    """Read nothing."""
 
 
 def forget_task(task: asyncio.Task[None]) -> None:

@@ -41,7 +41,7 @@ class ServerTraits:
     ) -> None:
         """Both timeouts are in seconds; `server_settings` are the user's own names and values."""
         self._statement_timeout = round((command_timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
-        idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
+        self._idle_timeout = idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
         self.timeouts: dict[str, int] = {
             "idle_session_timeout": idle,
             "idle_in_transaction_session_timeout": idle,
@@ -57,6 +57,11 @@ class ServerTraits:
         self._tighten(self._own.items())
         self.reset_plan = ResetPlan()
         self.read_only_sessions = ReadOnlySessions()
+
+    @property
+    def sets_idle_timeout(self) -> bool:
+        """Whether sessions have our own idle_session_timeout: not if the server refuses it, or the DBA's applies."""
+        return self.timeouts.get("idle_session_timeout") == self._idle_timeout
 
     @property
     def statement_bound(self) -> float | None:

@@ -21,6 +21,8 @@ from asyncdb_guard.fleet.results import Result, Series
 from asyncdb_guard.fleet.scenarios import Reach, Scenario
 from asyncdb_guard.fleet.server import CONNECT_TIMEOUT, Connect, Server, ServerModel
 from asyncdb_guard.fleet.timeline import Timeline
+from asyncdb_guard.fleet.words import StoreModel
+from asyncdb_guard.news import STRETCH_MAX, News
 
 COMMAND_TIMEOUT = 3.0
 """Seconds for one statement, the default of COMMAND_TIMEOUT_MS."""
@@ -47,6 +49,8 @@ class Gate:
 
     periods: OpenPeriods
     fail_max: int = 3
+    store: bool = False
+    """Whether the fleet has a store, FLEET_URL, that is well."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ class _Run:
         self._session = [_HANGING if scenario.sessions_hang else _NO_SESSION] * count
         self._breakers: dict[int, CircuitBreaker] = {}
         """Of those that have met a failure."""
+        self._store = StoreModel() if fleet.gate is not None and fleet.gate.store else None
+        self._news: dict[int, News] = {}
+        """What each environment has heard last."""
         self._spare: list[int] = []
         """The idle ones that were added."""
         self._live_since: list[float] = []
@@ -142,6 +149,9 @@ class _Run:
         else:
             retry_after = self._request(environment)
         if retry_after:
+            if self._store is not None:
+                # news may come once the server is back, and then each request decides something
+                retry_after = min(retry_after, max(self._scenario.seconds - now, 0.0))
             until = min(now + retry_after, self._end)
             self._failed.add_span(now, until, rate)
             self._requests.add_span(now, until, rate)
@@ -183,7 +193,12 @@ class _Run:
 
     def _admit(self, environment: int, now: float) -> int:
         breaker = self._breakers.get(environment)
-        return 0 if breaker is None else breaker.admit((now, now))
+        if breaker is None:
+            return 0
+        if self._store is not None and breaker.wants_news:
+            news = self._news[environment] = self._store.look((now, now), now)
+            breaker.hear(news, (now, now))
+        return breaker.admit((now, now))
 
     def connected(self, connect: Connect) -> None:
         """A connect succeeded, and the statement with it."""
@@ -192,9 +207,18 @@ class _Run:
         if environment < self._fleet.environments:
             self._live_since.append(now)
         if environment in self._breakers:
-            self._breakers[environment].succeeded(connect.permit)
+            self._succeeded(environment, connect.permit)
         self._requests.add(connect.asked)
         self._leave(environment)
+
+    def _succeeded(self, environment: int, permit: int) -> None:
+        now, breaker = self._timeline.now, self._breakers[environment]
+        before = breaker.generation
+        breaker.succeeded(permit)
+        if self._store is not None and breaker.generation != before:
+            heard = self._news.get(environment)
+            if heard is None or not heard.speaks_for_recovery((now, now)):
+                self._store.tell_recovered(now)
 
     def failed(self, connect: Connect, kind: FailureKind) -> None:
         """A connect failed; the pool has no session besides."""
@@ -210,7 +234,10 @@ class _Run:
             breaker = self._breakers.get(environment)
             if breaker is None:
                 breaker = self._breakers[environment] = _breaker(gate, self._rng)
-            breaker.failed(connect.permit, (now, now), kind, alone=alone)
+            before = breaker.generation
+            breaker.failed(connect.permit, (now, now), kind, alone=alone, began=(connect.began, connect.began))
+            if self._store is not None and breaker.generation != before:
+                self._store.tell_open(environment, 2 * STRETCH_MAX * gate.periods.longest, now)
         if kind is FailureKind.SILENT and connect.asked < self._scenario.seconds:
             self._hung += 1
         self._count_failed(connect.asked)

@@ -45,8 +45,10 @@ class Acquisition:
         if self._in_use:
             raise RuntimeError("This acquisition is in use. Call acquire() again for each borrow.")
         self._in_use = True
-        counters = self._core.counters
+        counters, observers = self._core.counters, self._core.observers
+        began = clock.now() if observers else None
         counters.requests += 1
+        lease = None
         try:
             self._loop_pool = loop_pool = self._core.here()
             now = since = clock.now()
@@ -62,10 +64,16 @@ class Acquisition:
                 counters.wait_ms += elapsed(now, lease.since) * 1000
             self._lease = lease
         except BaseException as error:
+            if lease is not None:
+                self._loop_pool.release(lease, error)
             self._in_use = False
             counters.count_failed_request(error)
+            if began is not None:
+                observers.failed(elapsed(began, clock.now()), error)
             raise
         counters.acquired += 1
+        if began is not None:
+            observers.acquired(elapsed(began, lease.since))
         return lease.lent
 
     @property
@@ -78,6 +86,10 @@ class Acquisition:
         """Whether the client knows that the session has ended."""
         return self._lease.connection.is_closed()
 
+    def confirm(self) -> None:
+        """The database works: report that now, as the block will last. From a trial, this closes the circuit."""
+        self._lease.permit = self._loop_pool.gate.confirm(self._lease.permit)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -88,7 +100,10 @@ class Acquisition:
         lease = self._lease
         del self._lease
         self._in_use = False
+        since = lease.since
         self._loop_pool.release(lease, error)
+        if self._core.observers:
+            self._core.observers.released(elapsed(since, clock.now()))
 
     @property
     def core(self) -> PoolCore:

@@ -14,6 +14,8 @@ from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
+from asyncdb_guard.pool.listening import Listening
+from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -85,6 +87,11 @@ class GuardedPool:
     def events(self) -> Events:
         """Where this pool's events go; listeners can be added."""
         return self._core.events
+
+    @property
+    def observers(self) -> Observers:
+        """Who is told how long each borrow waited and lasted. `asyncdb_guard.otel` is one of them, if it is used."""
+        return self._core.observers
 
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection for an `async with` block, which the breaker judges.
@@ -199,6 +206,21 @@ class GuardedPool:
         """
         options = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
         return Transaction(self.acquire(timeout=timeout), options)
+
+    def listen(self, *channels: str) -> Listening:
+        """LISTEN on `channels`, and give each notification: `async for note in pool.listen("jobs")`.
+
+        An item is a `Notification`, or a `NotificationsMissed` where some may have been lost: after a lost connection,
+        which is replaced as soon as the breaker lets it, and where 10,000 waited to be read. `async with
+        pool.listen("jobs") as notes` listens from its beginning, so that nothing is missed that comes after a first
+        look into the database, and returns the connection at its end; a bare `async for` listens from its first step.
+        It ends when the pool is closed.
+
+        It holds one session of the pool, which is exempt from the idle timeout; set POOL_MAX to 2 or more to share the
+        pool. Needs a direct connection. The first step raises like `acquire`; ConfigurationError behind a transaction
+        pooler.
+        """
+        return Listening(self._core, channels)
 
     async def ping(self, *, timeout: float | None = None) -> None:
         """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.

@@ -197,8 +197,9 @@ class SettingsFields(BaseSettings):
         exclude=True,
         description="Store in which the environments tell each other of an outage's end:"
         " `redis://user:password@host:port/number`, `rediss://…` for TLS, `valkey://…`, `valkeys://…`, or"
-        " `dynamodb://table`. It is asked only while the circuit is open; while it answers, the longest open period is"
-        " four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds out for itself."
+        " `dynamodb://table`. It is asked only after a failure; while it answers, the longest open period of a large"
+        " fleet is up to four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds"
+        " out for itself."
         " Verify: the store receives no command while the database is well, and all environments return within"
         " BREAKER_RESET_TIMEOUT_MS of the first.",
     )
@@ -241,6 +242,14 @@ class SettingsFields(BaseSettings):
         default=False,
         description="Sign an RDS IAM token for each connect, instead of using a password. Needs TLS and the extra"
         " `aws`. Verify: connects still succeed when the first token is older than 15 minutes.",
+    )
+    iam_host: str | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="The endpoint of RDS, as `host` or `host:port`, that IAM tokens are signed for. Set it where the"
+        " URL or PROXY_HOST names an alias or a tunnel. Needs IAM_AUTH. Default: the host and port that are connected"
+        " to; without a port, that port. Verify: a login through the alias succeeds.",
     )
     claims_cache_ttl_ms: int = Field(
         default=60_000,

@@ -153,6 +153,10 @@ def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflic
         )
     if settings.secret_arn is not None and settings.iam_auth:
         yield _conflict("{} and {} exclude each other: set only one.", "secret_arn", "iam_auth")
+    if settings.iam_host is not None and not settings.iam_auth:
+        yield _conflict("{} needs {} to be true.", "iam_host", "iam_auth")
+    if settings.iam_host is not None and not (parse_endpoint(settings.iam_host) or ("",))[0]:
+        yield _conflict("{} must be host or host:port, with a port from 1 to 65535.", "iam_host")
     if settings.iam_auth and url.password:
         yield _conflict(
             "{} uses a token instead of a password: remove the password from the database URL.", "iam_auth", "url"

@@ -1,7 +1,8 @@
 """The real fleet's way through an outage: `python -m tests.benchmarks.fleet`. A bar that is missed is told, no more.
 
 48 processes with all settings at their defaults, a real PostgreSQL that is killed and started again, and beside each
-figure what the simulation says of the same.
+figure what the simulation says of the same. Then the same with a real Redis and the open periods that fit the fleet,
+and with a Redis that is killed in mid-outage; both only where there is a redis-server.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -21,10 +23,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asyncdb_guard import DatabaseSettings
-from asyncdb_guard.fleet import FleetModel, Gate, OpenPeriods, Result, Scenario, ServerModel, simulate
+from asyncdb_guard.fleet import FleetModel, Gate, OpenPeriods, Result, Scenario, ServerModel, open_periods, simulate
 from asyncdb_guard.fleet.scenarios import Reach
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from tests.support.redis import RedisServer
 
 OURS = ("LAMBDA_DATABASE_", "DATABASE_URL", "PG")
 """Variables of the caller's own that must not reach the fleet."""
@@ -48,10 +50,39 @@ class Effort:
     runs: int
     rate: float = 2.0
     """Requests a second and process."""
+    variants: int = 3
 
 
 FULL = Effort(processes=48, outage=4.0, after=12.0, runs=3)
-QUICK = Effort(processes=6, outage=1.0, after=4.0, runs=1)
+QUICK = Effort(processes=6, outage=1.0, after=4.0, runs=1, variants=2)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the fleet is set to, and what is demanded of it."""
+
+    name: str
+    bars: tuple[float, float, float, float]
+    """Attempts of each environment, failed after ÷ during, seconds until 90 % are served and to the last failure."""
+    store: bool = False
+    kill_store: bool = False
+    """In mid-outage."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The open periods that fit the fleet, where it has a store; else the defaults."""
+        if not self.store:
+            return {}
+        periods = open_periods(FULL.processes, ServerModel(2).capacity)
+        name = "LAMBDA_DATABASE_BREAKER_RESET_TIMEOUT"
+        return {f"{name}_MS": str(periods.first_ms), f"{name}_MAX_MS": str(periods.longest_ms)}
+
+
+VARIANTS = (
+    Variant("defaults", (3.5, 0.40, 3.0, 5.2)),
+    Variant("with a store", (3.8, 0.10, 0.8, 0.8), store=True),
+    Variant("store killed", (5.5, 0.40, 3.0, 5.2), store=True, kill_store=True),
+)
 
 
 @dataclass(frozen=True)
@@ -74,19 +105,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a small fleet, once: to see that it runs")
     effort = QUICK if parser.parse_args(arguments).quick else FULL
     console = Console(highlight=False)
-    figures: list[Figures] = []
+    has_redis = shutil.which("redis-server") is not None
     with Cluster.start(16) as server:
         server.psql("CREATE ROLE fleet LOGIN")
-        for number in range(effort.runs):
-            figures.append(asyncio.run(outage(server, effort)))
-            console.print(f"run {number + 1}: {figures[-1]}", soft_wrap=True)
-    console.print(report(figures, simulated(effort, statistics.mean(one.outage for one in figures)), effort))
+        for variant in VARIANTS[: effort.variants if has_redis else 1]:
+            figures: list[Figures] = []
+            for number in range(effort.runs):
+                figures.append(run(server, effort, variant))
+                console.print(f"{variant.name}, run {number + 1}: {figures[-1]}", soft_wrap=True)
+            seconds = statistics.mean(one.outage for one in figures)
+            console.print(report(figures, simulated(effort, seconds, variant), effort, variant))
+    if not has_redis:
+        console.print("There is no redis-server, so no fleet with a store: apt-get install redis-server")
     return 0
 
 
-async def outage(server: Cluster, effort: Effort) -> Figures:
+def run(server: Cluster, effort: Effort, variant: Variant) -> Figures:
+    """Run the fleet through one outage, with a Redis of its own where the variant has one."""
+    if not variant.store:
+        return asyncio.run(outage(server, effort, variant, None))
+    with RedisServer() as redis:
+        return asyncio.run(outage(server, effort, variant, redis))
+
+
+async def outage(server: Cluster, effort: Effort, variant: Variant, redis: RedisServer | None) -> Figures:
     """Run the fleet through one outage."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    environment |= variant.variables
+    if redis is not None:
+        environment["LAMBDA_DATABASE_FLEET_URL"] = redis.url
     url = server.url(user="fleet", sslmode="disable")
     command = (sys.executable, "-m", "tests.benchmarks.fleet_environment", url, str(effort.rate))
     fleet = await asyncio.gather(
@@ -104,6 +151,9 @@ async def outage(server: Cluster, effort: Effort) -> Figures:
         await asyncio.sleep(_BEFORE)
         gone = time.monotonic()
         await asyncio.to_thread(server.stop, "immediate")
+        if redis is not None and variant.kill_store:
+            await asyncio.sleep(effort.outage / 2)
+            redis.kill()
         await asyncio.sleep(gone + effort.outage - time.monotonic())
         await asyncio.to_thread(server.restart)
         back = time.monotonic()
@@ -145,29 +195,30 @@ def _served_after(requests: list[tuple[float, bool]], back: float, share: float)
     return late
 
 
-def simulated(effort: Effort, seconds: float) -> Result:
-    """What the simulation says of the same fleet."""
-    settings = DatabaseSettings(url="postgresql://fleet@localhost/fleet")
-    periods = OpenPeriods(settings.breaker_reset_timeout, settings.breaker_reset_timeout_max)
-    fleet = FleetModel(effort.processes, effort.rate, Gate(periods, settings.breaker_fail_max))
+def simulated(effort: Effort, seconds: float, variant: Variant) -> Result:
+    """What the simulation says of the same fleet; of a killed store, that there was none."""
+    periods = open_periods(FULL.processes, ServerModel(2).capacity) if variant.variables else OpenPeriods(2.0, 5.0)
+    fleet = FleetModel(effort.processes, effort.rate, Gate(periods, store=variant.store and not variant.kill_store))
     return simulate(fleet, ServerModel(2), Scenario("stopped", ((seconds, Reach.REFUSED),), watched=effort.after))
 
 
-def report(figures: list[Figures], simulation: Result, effort: Effort) -> Table:
+def report(figures: list[Figures], simulation: Result, effort: Effort, variant: Variant) -> Table:
     """The medians, the bars, and the simulation."""
 
     def median(name: str) -> float:
         return float(statistics.median(getattr(one, name) for one in figures))
 
-    table = Table(title=f"{effort.processes} processes, {median('outage'):.1f} s without a server; medians")
+    title = f"{variant.name}: {effort.processes} processes, {median('outage'):.1f} s without a server; medians"
+    table = Table(title=title)
+    attempts_bar, ratio_bar, served_bar, last_bar = variant.bars
     for heading in ("figure", "bar", "real", "simulated"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     ratio = statistics.median(one.after / max(one.during, 1) for one in figures)
     rows = [
-        ("attempts each", 3.5, median("attempts"), simulation.attempts_per_environment),
-        ("failed after ÷ during", 0.40, ratio, simulation.failed_after / simulation.failed_during),
-        ("90 % served, s", 3.0, median("served"), simulation.served_after(0.90)),
-        ("last failure, s", 5.2, median("last"), None),
+        ("attempts each", attempts_bar, median("attempts"), simulation.attempts_per_environment),
+        ("failed after ÷ during", ratio_bar, ratio, simulation.failed_after / simulation.failed_during),
+        ("90 % served, s", served_bar, median("served"), simulation.served_after(0.90)),
+        ("last failure, s", last_bar, median("last"), None),
         ("failed during", None, median("during"), simulation.failed_during),
         ("failed after", None, median("after"), simulation.failed_after),
     ]

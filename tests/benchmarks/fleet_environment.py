@@ -16,7 +16,7 @@ from asyncdb_guard import DatabaseSettings, GuardedPool
 
 async def serve(url: str, rate: float) -> None:
     """Serve from `ready` to the end. Instants are those of the monotonic clock, which all processes share."""
-    pool = GuardedPool(DatabaseSettings(url=url))
+    pool = GuardedPool(DatabaseSettings(url=url))  # and what the environment says
     await pool.ping()
     requests: list[tuple[float, bool]] = []
 

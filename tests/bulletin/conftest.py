@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
+from asyncdb_guard.bulletin.board import database_key
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.redis import RedisServer
 
@@ -56,3 +57,9 @@ async def fail_trials(pool: GuardedPool, later: Callable[[float], None], count: 
         with pytest.raises(ConnectFailedError):
             await pool.ping()
         await pool._core.settle(1.0)
+
+
+def tell_of_others(redis: RedisServer, pool: GuardedPool, count: int = 8) -> None:
+    """So many others have opened their circuits."""
+    key = f"asyncdb_guard:fleet:1:{{{database_key(pool.settings)}}}:open"
+    redis.command("ZADD", key, *(word for number in range(count) for word in ("9999999999999", f"other{number}")))

@@ -161,6 +161,13 @@ async def test_all_return_soon_after_the_first_however_long_their_periods_are(
     go_down(proxy)
     await trip(first)
     await trip(other)
+    table.put_item(
+        TableName="fleet",
+        Item={
+            "id": {"S": database_key(other.settings)},
+            "open": {"SS": [f"9999999999999 {number}" for number in range(8)]},
+        },
+    )
     await fail_trials(other, later, 8)
 
     async def refused_for() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from asyncdb_guard import CircuitOpenError, ConfigurationError, DatabaseSettings, GuardedPool
+from asyncdb_guard import CircuitOpenError, ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
 from asyncdb_guard.bulletin import open_bulletin
+from asyncdb_guard.bulletin.board import database_key
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
-from tests.bulletin.conftest import MakeEnvironment, fail_trials, go_down, trip
+from tests.bulletin.conftest import MakeEnvironment, fail_trials, go_down, tell_of_others, trip
 from tests.support.eventually import Eventually
 from tests.support.redis import RedisServer
 
@@ -64,6 +66,7 @@ async def test_all_return_soon_after_the_first_however_long_their_periods_are(
     go_down(proxy)
     await trip(first)
     await trip(other)
+    tell_of_others(redis, other)
     await fail_trials(other, later, 8)
     assert LONGEST < await retry_after(other) <= 4 * LONGEST
     proxy.refuse = False
@@ -121,8 +124,6 @@ async def test_a_partition_that_one_environment_sees_closes_the_door_for_nobody_
 
 
 def name_for(pool: GuardedPool, word: str) -> str:
-    from asyncdb_guard.bulletin.board import database_key
-
     return f"asyncdb_guard:fleet:1:{{{database_key(pool.settings)}}}:{word}"
 
 
@@ -149,7 +150,7 @@ async def test_news_are_one_round_trip_and_are_asked_for_once_by_many_who_are_re
     go_down(proxy)
     await trip(pool)
     before = evals(redis)
-    assert before == 1
+    assert before <= 3  # before its second and its third attempt, and then it told
     began = time.monotonic()
     await asyncio.gather(*(retry_after(pool) for _ in range(500)))
     for _ in range(20):
@@ -368,6 +369,7 @@ async def test_a_store_that_is_killed_in_the_middle_of_an_outage_and_comes_back(
     await pool.ping()
     go_down(proxy)
     await trip(pool)
+    tell_of_others(redis, pool)
     await fail_trials(pool, later, 8)
     assert await retry_after(pool) > LONGEST
     redis.kill()
@@ -375,10 +377,13 @@ async def test_a_store_that_is_killed_in_the_middle_of_an_outage_and_comes_back(
     assert await retry_after(pool) <= LONGEST
     assert one_warning(caplog)
     redis.start()
+    tell_of_others(redis, pool)
     later(6.0)
-    with pytest.raises(Exception):  # noqa: B017, PT011 -- a trial, after which it tells the new store
+    with contextlib.suppress(CircuitOpenError, ConnectFailedError):
         await pool.ping()
-    await pool._core.settle(1.0)
+    later(21.0)
+    with pytest.raises(ConnectFailedError):
+        await pool.ping()
     assert await retry_after(pool) > LONGEST
 
 

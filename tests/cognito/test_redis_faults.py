@@ -256,7 +256,7 @@ async def test_what_is_on_no_list_is_told_without_its_text(answer: bytes, told: 
 
 
 async def test_a_server_that_hangs_up_or_is_silent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncdb_guard.cognito.caching.redis.client._SOCKET_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncdb_guard.connect.redis_client._SOCKET_TIMEOUT", 0.05)
     with TcpProxy(LOOPBACK, 1) as path:
         url = f"redis://{path.host}:{path.port}"
         path.refuse = True
@@ -395,7 +395,9 @@ async def test_provisioning_that_could_not_forget_fails_and_may_run_again(
         path.refuse = True
         with pytest.raises(TriggerFailedError):
             await triggers.provision_user(confirmation_event(sub))
-        assert "CacheUnavailableError: The user's cached claims could not be deleted." in caplog.text
+        assert (
+            "provision_user failed: The user's cached claims could not be deleted. Call forget() again." in caplog.text
+        )
         path.refuse = False
         await triggers.provision_user(confirmation_event(sub))
         assert await pool.fetchval("SELECT runs FROM app_user") == 2
@@ -519,8 +521,8 @@ async def test_a_server_that_asks_for_a_client_certificate_gets_it(authority: Au
 async def test_plain_text_where_tls_is_expected_and_the_reverse_are_told(
     redis: RedisServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncdb_guard.cognito.caching.redis.client._CONNECT_TIMEOUT", 0.05)
-    monkeypatch.setattr("asyncdb_guard.cognito.caching.redis.client._SOCKET_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncdb_guard.connect.redis_client._CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncdb_guard.connect.redis_client._SOCKET_TIMEOUT", 0.05)
     error = await refusal(cache_on(f"rediss://{redis.host}:{redis.port}"))
     assert "with rediss://, whether it uses TLS" in str(error)
     with authority.server("no") as server:

@@ -36,8 +36,11 @@ SERVERS = {
 
 
 @cache
-def outcome(name: str, environments: int = 1_000, rate: float = 1.0, periods: OpenPeriods | None = DEFAULTS) -> Result:
-    gate = None if periods is None else Gate(periods)
+def outcome(
+    name: str, environments: int = 1_000, rate: float = 1.0, periods: OpenPeriods | None = DEFAULTS, *,
+    store: bool = False,
+) -> Result:  # fmt: skip
+    gate = None if periods is None else Gate(periods, store=store)
     return simulate(FleetModel(environments, rate, gate), SERVERS[environments], SCENARIOS[name])
 
 
@@ -105,6 +108,34 @@ def test_whoever_slept_through_the_silence_replaces_its_session_without_an_error
     result = simulate(FleetModel(50, 0.01, Gate(DEFAULTS)), SERVERS[50], SCENARIOS["blackhole"])
     assert sum(result.attempts[-500:]) > 0
     assert result.failed_after < 1.0
+
+
+TODAY = OpenPeriods(10.0, 60.0)
+"""Periods such as other breakers have, to compare with."""
+
+
+@pytest.mark.parametrize(("name", "rate"), [("restart", 1.0), ("restart", 5.0), ("60s", 1.0), ("failover", 1.0)])
+def test_with_a_store_they_are_back_within_2_seconds_of_any_outage(name: str, rate: float) -> None:
+    result = outcome(name, rate=rate, periods=fitted(1_000), store=True)
+    assert result.served_after(0.99) <= 1.8
+    assert result.peak <= 1.0
+    assert result.starting_share <= 0.22
+    assert result.bystander_share == 0.0
+    assert result.attempts_per_environment <= 1.3 * outcome(name, rate=rate, periods=TODAY).attempts_per_environment
+
+
+def test_with_a_store_they_are_back_within_3_seconds_of_a_silence() -> None:
+    result = outcome("blackhole", store=True)
+    assert result.served_after(0.99) <= 2.2
+    assert result.hung_share <= 0.22
+
+
+def test_in_a_fleet_of_two_the_store_is_no_worse_than_none() -> None:
+    with_store, without = (
+        simulate(FleetModel(2, 1.0, Gate(DEFAULTS, store=store)), SERVERS[50], SCENARIOS["60s"], runs=50)
+        for store in (True, False)
+    )
+    assert with_store.served_after(0.99) <= without.served_after(0.99) * 1.1
 
 
 @pytest.mark.parametrize("environments", [50, 10_000])

@@ -63,8 +63,13 @@ class PgBouncer:
         self._users = {"admin": _ADMIN, **users}
         self._process: subprocess.Popen[bytes] | None = None
 
+    @staticmethod
+    def found() -> str | None:
+        """Where the program is on this machine."""
+        return next((path for path in _PROGRAMS if Path(path).exists()), None)
+
     def __enter__(self) -> Self:
-        program = next((path for path in _PROGRAMS if Path(path).exists()), None)
+        program = self.found()
         if program is None:
             raise RuntimeError("No PgBouncer was found. Install Debian's package pgbouncer.")
         account = Account.current()

@@ -10,12 +10,12 @@ from asyncdb_guard.cognito.caching.memory import MemoryCache
 from asyncdb_guard.cognito.caching.plain import PlainBackend
 from asyncdb_guard.cognito.caching.protocol import ClaimsBackend, ClaimsCache
 from asyncdb_guard.cognito.caching.redis import RedisCache
-from asyncdb_guard.cognito.caching.redis.client import MAX_CONNECTIONS
 from asyncdb_guard.cognito.caching.single_flight import Lead, SingleFlight
 from asyncdb_guard.cognito.claims import Overrides, restore
 from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import TokenRequest
 from asyncdb_guard.cognito.outcome import Outcome
+from asyncdb_guard.connect.redis_client import MAX_CONNECTIONS
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings import DatabaseSettings
 

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from asyncdb_guard.cognito.caching.key import CacheKey
 from asyncdb_guard.cognito.caching.protocol import Found
-from asyncdb_guard.cognito.caching.redis.client import MAX_CONNECTIONS, RedisClient
+from asyncdb_guard.cognito.caching.redis.client import RedisClient
+from asyncdb_guard.connect.redis_client import MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from asyncdb_guard.settings import DatabaseSettings

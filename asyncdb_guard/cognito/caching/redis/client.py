@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from asyncdb_guard.cognito.caching.redis.diagnosis import Diagnosis, diagnose
+from asyncdb_guard.connect.redis_client import create_client
 from asyncdb_guard.errors import CacheUnavailableError, ConfigurationError
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings.problems import label
@@ -28,13 +29,6 @@ class _Failure(NamedTuple):
     """Whether the next attempt uses another kind of client."""
 
 
-MAX_CONNECTIONS = 4
-"""Connections to one server, and calls at the same time."""
-
-_CONNECT_TIMEOUT = 1.0
-"""Seconds for the TCP and TLS handshakes."""
-_SOCKET_TIMEOUT = 0.5
-"""Seconds for one answer."""
 _MAX_ATTEMPTS = 3
 """One, one more on a new connection, and one more as a cluster's client."""
 
@@ -106,42 +100,16 @@ class RedisClient:
 
 
 def _create(settings: DatabaseSettings, *, is_cluster: bool) -> Any:
-    """A client of one server, which has not connected yet, or of a cluster, which has asked for its nodes."""
-    try:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-    except ImportError:
-        redis = None
-    if redis is None:
-        raise ConfigurationError(
-            f"{label('claims_cache_url')} needs the extra `redis`. Install it: pip install 'asyncdb-guard[redis]'."
-        )
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "max_connections": MAX_CONNECTIONS,
-        "socket_connect_timeout": _CONNECT_TIMEOUT,
-        "socket_timeout": _SOCKET_TIMEOUT,
-    }
+    options: dict[str, str] = {}
     if settings.claims_cache_ssl_root_cert is not None:
         options["ssl_ca_certs"] = settings.claims_cache_ssl_root_cert
     if settings.claims_cache_ssl_cert is not None:
         options["ssl_certfile"] = settings.claims_cache_ssl_cert
         options["ssl_keyfile"] = settings.claims_cache_ssl_key or settings.claims_cache_ssl_cert
-    if is_cluster:
-        # One slot that no node serves is no reason to refuse the users of all the others.
-        return redis.RedisCluster.from_url(
-            _url(settings), retry=Retry(NoBackoff(), 1), require_full_coverage=False, **options
-        )
-    # a cache miss costs less than a retry
-    return redis.Redis.from_url(_url(settings), retry=Retry(NoBackoff(), 0), **options)
-
-
-def _url(settings: DatabaseSettings) -> str:
-    """The URL, with the schemes of Valkey under the names that redis-py knows."""
     assert settings.claims_cache_url is not None
-    url = settings.claims_cache_url.get_secret_value()
-    return f"redis{url.removeprefix('valkey')}" if url.startswith("valkey") else url
+    return create_client(
+        settings.claims_cache_url.get_secret_value(), "claims_cache_url", is_cluster=is_cluster, **options
+    )
 
 
 def _check_files(settings: DatabaseSettings) -> None:

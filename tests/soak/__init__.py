@@ -1,0 +1,1 @@
+"""Random faults against a real server, by seed: `python -m tests.soak`."""
