@@ -8,7 +8,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -68,7 +68,7 @@ class InvocationMetrics:
 
 
 @contextlib.contextmanager
-def publishing() -> Iterator[InvocationMetrics]:
+def publishing() -> Generator[InvocationMetrics]:
     """Publish the metrics of the block at its end; whatever it raises is a failure."""
     metrics = InvocationMetrics()
     try:
@@ -105,14 +105,14 @@ class ProcessMetrics:
 
     def _pools(self) -> dict[str, float]:
         """What all pools have counted since the last line. A connect of the init phase is in the first line."""
-        since = dict[str, float].fromkeys(_COUNTED, 0)
+        since: dict[str, float] = dict.fromkeys(_COUNTED, 0)
         for pool in used_pools():
             totals = cast("Mapping[str, float]", pool.totals())
             before = self._reported.get(pool, {})
             for name in _COUNTED:
                 since[name] += totals[name] - before.get(name, 0)
             self._reported[pool] = totals
-        values = {"Rejected": since["rejections"], "CircuitOpened": since["circuit_openings"]}
+        values: dict[str, float] = {"Rejected": since["rejections"], "CircuitOpened": since["circuit_openings"]}
         if since["acquired"]:
             values["AcquireTime"] = since["wait_ms"]
         if since["connects"]:

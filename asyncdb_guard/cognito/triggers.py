@@ -11,6 +11,7 @@ from asyncdb_guard.cognito.caching.store import ClaimsStore, open_store
 from asyncdb_guard.cognito.callbacks import (
     Callback,
     MachineCallback,
+    TokenCallback,
     claims_callback,
     machine_claims_callback,
     provision_callback,
@@ -167,7 +168,7 @@ class CognitoTriggers:
         callback = machine_claims_callback(self._machine_claims, self._pool.settings.machine_claims_sql)
         return None if callback is None else self._answer_with(callback)
 
-    def _answer_with(self, callback: Callback | MachineCallback) -> PreTokenTrigger:
+    def _answer_with(self, callback: TokenCallback) -> PreTokenTrigger:
         store, allow_unchanged = self._store, self._policy == "unchanged"
         return PreTokenTrigger(callback, self._runner, store, self._pool.events, allow_unchanged=allow_unchanged)
 

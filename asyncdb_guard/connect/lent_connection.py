@@ -21,6 +21,7 @@ from asyncdb_guard.connect.lent_statements import (
 )
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
+from asyncdb_guard.events import logger
 
 _UNGUARDED = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
 """Statements that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
@@ -48,6 +49,8 @@ class LentConnection(PoolConnectionProxy):
     bounds: Bounds
     """The bounds on each statement."""
     raised_server_bound = False
+    listens = False
+    """Whether it was borrowed by `GuardedPool.listen()`."""
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
@@ -81,6 +84,11 @@ class LentConnection(PoolConnectionProxy):
         return as_lent(super().cursor(query, *arguments, **options), LentCursorFactory)
 
     async def add_listener(self, channel: str, callback: Any) -> None:
+        if not (self.listens or self.listeners):
+            logger.warning(
+                "A listener was added to a connection that ends when it is idle for LAMBDA_DATABASE_IDLE_TIMEOUT_MS."
+                " Use pool.listen(), which is exempt from that and listens again after a loss."
+            )
         await super().add_listener(channel, callback)
         self.listeners += ((channel, callback),)
 

@@ -373,3 +373,23 @@ async def test_an_event_that_is_no_dict_is_answered_with_what_the_runtime_can_se
     assert id_claims(json.loads(json.dumps(answer))) == {"a": 1}
     event = confirmation_event("s")
     assert json.loads(json.dumps(await triggers.provision_user(kind(event)))) == event
+
+
+async def decode_json(conn: Any) -> None:
+    for kind in ("json", "jsonb"):
+        await conn.set_type_codec(kind, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+@pytest.mark.parametrize(("init", "expected"), [(None, '{"a": [1]}'), (decode_json, {"a": [1]})])
+async def test_a_json_column_is_text_unless_the_connection_decodes_it(
+    url: str, sub: str, init: Any, expected: object
+) -> None:
+    """As the page says; over releases, too."""
+
+    async def claims(conn: Any, user: Any) -> Any:
+        return await conn.fetchrow("""SELECT '{"a": [1]}'::jsonb AS settings""")
+
+    async with GuardedPool(DatabaseSettings(url=url, claims_cache_ttl_ms=0), init=init) as pool:
+        for _ in range(2):
+            event = await CognitoTriggers(pool, claims=claims).load_claims(token_event("2", sub=sub))
+            assert id_claims(event) == {"settings": expected}
