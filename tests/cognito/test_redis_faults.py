@@ -261,9 +261,7 @@ async def test_a_server_that_hangs_up_or_is_silent_is_told(monkeypatch: pytest.M
         url = f"redis://{path.host}:{path.port}"
         path.refuse = True
         error = await refusal(cache_on(url))
-        assert "is unavailable (ConnectionError). Check the server, the security group and claims_cache_url" in str(
-            error
-        )
+        assert "is unavailable (ConnectionError). Check the server, the network and claims_cache_url" in str(error)
         assert not error.answered
         path.refuse, path.hang = False, True
         assert "did not answer in time (TimeoutError). Check its load" in str(await refusal(cache_on(url)))
