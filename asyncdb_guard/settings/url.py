@@ -197,7 +197,7 @@ def _parameters(query: str, is_plain: bool, faults: list[str]) -> tuple[dict[str
             continue
         name, _, value = pair.partition("=")
         parameters = address if name in ADDRESS_PARAMETERS else others
-        if name not in known and parameters is others:
+        if parameters is others and (name not in known or (name == "options" and _is_foreign_options(value))):
             shown = is_plain and "password" not in address and _PARAMETER_NAME.fullmatch(name)
             fault = _foreign(name, value, f"{name} in" if shown else f"Parameter {position} of", known)
             faults += [fault] if fault else []
@@ -211,6 +211,12 @@ def _parameters(query: str, is_plain: bool, faults: list[str]) -> tuple[dict[str
         elif parameters.setdefault(name, decoded := _decoded(value, name, faults)) != decoded:
             faults.append(f"{name} appears twice in the database URL, with different values: keep one.")
     return address, others
+
+
+def _is_foreign_options(value: str) -> bool:
+    from asyncdb_guard.settings.foreign_names import OPTIONS_REMEDIES  # only where it is needed, as below
+
+    return unquote(value).startswith(tuple(OPTIONS_REMEDIES))
 
 
 def _foreign(name: str, value: str, place: str, known: list[str]) -> str | None:
