@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["tests", "lint", "types", "package", "examples"]
+nox.options.sessions = ["tests", "lint", "types", "package", "examples", "lambda_package"]
 nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -26,6 +27,8 @@ def works(version: str) -> bool:
 
 
 SUPPORTED = nox.project.python_versions(PROJECT)
+SUPPORTED_RUNTIMES = ["3.11", "3.12", "3.13", "3.14"]
+"""Lambda's."""
 SERVERS = ["16", "18"]
 # The installed ones, so that the commands also work on a machine with only one Python.
 PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
@@ -136,12 +139,36 @@ def built_wheel(session: nox.Session) -> Path:
     return wheel
 
 
+LAMBDA = Path("examples/lambda_cognito")
+
+
+@nox.session(python=PYTHONS)
+def lambda_package(session: nox.Session) -> None:
+    """Lambda packages from the built wheel, for both architectures; this machine's is served under awslambdaric."""
+    wheel = built_wheel(session)
+    session.install(f"{wheel}[testing]")
+    build = Path(session.create_tmp()).resolve() / "packages"
+    here = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine())
+    # Each Python compiles its own packages; what is not installed is built once, without that.
+    others = [version for version in SUPPORTED_RUNTIMES if version not in PYTHONS]
+    for version in [str(session.python), *(others if session.python == PYTHONS[-1] else [])]:
+        for architecture in ("x86_64", "arm64"):
+            output = build / f"{version}-{architecture}"
+            session.run(
+                "python", str(LAMBDA / "package.py"), "--python", version, "--architecture", architecture,
+                "--requirement", str(wheel), "--output", str(output), str(LAMBDA / "app.py"),
+            )  # fmt: skip
+            if version == session.python and architecture == here:
+                session.run("python", "-m", "tests.support.packaged", f"{output}.zip")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff's rules and format, and whether the pre-commit configuration has the same pins."""
+    """ruff's rules and format, the CloudFormation template, and whether pre-commit's file has the same pins."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("cfn-lint", str(LAMBDA / "template.yaml"))
     session.run("pre-commit", "validate-config", ".pre-commit-config.yaml")
     pins = set(re.findall(r"[\w-]+==[\w.]+", Path(".pre-commit-config.yaml").read_text(encoding="utf-8")))
     if strangers := pins - set(group("lint")):

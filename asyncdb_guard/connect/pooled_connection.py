@@ -144,6 +144,10 @@ class PooledConnection:
         lent.bounds = self._bounds
         return lent
 
+    def expire(self) -> None:
+        """Have it replaced at its next borrow, whatever its age."""
+        self.lifetime = float("-inf")
+
     def let_go(self, lent: LentConnection) -> None:
         """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
         # asyncpg/connection.py: what callbacks get as their connection
@@ -237,13 +241,21 @@ class PooledConnection:
         return bool(self._protocol._is_cancelling())
 
     @property
+    def taken_for_busy(self) -> bool:
+        """Whether the driver believes that a statement is running.
+
+        An exception from a signal handler can leave it so, and then it would refuse every later statement.
+        """
+        return bool(self._connection._stmt_exclusive_section._acquired)
+
+    @property
     def needs_cleanup(self) -> bool:
         """Whether a statement is running or being cancelled, or the borrower left something behind on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
             self.interrupted
             or protocol.is_in_transaction()
-            or connection._stmt_exclusive_section._acquired
+            or self.taken_for_busy
             or (self._via_pooler and connection.keeps_backend)
             or self.has_leftovers
             or self.unresettable

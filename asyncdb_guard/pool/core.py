@@ -99,7 +99,9 @@ class PoolCore:
             self._credentials = credentials_for(settings, self._own_credentials)
         if self._traits is None:
             self._bulletin = open_bulletin(settings)
-            self._traits = ServerTraits(settings.idle_timeout, settings.command_timeout)
+            self._traits = ServerTraits(
+                settings.idle_timeout, settings.command_timeout, settings.target.server_settings
+            )
         if loop_pool is not None:
             self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(

@@ -151,6 +151,47 @@ class GuardedPool:
         async with self.acquire() as connection:
             await connection.executemany(command, args, timeout=timeout)
 
+    async def fetchmany(
+        self, query: str, args: Iterable[Sequence[object]], *, timeout: float | None = None
+    ) -> list[Record]:
+        """Like `executemany`, for the rows of all of them."""
+        async with self.acquire() as connection:
+            rows: list[Record] = await connection.fetchmany(query, args, timeout=timeout)
+            return rows
+
+    async def copy_from_table(
+        self, table_name: str, *, output: Any, timeout: float | None = None, **options: Any
+    ) -> str:
+        """COPY a table to a file, a path or a coroutine function, and return the command tag; `options` are asyncpg's.
+
+        Raises like `execute`.
+        """
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_from_table(table_name, output=output, timeout=timeout, **options)
+            return tag
+
+    async def copy_from_query(
+        self, query: str, *args: object, output: Any, timeout: float | None = None, **options: Any
+    ) -> str:
+        """Like `copy_from_table`, for the rows of a query."""
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_from_query(query, *args, output=output, timeout=timeout, **options)
+            return tag
+
+    async def copy_to_table(self, table_name: str, *, source: Any, timeout: float | None = None, **options: Any) -> str:
+        """COPY from a file, a path or an asynchronous iterable to a table. Otherwise like `copy_from_table`."""
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_to_table(table_name, source=source, timeout=timeout, **options)
+            return tag
+
+    async def copy_records_to_table(
+        self, table_name: str, *, records: Any, timeout: float | None = None, **options: Any
+    ) -> str:
+        """COPY records, from an iterable or an asynchronous one, to a table. Otherwise like `copy_from_table`."""
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_records_to_table(table_name, records=records, timeout=timeout, **options)
+            return tag
+
     def transaction(
         self,
         *,
@@ -205,6 +246,33 @@ class GuardedPool:
             waiting=loop_pool.gate.waiting if loop_pool is not None else 0,
             **core.totals(),
         )
+
+    def get_size(self) -> int:
+        """How many server sessions the pool has now. Raises ConfigurationError, like each of these."""
+        stats = self.stats()
+        return stats["idle"] + stats["lent"]
+
+    def get_idle_size(self) -> int:
+        """How many of them are idle."""
+        return self.stats()["idle"]
+
+    def get_min_size(self) -> int:
+        """0: sessions are opened on demand, and idle ones are closed."""
+        return 0
+
+    def get_max_size(self) -> int:
+        """POOL_MAX."""
+        return self.settings.pool_max
+
+    def is_closing(self) -> bool:
+        """Whether `close()` or `terminate()` was called."""
+        return self._core.closed
+
+    async def expire_connections(self) -> None:
+        """Replace each open session at its next borrow. Borrowers keep theirs until they return it."""
+        loop_pool = self._core.loop_pool
+        for connection in loop_pool.connections.all if loop_pool is not None else ():
+            connection.expire()
 
     def __repr__(self) -> str:
         core = self._core

@@ -30,7 +30,7 @@ R = TypeVar("R")
 _DISCONNECT_TIMEOUT = 0.2
 """Seconds to close the sessions before the process exits or a snapshot is taken."""
 
-_MACHINERY = frozenset({"asyncio", "_asyncio", "asyncpg", "uvloop"})
+_MACHINERY = frozenset({"asyncio", "_asyncio", "asyncpg", "asyncdb_guard", "uvloop"})
 """Packages whose callbacks wake tasks up: if one fails, the task that it should have woken waits forever."""
 
 _WATCH_INTERVAL = 0.5
@@ -109,7 +109,10 @@ class Process:
             self._replace_loop(loop, ended=task.done())
         else:
             self._settle(loop)
-        return (task.result(), None) if error is None else (None, error)
+        try:
+            return (task.result(), None) if error is None else (None, error)
+        finally:
+            del error, task  # their traceback holds this frame: only the garbage collector would end what they hold
 
     def _replace_loop(self, loop: asyncio.AbstractEventLoop, *, ended: bool) -> None:
         """Replace an event loop that raised an exception which was not its task's: a wake-up may be lost."""
@@ -131,9 +134,9 @@ class Process:
         """Stop the loop if its call has lost its wake-up, which an exception in a signal handler can cause."""
         waits_for: Any = getattr(task, "_fut_waiter", None)
         missed = waits_for if waits_for is not None and waits_for.done() else None
-        if missed is not None and missed is seen:
+        if task.done() or (missed is not None and missed is seen):
             loop.stop()
-        elif not task.done():
+        else:
             loop.call_later(_WATCH_INTERVAL, self._watch, loop, task, missed)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
