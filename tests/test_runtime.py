@@ -32,6 +32,7 @@ from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, TriggerEventError, TriggerFailedError
 from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.runtime import lambda_handler
+from asyncdb_guard.testing import id_claims, token_event
 from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
 from asyncdb_guard.testing.lambda_runtime.process import LambdaRuntime as Environment
 
@@ -600,6 +601,42 @@ def test_composes_with_powertools(capsys: pytest.CaptureFixture[str]) -> None:
     written = capsys.readouterr().out
     assert '"function_request_id":"request-7"' in written
     assert '"Seen":[1.0]' in written
+
+
+TYPED = """
+    from aws_lambda_powertools.utilities.data_classes import event_source
+    from aws_lambda_powertools.utilities.data_classes.cognito_user_pool_event import PreTokenGenerationTriggerEvent
+    from asyncdb_guard.cognito import CognitoTriggers
+
+    async def claims(conn, user):
+        return {"role": user.client_metadata["role"]}
+
+    pool = GuardedPool()
+    triggers = CognitoTriggers(pool, claims=claims, on_unavailable="deny")
+
+    @event_source(data_class=PreTokenGenerationTriggerEvent)
+    @lambda_handler
+    async def handler(event, context):
+        assert event.user_pool_id
+        if event.request.client_metadata.get("fail"):
+            raise ValueError("jane@example.com")
+        return await triggers.load_claims(event, context)
+"""
+
+
+def test_powertools_typed_events_around_a_trigger(deploy: Deploy, url: str) -> None:
+    """It is answered as the plain event is, and it is Cognito's, so that errors stay inside."""
+    environment = deploy(TYPED, LAMBDA_DATABASE_URL=url)
+    event = token_event(2, sub="s", metadata={"role": "admin"})
+    answer = environment.invoke(event)
+    assert answer.error is None, environment.logs
+    assert id_claims(answer.payload) == {"role": "admin"}
+    assert {name: answer.payload[name] for name in event if name != "response"} == {
+        name: event[name] for name in event if name != "response"
+    }
+    failed = environment.invoke(token_event(2, sub="s", metadata={"fail": "1"}))
+    assert failed.error is not None
+    assert failed.error["errorMessage"] == SAFE
 
 
 def test_powertools_inside_are_refused() -> None:

@@ -144,6 +144,10 @@ class PooledConnection:
         lent.bounds = self._bounds
         return lent
 
+    def expire(self) -> None:
+        """Have it replaced at its next borrow, whatever its age."""
+        self.lifetime = float("-inf")
+
     def let_go(self, lent: LentConnection) -> None:
         """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
         # asyncpg/connection.py: what callbacks get as their connection
@@ -208,7 +212,7 @@ class PooledConnection:
             self.has_leftovers = self.has_leftovers or self._connection._listeners != self._kept[1]
             self._keep_callbacks()
         left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
-        if left:
+        if left and not lent.listens:
             warnings.warn(
                 f"A connection was returned to the pool with {left} active listener(s). Remove each listener before"
                 " the block ends.",

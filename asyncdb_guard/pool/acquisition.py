@@ -86,6 +86,10 @@ class Acquisition:
         """Whether the client knows that the session has ended."""
         return self._lease.connection.is_closed()
 
+    def confirm(self) -> None:
+        """The database works: report that now, as the block will last. From a trial, this closes the circuit."""
+        self._lease.permit = self._loop_pool.gate.confirm(self._lease.permit)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -160,6 +160,11 @@ class Gate:
         """Ask the breaker again after the wait. Raises CircuitOpenError."""
         return waiter.permit if waiter.permit == self._breaker.generation else self._breaker.admit(now)
 
+    def confirm(self, permit: int) -> int:
+        """A block that goes on has found the database working; return the permit to report its end with."""
+        self.succeeded(permit)
+        return self._breaker.generation if self._breaker.state == "closed" else permit
+
     def close(self) -> None:
         """Send everybody away: the pool is closed."""
         if self._timer is not None:

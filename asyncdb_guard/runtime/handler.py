@@ -96,7 +96,7 @@ def lambda_handler(
             result, error = process.run(handler, *args, **kwargs)
             try:
                 if error is not None:
-                    raise _shown(error, handler, expose, from_cognito=_is_from_cognito(*args, **kwargs))
+                    raise _shown(error, handler, expose, from_cognito=_is_from_cognito(args, kwargs))
             finally:
                 del error  # it may be what is raised, and its traceback then holds this frame
             if not _can_be_sent(result):
@@ -133,7 +133,8 @@ def _has_utf8_text(error: BaseException) -> bool:
     return True
 
 
-def _is_from_cognito(event: object = None, *_: object, **__: object) -> bool:
+def _is_from_cognito(args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+    event: object = next(iter((*args, *kwargs.values())), None)
     return isinstance(event, Mapping) and "triggerSource" in event
 
 

@@ -50,10 +50,11 @@ class Effort:
     runs: int
     rate: float = 2.0
     """Requests a second and process."""
+    variants: int = 3
 
 
 FULL = Effort(processes=48, outage=4.0, after=12.0, runs=3)
-QUICK = Effort(processes=6, outage=1.0, after=4.0, runs=1)
+QUICK = Effort(processes=6, outage=1.0, after=4.0, runs=1, variants=2)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     has_redis = shutil.which("redis-server") is not None
     with Cluster.start(16) as server:
         server.psql("CREATE ROLE fleet LOGIN")
-        for variant in VARIANTS if has_redis else VARIANTS[:1]:
+        for variant in VARIANTS[: effort.variants if has_redis else 1]:
             figures: list[Figures] = []
             for number in range(effort.runs):
                 figures.append(run(server, effort, variant))
