@@ -102,7 +102,7 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
-        self._wanted = wanted if kept_suitable(wanted) else None
+        self._wanted: SessionAttrs | None = wanted if kept_suitable(wanted) else None
         self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
