@@ -79,6 +79,10 @@ class Bulletin:
         except Exception:  # told of by whoever met it
             return None
 
+    async def probe(self) -> News:
+        """Look without a bound but the store's own, and raise what it raises: for whoever wants to know why."""
+        return await asyncio.wrap_future(off_loop(lambda: self._opened().look(clock.now())))
+
     def tell_open(self) -> None:
         """Tell the fleet, in the background, that this circuit has opened, unless enough others have."""
         if not (self._news is not None and self._news.speaks_for_open()):

@@ -119,12 +119,14 @@ def plain_event(event: object) -> Any:
 
 def _plain(value: object) -> object:
     if is_mapping(value):
-        copied = {key: _plain(item) for key, item in items_of(value)}
-        return value if isinstance(value, dict) and all(map(operator.is_, copied.values(), value.values())) else copied
+        items = dict(items_of(value))
+        copied = {key: _plain(item) for key, item in items.items()}
+        is_plain = isinstance(value, dict) and all(map(operator.is_, copied.values(), items.values()))
+        return cast("object", value) if is_plain else copied
     if isinstance(value, (list, tuple)):
-        items = cast("Sequence[object]", value)
-        plain = [_plain(item) for item in items]
-        return value if isinstance(value, list) and all(map(operator.is_, plain, items)) else plain
+        elements = cast("Sequence[object]", value)
+        plain = [_plain(element) for element in elements]
+        return elements if isinstance(value, list) and all(map(operator.is_, plain, elements)) else plain
     return value
 
 

@@ -133,26 +133,26 @@ class CognitoTriggers:
         await self._store.forget_client(client_id)
 
     async def _load_claims(self, event: Mapping[str, Any], context: Any, metrics: InvocationMetrics) -> TriggerEvent:
-        event = plain_event(event)
-        source = trigger_source(event)
+        plain = plain_event(event)
+        source = trigger_source(plain)
         if not is_token_source(source):
             logger.warning(_WRONG_TRIGGER, "load_claims", public_source(source), "pre token generation")
-        trigger = self._machine_token if token_source(event) == MACHINE else self._pre_token
+        trigger = self._machine_token if token_source(plain) == MACHINE else self._pre_token
         if trigger is None:
-            return event
+            return plain
         deadline = self._start_deadline(context)
-        return await trigger.answer(event, deadline, metrics)
+        return await trigger.answer(plain, deadline, metrics)
 
     async def _provision_user(self, event: Mapping[str, Any], context: Any, metrics: InvocationMetrics) -> TriggerEvent:
-        event = plain_event(event)
-        if not PostConfirmationTrigger.handles(event):
-            source = trigger_source(event)
+        plain = plain_event(event)
+        if not PostConfirmationTrigger.handles(plain):
+            source = trigger_source(plain)
             if not is_post_confirmation_source(source):
                 logger.warning(_WRONG_TRIGGER, "provision_user", public_source(source), "post confirmation")
-            return event
+            return plain
         metrics.record_provisioned(done=False)
         deadline = self._start_deadline(context)
-        answered = await self._post_confirmation.answer(event, deadline)
+        answered = await self._post_confirmation.answer(plain, deadline)
         metrics.record_provisioned(done=True)
         return answered
 

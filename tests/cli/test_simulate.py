@@ -85,10 +85,23 @@ def test_a_picture_that_cannot_be_written_is_told_first(tmp_path: Path, capsys: 
     assert captured.out == ""
 
 
+def test_settings_with_a_store_are_simulated_with_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts: list[float] = []
+    for url in ("", "redis://127.0.0.1:1"):
+        monkeypatch.setenv("LAMBDA_DATABASE_FLEET_URL", url)
+        assert main(["simulate", "--concurrency", "60", "--vcpu", "1", "--runs", "2", "--policy", "set"]) == 0
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("set ")]
+        attempts.append(float(row.split()[2]))
+    without, with_store = attempts
+    assert with_store < without
+
+
 @pytest.mark.parametrize("policy", ["sometimes", "0/5000", "5000/2000", "5000", "a/b"])
 def test_another_policy_is_refused_with_the_ones_there_are(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--policy", policy]) == 2
-    assert "Use set, fitted, no-gate, or FIRST/LONGEST" in capsys.readouterr().err.replace("\n", " ")
+    assert "Use set, fitted, store, no-gate, or FIRST/LONGEST" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ unix_socket_dir =
 auth_type = {auth_type}
 auth_file = {directory}/users
 admin_users = admin
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {backends}
 max_client_conn = 200
 ignore_startup_parameters = {ignored}
@@ -53,9 +53,11 @@ class PgBouncer:
         backends: int = 2,
         auth_type: str = "trust",
         ignored: str = "",
+        mode: str = "transaction",
     ) -> None:
         """`users` and their passwords; `trust` doesn't ask for them. `ignored`: startup parameters to swallow."""
         self._ignored = ignored
+        self._mode = mode
         self.server = server
         self.backends = backends
         self.port = free_port()
@@ -80,7 +82,7 @@ class PgBouncer:
         configuration = _CONFIGURATION.format(
             host=self.server.host, port=self.server.port, listen=self.host, listen_port=self.port,
             auth_type=self._auth_type, directory=self._directory, backends=self.backends,
-            ignored=self._ignored,
+            ignored=self._ignored, mode=self._mode,
         )  # fmt: skip
         for name, text in (("users", users), ("ini", configuration)):
             (self._directory / name).write_text(text)

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from asyncdb_guard import DatabaseSettings
 from asyncdb_guard.cognito.caching.redis import RedisCache
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def cache_on(url: str, **settings: str) -> RedisCache:
+def cache_on(url: str, **settings: Any) -> RedisCache:
     """The claims cache that these settings give."""
     return RedisCache(DatabaseSettings(url="postgresql://nobody@127.0.0.1/none", claims_cache_url=url, **settings))
 
