@@ -73,6 +73,7 @@ class PooledConnection:
         "_wanted",
         "closing",
         "has_leftovers",
+        "holder",
         "idle_since",
         "is_closed",
         "lease",
@@ -123,6 +124,8 @@ class PooledConnection:
         self._restore_text = ""
         self.lease = 0
         """The number of the lease that owns it, or 0."""
+        self.holder: object = None
+        """The task that borrowed it for an `async with`; None if anybody may return it."""
         self.closing = False
         """Whether it is to be closed: it must not be lent again."""
         self.lost_mid_statement = False

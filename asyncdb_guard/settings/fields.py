@@ -170,6 +170,14 @@ class SettingsFields(BaseSettings):
         description="Milliseconds for one trigger, or the Lambda's remaining time minus 200 ms if that is less. Cognito"
         " waits 5 s, including the cold start. Verify: how soon a trigger fails while the database hangs.",
     )
+    hold_warning_ms: int = Field(
+        default=0,
+        ge=0,
+        le=_DAY_MS,
+        description="Milliseconds for which a block may hold its connection before a warning in the log says where it"
+        " borrowed it; 0 turns that off. Verify: the warning, and the event `connection_held`, while a longer block"
+        " still runs.",
+    )
     breaker_fail_max: int = Field(
         default=3,
         ge=1,
@@ -335,6 +343,11 @@ class SettingsFields(BaseSettings):
     def handler_budget(self) -> float:
         """`handler_budget_ms` in seconds."""
         return self.handler_budget_ms / 1000
+
+    @property
+    def hold_warning(self) -> float:
+        """`hold_warning_ms` in seconds; 0 means off."""
+        return self.hold_warning_ms / 1000
 
     @property
     def breaker_reset_timeout(self) -> float:
