@@ -54,16 +54,25 @@ def covered(session: nox.Session, *arguments: str) -> None:
     session.run("coverage", "run", "-m", "pytest", *AT_ONCE, *arguments, *session.posargs, env=environment)
 
 
+ONCE = (
+    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "fleet",
+)  # fmt: skip
+"""Tests that do not depend on the version of Python: they run on the newest one alone."""
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests that need only Python packages: on the newest Python with both servers, on the others with one each."""
+    """The tests that need only Python packages, with PostgreSQL 16 or 18; all of them on the newest Python."""
     session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
     if session.python == PYTHONS[-1]:
         shutil.rmtree(COVERAGE, ignore_errors=True)
-        covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
+        covered(session, "-m", "not debian", "--server=18", *(["--thorough"] if os.environ.get("CI") else []))
     else:
         server = SERVERS[PYTHONS.index(str(session.python)) % len(SERVERS)]
-        session.run("python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *session.posargs)
+        others = [f"--ignore=tests/{name}" for name in ONCE]
+        session.run(
+            "python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *others, *session.posargs
+        )
 
 
 @nox.session(python=PYTHONS[-1])
@@ -117,6 +126,9 @@ SERVICES = ("fastapi_service", "sqlalchemy_service", "worker")
 @nox.session(python=PYTHONS)
 def examples(session: nox.Session) -> None:
     """The examples' own tests against the built wheel: the services, and the test suite in each way to run it."""
+    ways = [(), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")]
+    if session.python != PYTHONS[-1]:
+        ways = [(), ("-c", "anyio.ini", "-n", "2")]
     wheel = built_wheel(session)
     session.install(f"{wheel}[testing,sqlalchemy]", *group("examples"))
     copies = Path(session.create_tmp()).resolve() / "examples"
@@ -126,7 +138,7 @@ def examples(session: nox.Session) -> None:
         with session.chdir(copies / service):
             session.run("python", "-m", "pytest", *session.posargs)
     with session.chdir(copies / "pytest_suite"):
-        for options in ((), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")):
+        for options in ways:
             session.run("python", "-m", "pytest", *options, *session.posargs)
 
 
