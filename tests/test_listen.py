@@ -258,6 +258,12 @@ async def test_a_first_step_without_a_database_raises_as_acquire_does():
         assert pool.stats()["lent"] == 0
 
 
+def test_a_marker_is_like_any_other():
+    assert {NotificationsMissed(), NotificationsMissed()} == {NotificationsMissed()}
+    assert NotificationsMissed() != Notification("jobs", "", 1)
+    assert repr(NotificationsMissed()) == "NotificationsMissed()"
+
+
 def test_no_channel_is_no_listening():
     with pytest.raises(ConfigurationError, match="needs the name of at least one channel"):
         GuardedPool().listen()

@@ -48,7 +48,7 @@ class Acquisition:
             raise RuntimeError("This acquisition is in use. Call acquire() again for each borrow.")
         self._in_use = True
         counters, observers = self._core.counters, self._core.observers
-        began = clock.now() if observers else None
+        began = clock.now() if observers.present else None
         counters.requests += 1
         lease = None
         try:
@@ -107,7 +107,7 @@ class Acquisition:
         self._in_use = False
         since = lease.since
         self._loop_pool.release(lease, error)
-        if self._core.observers:
+        if self._core.observers.present:
             self._core.observers.released(elapsed(since, clock.now()))
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Iterable
 from socket import socket
+from typing import TYPE_CHECKING
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.bulletin import Bulletin, open_bulletin
@@ -16,12 +17,14 @@ from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
-from asyncdb_guard.pool.feed import Feed
 from asyncdb_guard.pool.loop_pool import LoopPool
 from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import Counters, Totals
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT
+
+if TYPE_CHECKING:
+    from asyncdb_guard.pool.feed import Feed
 
 _inherited: list[LoopPool] = []
 """The parent's, in a fork."""

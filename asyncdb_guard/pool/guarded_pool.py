@@ -14,7 +14,6 @@ from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
-from asyncdb_guard.pool.listening import Listening
 from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from asyncpg import Record
+
+    from asyncdb_guard.pool.listening import Listening
 
     Isolation: TypeAlias = Literal["read_committed", "read_uncommitted", "repeatable_read", "serializable"]
 
@@ -220,6 +221,8 @@ class GuardedPool:
         pool. Needs a direct connection. The first step raises like `acquire`; ConfigurationError behind a transaction
         pooler.
         """
+        from asyncdb_guard.pool.listening import Listening  # only where it is needed, for a quick cold start
+
         return Listening(self._core, channels)
 
     async def ping(self, *, timeout: float | None = None) -> None:

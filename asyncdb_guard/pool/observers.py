@@ -26,21 +26,19 @@ class BorrowObserver(Protocol):
 class Observers:
     """Tells each observer; lives as long as its pool. One that raises is logged, and harms nothing."""
 
-    __slots__ = ("_observers",)
+    __slots__ = ("present",)
 
     def __init__(self) -> None:
-        self._observers: tuple[BorrowObserver, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self._observers)
+        self.present: tuple[BorrowObserver, ...] = ()
+        """All of them: a borrow looks here first, and does no more if there is none."""
 
     def add(self, observer: BorrowObserver) -> None:
         """Tell `observer`, too, from now on."""
-        self._observers += (observer,)
+        self.present += (observer,)
 
     def remove(self, observer: BorrowObserver) -> None:
         """Stop telling `observer`. One that was not added is no error."""
-        self._observers = tuple(one for one in self._observers if one is not observer)
+        self.present = tuple(one for one in self.present if one is not observer)
 
     def acquired(self, seconds: float) -> None:
         self._tell("acquired", seconds)
@@ -52,7 +50,7 @@ class Observers:
         self._tell("released", seconds)
 
     def _tell(self, what: str, *facts: object) -> None:
-        for observer in self._observers:
+        for observer in self.present:
             try:
                 getattr(observer, what)(*facts)
             except Exception as error:
