@@ -54,16 +54,25 @@ def covered(session: nox.Session, *arguments: str) -> None:
     session.run("coverage", "run", "-m", "pytest", *AT_ONCE, *arguments, *session.posargs, env=environment)
 
 
+ONCE = (
+    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "fleet",
+)  # fmt: skip
+"""Tests that do not depend on the version of Python: they run on the newest one alone."""
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests that need only Python packages: on the newest Python with both servers, on the others with one each."""
+    """The tests that need only Python packages, with PostgreSQL 16 or 18; all of them on the newest Python."""
     session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
     if session.python == PYTHONS[-1]:
         shutil.rmtree(COVERAGE, ignore_errors=True)
-        covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
+        covered(session, "-m", "not debian", "--server=18", *(["--thorough"] if os.environ.get("CI") else []))
     else:
         server = SERVERS[PYTHONS.index(str(session.python)) % len(SERVERS)]
-        session.run("python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *session.posargs)
+        others = [f"--ignore=tests/{name}" for name in ONCE]
+        session.run(
+            "python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *others, *session.posargs
+        )
 
 
 @nox.session(python=PYTHONS[-1])
@@ -111,16 +120,25 @@ def soak(session: nox.Session) -> None:
 SESSION_LOOP = ("-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session")
 
 
+SERVICES = ("fastapi_service", "sqlalchemy_service", "worker")
+
+
 @nox.session(python=PYTHONS)
 def examples(session: nox.Session) -> None:
-    """The suite of `examples/pytest_suite` against the built wheel: with pytest-asyncio three ways, and with anyio."""
+    """The examples' own tests against the built wheel: the services, and the test suite in each way to run it."""
+    ways = [(), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")]
+    if session.python != PYTHONS[-1]:
+        ways = [(), ("-c", "anyio.ini", "-n", "2")]
     wheel = built_wheel(session)
-    session.install(f"{wheel}[testing]", *group("examples"))
-    suite = Path(session.create_tmp()).resolve() / "suite"
-    shutil.rmtree(suite, ignore_errors=True)
-    shutil.copytree("examples/pytest_suite", suite, ignore=shutil.ignore_patterns("__pycache__"))
-    with session.chdir(suite):
-        for options in ((), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")):
+    session.install(f"{wheel}[testing,sqlalchemy]", *group("examples"))
+    copies = Path(session.create_tmp()).resolve() / "examples"
+    shutil.rmtree(copies, ignore_errors=True)
+    shutil.copytree("examples", copies, ignore=shutil.ignore_patterns("__pycache__"))
+    for service in SERVICES:
+        with session.chdir(copies / service):
+            session.run("python", "-m", "pytest", *session.posargs)
+    with session.chdir(copies / "pytest_suite"):
+        for options in ways:
             session.run("python", "-m", "pytest", *options, *session.posargs)
 
 

@@ -59,6 +59,7 @@ NOT_ASYNCPGS = {
     "_closed",
     "_closing",
     "_call_connection_lost",
+    "_read_ready_cb",
     "_replace",
 }
 """Of asyncio's transports, and of named tuples."""

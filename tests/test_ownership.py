@@ -164,7 +164,8 @@ async def test_an_exception_out_of_nowhere_that_somebody_keeps_keeps_no_connecti
     """Its traceback has the frames that the connection was in."""
 
     def trace(frame: Any, event: str, argument: object) -> None:
-        if event == "call" and (frame.f_code.co_name, frame.f_back.f_code.co_name) == (step, caller):
+        names = frame.f_code.co_name, frame.f_back.f_code.co_name if frame.f_back else None
+        if event == "call" and names == (step, caller) and frame.f_back.f_locals.get("lease") is not None:
             sys.setprofile(None)
             raise Alarm
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -14,6 +16,7 @@ import sys
 import textwrap
 import time
 import traceback
+import weakref
 from collections import UserDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -500,6 +503,75 @@ def test_a_stray_exit_ends_the_call_and_leaves_nothing_behind() -> None:
     assert steps == ["cancelled"]
     assert echo(1) == 1
     assert steps == ["cancelled"]
+
+
+def test_a_call_whose_end_is_lost_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an exception of a signal handler came between two steps of asyncio's."""
+    monkeypatch.setattr("asyncdb_guard.runtime.process._WATCH_INTERVAL", 0.02)
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> object:
+        task = asyncio.current_task()
+        assert task is not None
+        task.remove_done_callback(asyncio.base_events._run_until_complete_cb)  # type: ignore[attr-defined]
+        return event
+
+    assert handler({}) == {}
+
+
+def test_a_timeout_that_is_lost_does_not_hang_its_call(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Alarm(Exception):
+        pass
+
+    def trace(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_time_out":
+            sys.setprofile(None)
+            raise Alarm
+
+    pool = GuardedPool(DatabaseSettings(url=url))
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> object:
+        async with pool.acquire():
+            sys.setprofile(trace)
+            await pool.ping(timeout=0.02)
+
+    @lambda_handler
+    async def ask(event: object, context: object = None) -> object:
+        return await pool.fetchval("SELECT 1")
+
+    started = time.monotonic()
+    try:
+        with pytest.raises((RuntimeError, asyncio.CancelledError, TriggerFailedError)):
+            handler({})
+    finally:
+        sys.setprofile(None)
+    assert time.monotonic() - started < 2
+    assert ask({}) == 1
+    assert "Alarm" in caplog.text
+
+
+@pytest.mark.parametrize("error", [TriggerFailedError, KeyError])
+def test_what_a_failed_call_held_is_not_left_to_the_garbage_collector(error: type[Exception]) -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        one = Held()
+        held.append(weakref.ref(one))
+        raise error
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(TriggerFailedError):
+            handler(COGNITO)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 # Powertools

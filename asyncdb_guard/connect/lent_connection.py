@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Coroutine
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
-from asyncpg.prepared_stmt import PreparedStatement
 
 from asyncdb_guard import clock
 from asyncdb_guard.connect.lent_statements import (
@@ -96,12 +94,18 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
-    def prepare_cached(self, query: str) -> Coroutine[Any, Any, PreparedStatement[Any]]:
+    async def prepare_cached(self, query: str) -> LentStatement:
         """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
         bare: Any = self
         connection = bare if bare._con is None else bare._con  # the former raises, as the session has ended
-        statement: Coroutine[Any, Any, PreparedStatement[Any]] = connection._prepare(query, use_cache=True)
-        return statement
+        since = clock.now()
+        try:
+            return as_lent(await connection._prepare(query, use_cache=True), LentStatement)
+        except ENDED as error:
+            ended = timed_out(error, since, clock.now(), self.bounds)
+            if ended is None:
+                raise
+            raise ended from error
 
     def confirm_synced(self) -> None:
         """All statements of this borrow have run to their end, so no pooler still holds a backend for one."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 from collections.abc import Coroutine
 
 import asyncpg
 
-from asyncdb_guard.connect.sockets import half_close, transport_of, wait_server_closed
-from asyncdb_guard.verdict import chain_of
+from asyncdb_guard.connect.sockets import clear_variables, half_close, transport_of, wait_server_closed
 
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to close, politely, a session that nobody needs any more."""
@@ -24,8 +22,7 @@ async def _without_variables(log_in: Coroutine[None, None, asyncpg.Connection]) 
     try:
         return await log_in
     except Exception as error:
-        for cause in chain_of(error):
-            traceback.clear_frames(cause.__traceback__)
+        clear_variables(error)
         raise
 
 

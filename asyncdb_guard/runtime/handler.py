@@ -98,7 +98,7 @@ def lambda_handler(
                 if error is not None:
                     raise _shown(error, handler, expose, from_cognito=_is_from_cognito(args, kwargs))
             finally:
-                del error  # as in `process.run`
+                del error  # it may be what is raised, and its traceback then holds this frame
             if not _can_be_sent(result):
                 logger.error(
                     "The result of %s is not valid UTF-8. Remove lone surrogates from its texts.", _name(handler)

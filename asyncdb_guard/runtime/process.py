@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from types import CodeType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from asyncdb_guard.connect.sockets import forget_task
@@ -109,10 +110,7 @@ class Process:
             self._replace_loop(loop, ended=task.done())
         else:
             self._settle(loop)
-        try:
-            return (task.result(), None) if error is None else (None, error)
-        finally:
-            del error, task  # their traceback holds this frame: only the garbage collector would end what they hold
+        return (task.result(), None) if error is None else (None, _without_frames_above(error, call.__code__))
 
     def _replace_loop(self, loop: asyncio.AbstractEventLoop, *, ended: bool) -> None:
         """Replace an event loop that raised an exception which was not its task's: a wake-up may be lost."""
@@ -227,6 +225,17 @@ class Process:
                 sys.stdout.flush()
             # sys.exit() would wait for the thread in which awslambdaric polls, on Python 3.13 forever
             os._exit(0)
+
+
+def _without_frames_above(error: BaseException, code: CodeType) -> BaseException:
+    """Cut the frames that ran the call off the traceback: asyncio's hold the task, and the task holds the error.
+
+    Only the garbage collector would end that, and with it whatever the call had in its hands, such as a connection.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not code:
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
 
 
 def _in_lambda() -> bool:

@@ -251,6 +251,14 @@ async def refused(arn: str, **knobs: Any) -> Exception:
         ),
         *(
             pytest.param(
+                {"username": "u", "password": PASSWORD, "host": "h"} | field,
+                "that is neither a string nor a whole number: correct or remove it",
+                id=str(field),
+            )
+            for field in ({"host": [PASSWORD]}, {"port": 5432.5}, {"port": True}, {"dbname": {}}, {"database": []})
+        ),
+        *(
+            pytest.param(
                 {"username": "u", "password": PASSWORD, "host": host},
                 "has a host that is not a name, an address, host:port or [IPv6]:port",
                 id=host,

@@ -157,6 +157,9 @@ def _read(text: str) -> _Secret | str:
         return f"has no {' and no '.join(missing)}: add it as a JSON string"
     if not _is_postgres(fields.get("engine")):
         return "is for another kind of database: use a secret whose engine is postgres, or correct its engine"
+    for name in ("host", "port", "dbname", "database"):
+        if fields.get(name) not in (None, "") and _word(fields[name]) is None:
+            return f"has a {name} that is neither a string nor a whole number: correct or remove it"
     ports = {port for port in (_word(fields.get("port")),) if port is not None}
     endpoint = _endpoint(_word(fields.get("host")))
     if endpoint is None:
