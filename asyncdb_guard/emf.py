@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -67,7 +68,7 @@ class InvocationMetrics:
 
 
 @contextlib.contextmanager
-def publishing() -> Iterator[InvocationMetrics]:
+def publishing() -> Generator[InvocationMetrics]:
     """Publish the metrics of the block at its end; whatever it raises is a failure."""
     metrics = InvocationMetrics()
     try:
@@ -100,22 +101,18 @@ class ProcessMetrics:
             function=function,
         )
         self._cold = False
-        # A broken stdout must not fail a sign-in.
-        with contextlib.suppress(OSError, ValueError):
-            # One write, without `logging`: CloudWatch ignores a line with a prefix.
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        _print(line)
 
     def _pools(self) -> dict[str, float]:
         """What all pools have counted since the last line. A connect of the init phase is in the first line."""
-        since = dict[str, float].fromkeys(_COUNTED, 0)
+        since: dict[str, float] = dict.fromkeys(_COUNTED, 0)
         for pool in used_pools():
             totals = cast("Mapping[str, float]", pool.totals())
             before = self._reported.get(pool, {})
             for name in _COUNTED:
                 since[name] += totals[name] - before.get(name, 0)
             self._reported[pool] = totals
-        values = {"Rejected": since["rejections"], "CircuitOpened": since["circuit_openings"]}
+        values: dict[str, float] = {"Rejected": since["rejections"], "CircuitOpened": since["circuit_openings"]}
         if since["acquired"]:
             values["AcquireTime"] = since["wait_ms"]
         if since["connects"]:
@@ -142,6 +139,28 @@ def emf_line(values: Mapping[str, float], *, at: float, namespace: str, service:
         **dict(zip(DIMENSIONS, (service, function), strict=True)),
     }
     return json.dumps(document | {name: round(value, 3) for name, value in values.items()})
+
+
+def _print(line: str) -> None:
+    """Write a line to stdout, or drop it if stdout is missing, broken or blocked: metrics must not fail a sign-in."""
+    stdout: Any = sys.stdout
+    with contextlib.suppress(Exception):  # somebody's wrapper of stdout may raise anything
+        if _is_blocked(stdout):
+            return
+        # One write, without `logging`: CloudWatch ignores a line with a prefix.
+        stdout.write(line + "\n")
+        stdout.flush()
+
+
+def _is_blocked(stdout: Any) -> bool:
+    """Whether a write would wait for a reader, as the other end of a full pipe does not read."""
+    try:
+        descriptor = stdout.fileno()
+    except Exception:
+        return False  # it is in memory
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return not poll.poll(0)
 
 
 _process = ProcessMetrics()

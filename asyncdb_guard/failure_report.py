@@ -62,11 +62,14 @@ def report(error: BaseException) -> FailureReport:
     chain = list(itertools.islice(chain_of(error), _CHAIN_MAX))
     sqlstate = next(filter(None, map(sqlstate_of, chain)), None)
     ours = [one for one in chain if isinstance(one, GuardError) and raised_by_us(one)]
-    told = " ".join(str(ours[-1]).split()) if ours else None  # the last is closest to the cause
+    texts = [" ".join(str(one).split()) for one in ours]
+    # the last is closest to the cause, unless an earlier one repeats it and says more
+    told = next((text for text in texts if texts[-1] in text), None)
+    silent = [one for one, text in zip(ours, texts, strict=True) if told is not None and text in told]
     known = _REMEDIES.get(sqlstate or "")
     sentences = [f"{known[0].upper()}{known[1:]}." if known else None, told]
     remedy = " ".join(filter(None, sentences)) or None
-    details = describe(error, silent=ours[-1:])
+    details = describe(error, silent=silent)
     return FailureReport(
         text=f"{remedy} ({details})" if remedy else details,
         error=" < ".join(map(type_name, chain)),

@@ -227,6 +227,10 @@ async def slow_for_the_role(conn: Any, user: Any) -> None:
     await conn.execute("SELECT pg_sleep(5)")
 
 
+async def without_resources(conn: Any, user: Any) -> None:
+    await conn.execute("DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$")
+
+
 async def session_ends(conn: Any, user: Any) -> None:
     await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
@@ -396,7 +400,7 @@ ROWS = [
     Row("a column without a name", ("Name it with AS",), claims="SELECT 1"),
     Row(
         "a slow statement",
-        (r"LAMBDA_DATABASE_COMMAND_TIMEOUT_MS\) allows, 60 ms", "faster"),
+        ("longer than 0.06 s", "LAMBDA_DATABASE_COMMAND_TIMEOUT_MS", "An index"),
         with_settings(command_timeout_ms=60),
         claims="SELECT pg_sleep(5)::text AS a",
     ),
@@ -408,6 +412,7 @@ ROWS = [
     ),
     Row("a lock", ("lock that it waits for",), with_settings(command_timeout_ms=60), before=wait_for_a_lock),
     Row("the role's own statement_timeout", ("statement_timeout",), claims=slow_for_the_role),
+    Row("a full disk", ("lacks the resources", "Check its disk", "53100"), claims=without_resources),
     Row("a session that ends", ("The session ended", "check the server's log"), claims=session_ends),
     Row(
         "a row that exists",

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 
 import asyncdb_guard
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, GuardedPool
+from asyncdb_guard.connect.connector import Connector
+from asyncdb_guard.connect.credentials import FixedCredentials
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
@@ -56,6 +59,7 @@ NOT_ASYNCPGS = {
     "_closed",
     "_closing",
     "_call_connection_lost",
+    "_read_ready_cb",
     "_replace",
 }
 """Of asyncio's transports, and of named tuples."""
@@ -119,6 +123,17 @@ async def test_libpqs_own_variables_change_nothing(url: str, monkeypatch: pytest
         monkeypatch.setenv(name, value)
     async with GuardedPool(DatabaseSettings(url=url)) as pool:
         assert await pool.fetchval("SHOW work_mem") == "4MB"
+
+
+async def test_lifetimes_differ_between_environments_of_one_snapshot(url: str) -> None:
+    lifetimes = set[float]()
+    for _ in range(2):
+        random.seed(7)  # as it was when the snapshot was taken
+        connector = Connector(DatabaseSettings(url=url), FixedCredentials(), ServerTraits(60.0, 3.0))
+        lifetimes.add(connector._draw_lifetime())
+        connector.terminate()
+    assert len(lifetimes) == 2
+    assert all(1620 <= lifetime <= 1980 for lifetime in lifetimes)
 
 
 async def test_detach_ends_a_proxy_and_hands_out_the_connection(pool: asyncpg.Pool) -> None:

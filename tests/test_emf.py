@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import logging
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.emf import UNITS, InvocationMetrics, ProcessMetrics, emf_line
 from asyncdb_guard.events import CacheMiss, CircuitOpened, log_events
 from tests.cognito.conftest import returning
-from tests.cognito.events import confirmation_event, machine_event, token_event
+from tests.cognito.events import confirmation_event, id_claims, machine_event, token_event
 from tests.test_docs import rows
 
 if TYPE_CHECKING:
@@ -263,16 +266,60 @@ def test_a_line_is_one_write(in_lambda: None, monkeypatch: pytest.MonkeyPatch) -
     validated(text.removesuffix("\n"))
 
 
-@pytest.mark.parametrize("fault", [OSError, ValueError])
-def test_a_broken_stdout_fails_no_sign_in(
-    in_lambda: None, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
-) -> None:
-    class Broken(io.StringIO):
-        def write(self, text: str) -> int:
-            raise fault
+class Broken(io.StringIO):
+    """A stdout of which one method raises."""
 
-    monkeypatch.setattr(sys, "stdout", Broken())
-    InvocationMetrics().publish()
+    def __init__(self, method: str, error: type[Exception]) -> None:
+        super().__init__()
+        setattr(self, method, self._raise)
+        self._error = error
+
+    def _raise(self, *_: object) -> int:
+        raise self._error
+
+
+CLOSED = io.StringIO()
+CLOSED.close()
+
+
+@pytest.mark.parametrize(
+    "stdout",
+    [
+        None,
+        CLOSED,
+        object(),
+        Broken("write", OSError),
+        Broken("write", ValueError),
+        Broken("write", RuntimeError),
+        Broken("flush", BrokenPipeError),
+        Broken("fileno", RuntimeError),
+    ],
+)
+async def test_a_broken_stdout_fails_no_sign_in(
+    pool: GuardedPool, in_lambda: None, monkeypatch: pytest.MonkeyPatch, stdout: Any
+) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"role": "x"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        answer = await triggers.load_claims(token_event("2"))
+    assert id_claims(answer) == {"role": "x"}
+
+
+def test_a_full_pipe_delays_no_sign_in(in_lambda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 65_536)
+    os.set_blocking(write, True)
+    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        InvocationMetrics().publish()  # would wait for ever
+        size = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+        pipe.read(size)
+        InvocationMetrics().publish()
+        monkeypatch.undo()
+        assert validated(pipe.readline().decode().rstrip("\n"))["Failed"] == 0
 
 
 def test_a_line_has_what_the_format_asks_for() -> None:

@@ -128,6 +128,13 @@ def test_a_foreign_thing_has_one_door(name: str) -> None:
     assert [user for user in users if not any(f"{user}.".startswith(f"{door}.") for door in doors)] == []
 
 
+@pytest.mark.parametrize("module", [name for name in INNER if room(name) not in {"cli", "fleet", "testing"}])
+def test_chance_comes_from_the_operating_system(module: str) -> None:
+    """A generator's state is part of a SnapStart snapshot, so all restored environments would draw the same."""
+    drawn = {word for word in mentioned(module) if word.startswith("random.")}
+    assert drawn <= {"random.SystemRandom", "random.SystemRandom().uniform"}
+
+
 @pytest.mark.parametrize("module", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_an_init_hands_names_on_and_holds_no_logic(module: str) -> None:
     for node in tree(module).body:

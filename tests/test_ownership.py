@@ -143,8 +143,42 @@ async def test_a_coroutine_that_is_closed_in_its_block(proxy: TcpProxy, url_via_
         assert await pool.fetchval("SELECT 1") == 1
 
 
+@pytest.mark.parametrize("session_reset", ["always", "never"])
+async def test_a_connection_that_the_driver_takes_for_busy_is_not_lent_again(url: str, session_reset: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, session_reset=session_reset)) as pool:
+        async with pool.acquire() as connection:
+            # as an exception of a signal handler between two of the driver's steps leaves it
+            connection._con._stmt_exclusive_section._acquired = True
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connects"] == 2
+
+
 class Alarm(Exception):
     """As a signal handler raises it, at any bytecode."""
+
+
+@pytest.mark.parametrize(("caller", "step"), [("wait", "now"), ("wait", "readmit"), ("__aenter__", "elapsed")])
+async def test_an_exception_out_of_nowhere_that_somebody_keeps_keeps_no_connection(
+    url: str, caller: str, step: str
+) -> None:
+    """Its traceback has the frames that the connection was in."""
+
+    def trace(frame: Any, event: str, argument: object) -> None:
+        names = frame.f_code.co_name, frame.f_back.f_code.co_name if frame.f_back else None
+        if event == "call" and names == (step, caller) and frame.f_back.f_locals.get("lease") is not None:
+            sys.setprofile(None)
+            raise Alarm
+
+    async with GuardedPool(DatabaseSettings(url=url, connect_timeout_ms=700)) as pool:
+        sys.setprofile(trace)
+        try:
+            with pytest.raises(Alarm) as kept:
+                await pool.fetchval("SELECT 1")
+        finally:
+            sys.setprofile(None)
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connects"] == 1
+        assert kept.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("step", ["take_back", "put_to_work", "rest", "is_closed", "lend"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -14,6 +16,7 @@ import sys
 import textwrap
 import time
 import traceback
+import weakref
 from collections import UserDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +32,7 @@ from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, TriggerEventError, TriggerFailedError
 from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.runtime import lambda_handler
+from asyncdb_guard.testing import id_claims, token_event
 from asyncdb_guard.testing.lambda_runtime.api import RuntimeApi
 from asyncdb_guard.testing.lambda_runtime.process import LambdaRuntime as Environment
 
@@ -501,6 +505,75 @@ def test_a_stray_exit_ends_the_call_and_leaves_nothing_behind() -> None:
     assert steps == ["cancelled"]
 
 
+def test_a_call_whose_end_is_lost_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an exception of a signal handler came between two steps of asyncio's."""
+    monkeypatch.setattr("asyncdb_guard.runtime.process._WATCH_INTERVAL", 0.02)
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> object:
+        task = asyncio.current_task()
+        assert task is not None
+        task.remove_done_callback(asyncio.base_events._run_until_complete_cb)  # type: ignore[attr-defined]
+        return event
+
+    assert handler({}) == {}
+
+
+def test_a_timeout_that_is_lost_does_not_hang_its_call(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Alarm(Exception):
+        pass
+
+    def trace(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_time_out":
+            sys.setprofile(None)
+            raise Alarm
+
+    pool = GuardedPool(DatabaseSettings(url=url))
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> object:
+        async with pool.acquire():
+            sys.setprofile(trace)
+            await pool.ping(timeout=0.02)
+
+    @lambda_handler
+    async def ask(event: object, context: object = None) -> object:
+        return await pool.fetchval("SELECT 1")
+
+    started = time.monotonic()
+    try:
+        with pytest.raises((RuntimeError, asyncio.CancelledError, TriggerFailedError)):
+            handler({})
+    finally:
+        sys.setprofile(None)
+    assert time.monotonic() - started < 2
+    assert ask({}) == 1
+    assert "Alarm" in caplog.text
+
+
+@pytest.mark.parametrize("error", [TriggerFailedError, KeyError])
+def test_what_a_failed_call_held_is_not_left_to_the_garbage_collector(error: type[Exception]) -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        one = Held()
+        held.append(weakref.ref(one))
+        raise error
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(TriggerFailedError):
+            handler(COGNITO)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
 # Powertools
 
 
@@ -528,6 +601,42 @@ def test_composes_with_powertools(capsys: pytest.CaptureFixture[str]) -> None:
     written = capsys.readouterr().out
     assert '"function_request_id":"request-7"' in written
     assert '"Seen":[1.0]' in written
+
+
+TYPED = """
+    from aws_lambda_powertools.utilities.data_classes import event_source
+    from aws_lambda_powertools.utilities.data_classes.cognito_user_pool_event import PreTokenGenerationTriggerEvent
+    from asyncdb_guard.cognito import CognitoTriggers
+
+    async def claims(conn, user):
+        return {"role": user.client_metadata["role"]}
+
+    pool = GuardedPool()
+    triggers = CognitoTriggers(pool, claims=claims, on_unavailable="deny")
+
+    @event_source(data_class=PreTokenGenerationTriggerEvent)
+    @lambda_handler
+    async def handler(event, context):
+        assert event.user_pool_id
+        if event.request.client_metadata.get("fail"):
+            raise ValueError("jane@example.com")
+        return await triggers.load_claims(event, context)
+"""
+
+
+def test_powertools_typed_events_around_a_trigger(deploy: Deploy, url: str) -> None:
+    """It is answered as the plain event is, and it is Cognito's, so that errors stay inside."""
+    environment = deploy(TYPED, LAMBDA_DATABASE_URL=url)
+    event = token_event(2, sub="s", metadata={"role": "admin"})
+    answer = environment.invoke(event)
+    assert answer.error is None, environment.logs
+    assert id_claims(answer.payload) == {"role": "admin"}
+    assert {name: answer.payload[name] for name in event if name != "response"} == {
+        name: event[name] for name in event if name != "response"
+    }
+    failed = environment.invoke(token_event(2, sub="s", metadata={"fail": "1"}))
+    assert failed.error is not None
+    assert failed.error["errorMessage"] == SAFE
 
 
 def test_powertools_inside_are_refused() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.eventually import Eventually
 
 PAGE = Path(__file__).parents[1] / "docs" / "services.md"
 
@@ -40,6 +43,17 @@ async def test_opentelemetry() -> None:
         assert pool.observers
         page["instrumentation"].uninstrument()
         assert not pool.observers
+
+
+async def test_listen(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
+    monkeypatch.setenv("LAMBDA_DATABASE_POOL_MAX", "2")
+    page = block("LISTEN")
+    async with page["pool"] as pool:
+        worker = asyncio.create_task(page["work"]())
+        await eventually(lambda: pool.fetchval("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"))
+        await pool.execute("NOTIFY jobs, 'one'")
+        await eventually(lambda: page["done"] == ["one"])
+    await worker
 
 
 def test_the_table_of_metrics_names_all_there_are() -> None:

@@ -220,7 +220,15 @@ def test_the_page_lists_the_default_the_values_the_range_and_the_url_parameters(
     assert facts["CONNECT_TIMEOUT_MS"]["Range"] == "1 to 300,000"
     assert facts["CONNECT_TIMEOUT_MS"]["In the URL"] == "`connect_timeout` + `pool_timeout`"
     without_default = {name for name, fact in facts.items() if fact["Default"] == "none"}
-    assert without_default == {"PROXY_HOST", "SSL_CERT", "SSL_KEY", "SECRET_ARN", "CLAIMS_SQL", "PROVISION_SQL"}
+    assert without_default == {
+        "SERVER_SETTINGS",
+        "PROXY_HOST",
+        "SSL_CERT",
+        "SSL_KEY",
+        "SECRET_ARN",
+        "CLAIMS_SQL",
+        "PROVISION_SQL",
+    }
 
 
 def test_the_secret_settings_are_those_that_are_covered_in_the_environment() -> None:

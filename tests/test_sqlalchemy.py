@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import uuid
@@ -22,12 +23,15 @@ from asyncdb_guard import (
     CircuitOpenError,
     ConfigurationError,
     ConnectFailedError,
+    Connection,
     DatabaseSettings,
     DatabaseUnavailableError,
     GuardedPool,
     PoolClosedError,
+    StatementTimeoutError,
 )
 from asyncdb_guard.sqlalchemy import create_async_engine
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.support.bound import allow, assert_accounts_balance, at_rest
 from tests.support.pgbouncer import PgBouncer
 
@@ -386,11 +390,53 @@ async def test_a_statement_that_outlives_its_bound_is_a_failure(url):
         engine = create_async_engine(pool)
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-        with pytest.raises(TimeoutError):
+        with pytest.raises(StatementTimeoutError):
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT pg_sleep(5)"))
         assert pool.stats()["circuit"] == "open"
         await at_rest(pool)
+
+
+@contextlib.asynccontextmanager
+async def locked_table(engine: AsyncEngine, server: Cluster, role: str) -> AsyncIterator[None]:
+    """A table that no statement can even be prepared for."""
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE locked (a int)"))
+    locker = await server.connect()
+    await locker.execute(f"BEGIN; LOCK TABLE {role}.locked")
+    try:
+        yield
+    finally:
+        await locker.close()
+
+
+async def read_locked(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT * FROM locked"))
+
+
+async def test_a_statement_that_cannot_even_be_prepared_in_time_is_a_failure_too(url, server, role):
+    settings = DatabaseSettings(url=f"{url}?schema={role}", breaker_fail_max=1, command_timeout_ms=60)
+    async with GuardedPool(settings) as pool:
+        engine = create_async_engine(pool)
+        async with locked_table(engine, server, role):
+            with pytest.raises(StatementTimeoutError):
+                await read_locked(engine)
+        assert pool.stats()["circuit"] == "open"
+
+
+async def test_a_statement_that_an_administrator_cancels_is_no_failure(
+    engine, pool, server, role, eventually, observer
+):
+    async with locked_table(engine, server, role):
+        reader = asyncio.create_task(read_locked(engine))
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT * FROM locked' AND wait_event_type = 'Lock'"
+        pid = await eventually(lambda: observer.fetchval(waiting))
+        await observer.fetchval("SELECT pg_cancel_backend($1)", pid)
+        with pytest.raises(DBAPIError) as caught:
+            await reader
+    assert caught.value.orig.sqlstate == "57014"
+    assert pool.stats()["circuit"] == "closed"
 
 
 async def test_a_connection_goes_back_when_a_listener_of_the_application_fails(engine, pool):
@@ -452,9 +498,10 @@ async def test_options_of_sqlalchemy_reach_it(pool):
 
 
 async def test_a_codec_for_json_that_every_borrower_gets_is_refused(url):
-    async with GuardedPool(DatabaseSettings(url=url)) as pool:
-        async with pool.acquire() as connection:
-            await connection._con.set_type_codec("jsonb", encoder=str, decoder=json.loads, schema="pg_catalog")
+    async def init(connection: Connection) -> None:
+        await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+    async with GuardedPool(DatabaseSettings(url=url), init=init) as pool:
         with pytest.raises(
             ConfigurationError, match="sets a codec for json or jsonb, which SQLAlchemy converts itself"
         ):

@@ -282,6 +282,7 @@ async def test_with_a_real_standby_the_second_call_after_a_failover_lands_on_the
                 await pool.execute(WRITE)
             await asyncio.to_thread(wait_for_rows, pair.standby, 2)
             await asyncio.to_thread(pair.primary.stop, "immediate")
+            await eventually(lambda: name.open_connections == 0)
             lead(name, pair.standby)
             with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
                 await plain.execute(WRITE)

@@ -49,7 +49,8 @@ class Bulletin:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._store: FleetStore | None = None
-        self._witness = uuid4().hex
+        self._witness: str | None = None
+        """This environment's name, drawn when it is first needed: not before a SnapStart snapshot."""
         self._news: News | None = None
         self._look: Future[News] | None = None
         self._looking_since = _NEVER
@@ -85,7 +86,11 @@ class Bulletin:
     def tell_open(self) -> None:
         """Tell the fleet, in the background, that this circuit has opened, unless enough others have."""
         if not (self._news is not None and self._news.speaks_for_open()):
-            self._tell(lambda store: store.tell_open(self._witness, self._witness_life))
+            self._tell(lambda store: store.tell_open(self._name(), self._witness_life))
+
+    def _name(self) -> str:
+        self._witness = self._witness or uuid4().hex
+        return self._witness
 
     def tell_recovered(self) -> None:
         """Tell the fleet, in the background, that a trial has succeeded, unless somebody has just told it."""

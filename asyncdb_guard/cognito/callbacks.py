@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from asyncdb_guard.cognito.event import CognitoClient, CognitoUser
 from asyncdb_guard.cognito.statements import MachineClaims, ProvisionStatement, Statement, UserClaims
-from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError
+from asyncdb_guard.errors import ConfigurationError, DatabaseUnavailableError, GuardError, StatementTimeoutError
 from asyncdb_guard.settings.problems import label
 
 S = TypeVar("S", CognitoUser, CognitoClient)
@@ -19,6 +19,10 @@ Callback: TypeAlias = Callable[[Any, CognitoUser], Awaitable[Any]]
 
 MachineCallback: TypeAlias = Callable[[Any, CognitoClient], Awaitable[Any]]
 """`async def callback(conn, client)`, with an asyncpg connection."""
+
+
+TokenCallback: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
+"""Either of them that loads claims."""
 
 
 class CallbackError(GuardError):
@@ -80,8 +84,8 @@ def _create(
             answer = given(conn, subject)
             if inspect.isawaitable(answer):
                 return await answer
-        except DatabaseUnavailableError:
-            raise  # from another GuardedPool that the callback uses
+        except (DatabaseUnavailableError, StatementTimeoutError):
+            raise  # the former from another GuardedPool that the callback uses
         except GuardError as error:
             raise CallbackError(f"The callback raised a {type(error).__name__}.") from error
         raise _not_async(name)

@@ -6,12 +6,13 @@ Published sample events have null, a list or a string where the guide documents 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
-from asyncdb_guard.cognito.values import as_text
+from asyncdb_guard.cognito.values import as_text, is_mapping, items_of
 from asyncdb_guard.errors import TriggerEventError
 
 TriggerEvent: TypeAlias = dict[str, Any]
@@ -29,6 +30,8 @@ _OTHER_TRIGGERS = (
     "VerifyAuthChallengeResponse_",
 )  # fmt: skip
 _VERSIONS = {"2": 2, "3": 3}
+_VERSIONS_1 = frozenset({"0", "1"})
+"""`0` is what cognito-local sends."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -96,6 +99,35 @@ class TokenRequest:
     subject: Subject
     group_configuration: Mapping[str, Any] | None
     """`request.groupConfiguration`; empty if the event has none, None if it is not an object."""
+
+
+def plain_event(event: object) -> Any:
+    """Return the event as the runtime can send it back: a dict, with dicts and lists in it.
+
+    A dict is returned itself. Any other mapping, such as one of Powertools' typed events, is copied into a dict. What
+    is no mapping is returned as it is, to be refused.
+    """
+    if not isinstance(event, dict):
+        return _plain(event)
+    whole = cast("dict[str, Any]", event)
+    for name, value in whole.items():
+        plain = _plain(value)
+        if plain is not value:
+            whole[name] = plain
+    return whole
+
+
+def _plain(value: object) -> object:
+    if is_mapping(value):
+        items = dict(items_of(value))
+        copied = {key: _plain(item) for key, item in items.items()}
+        is_plain = isinstance(value, dict) and all(map(operator.is_, copied.values(), items.values()))
+        return cast("object", value) if is_plain else copied
+    if isinstance(value, (list, tuple)):
+        elements = cast("Sequence[object]", value)
+        plain = [_plain(element) for element in elements]
+        return elements if isinstance(value, list) and all(map(operator.is_, plain, elements)) else plain
+    return value
 
 
 def trigger_source(event: object) -> str:
@@ -208,7 +240,7 @@ def _version(event: TriggerEvent, request: Mapping[str, Any]) -> int:
         raise _invalid("version")
     if version in _VERSIONS:
         return _VERSIONS[version]
-    if version.isdecimal() and version != "1":
+    if version.isdecimal() and version not in _VERSIONS_1:
         raise _invalid("version")
     response = _object(event.get("response")) or {}
     return 2 if "claimsAndScopeOverrideDetails" in response or request.get("scopes") is not None else 1

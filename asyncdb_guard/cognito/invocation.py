@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncdb_guard.cognito.deadline import CLEANUP_TIMEOUT, BudgetSpentError, Deadline
 from asyncdb_guard.cognito.outcome import Outcome
-from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError
-from asyncdb_guard.settings.problems import label
+from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError, StatementTimeoutError
 from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ _LOST = (
     " administrator ended the session; check the server's log."
 )
 _SLOW = (
-    "A statement took longer than {} allows, {} ms. Make it faster, for example with an index on the column that it"
-    " looks the user up by; find what holds a lock that it waits for; or raise the setting."
+    "{} An index on the column by which it looks the user up may help; otherwise find what holds a lock that it waits"
+    " for."
 )
 _CANCELED = (
     "The server ended a statement: its statement_timeout, for the role or the database, is shorter than the statement,"
@@ -99,11 +98,10 @@ class CallbackRunner:
                 finally:
                     lost = conn.is_closed()
         except BaseException as error:
-            bound_ms = self._pool.settings.command_timeout_ms
-            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining, bound_ms=bound_ms))
+            return Outcome(error=_classify(error, lost=lost, out_of_time=not deadline.remaining))
 
 
-def _classify(error: BaseException, *, lost: bool, out_of_time: bool, bound_ms: int) -> BaseException:
+def _classify(error: BaseException, *, lost: bool, out_of_time: bool) -> BaseException:
     """Return `error`, or the DatabaseUnavailableError that it amounts to."""
     if isinstance(error, AcquireTimeoutError) and out_of_time:
         return _caused(BudgetSpentError("The trigger's deadline passed before a connection was available."), error)
@@ -112,8 +110,8 @@ def _classify(error: BaseException, *, lost: bool, out_of_time: bool, bound_ms: 
     if is_lost(error, lost=lost):
         return _caused(SessionLostError(_LOST), error)
     sqlstate = sqlstate_of(error) or ""
-    if isinstance(error, TimeoutError) and judge(error) is Verdict.FAILURE:
-        return _caused(StatementFailedError(_SLOW.format(label("command_timeout_ms"), bound_ms)), error)
+    if isinstance(error, StatementTimeoutError) and judge(error) is Verdict.FAILURE:
+        return _caused(StatementFailedError(_SLOW.format(error)), error)
     if sqlstate == _QUERY_CANCELED:
         return _caused(StatementFailedError(_CANCELED), error)
     if sqlstate[:2] == _INSUFFICIENT_RESOURCES:

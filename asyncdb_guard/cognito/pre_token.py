@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncdb_guard.cognito.caching.single_flight import Lead
 from asyncdb_guard.cognito.caching.store import ClaimsEntry, ClaimsStore, LoadedClaims
-from asyncdb_guard.cognito.callbacks import Callback, MachineCallback, callback_id
+from asyncdb_guard.cognito.callbacks import TokenCallback, callback_id
 from asyncdb_guard.cognito.claims import Overrides, build_response, check_claims
 from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import Subject, TriggerEvent, read_token_event
@@ -24,7 +24,7 @@ class PreTokenTrigger:
 
     def __init__(
         self,
-        callback: Callback | MachineCallback,
+        callback: TokenCallback,
         runner: CallbackRunner,
         store: ClaimsStore,
         events: Events,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from asyncdb_guard.cognito.caching.store import ClaimsStore, open_store
 from asyncdb_guard.cognito.callbacks import (
     Callback,
     MachineCallback,
+    TokenCallback,
     claims_callback,
     machine_claims_callback,
     provision_callback,
@@ -20,6 +22,7 @@ from asyncdb_guard.cognito.event import (
     TriggerEvent,
     is_post_confirmation_source,
     is_token_source,
+    plain_event,
     public_source,
     token_source,
     trigger_source,
@@ -90,9 +93,10 @@ class CognitoTriggers:
         self._given_policy = on_unavailable
         self._runner = CallbackRunner(pool)
 
-    async def load_claims(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
+    async def load_claims(self, event: Mapping[str, Any], context: Any = None) -> TriggerEvent:
         """Answer a pre token generation event: return the same event, with the claims as its `response`.
 
+        The event may be any mapping, such as one of Powertools' typed events; if it is no dict, the answer is a copy.
         The event of a machine's token (`TokenGeneration_ClientCredentials`) is returned unchanged, without using the
         database, if there are no machine claims.
         Raises TriggerFailedError, or TriggerEventError if the event is not one that this trigger handles.
@@ -102,7 +106,7 @@ class CognitoTriggers:
                 "load_claims", _SIGN_IN_FAILED, self._load_claims(event, context, metrics)
             )
 
-    async def provision_user(self, event: TriggerEvent, context: Any = None) -> TriggerEvent:
+    async def provision_user(self, event: Mapping[str, Any], context: Any = None) -> TriggerEvent:
         """Write the user of a `PostConfirmation_ConfirmSignUp` event to the database, and return the event.
 
         Concurrent runs for the same user run one after the other. Any other event is returned unchanged, without
@@ -122,28 +126,33 @@ class CognitoTriggers:
         await self._store.forget(sub)
 
     async def forget_client(self, client_id: str) -> None:
-        """Delete the cached claims of one machine; in a shared cache, for the whole fleet."""
+        """Delete the cached claims of one machine; in a shared cache, for the whole fleet.
+
+        Raises CacheUnavailableError, as `forget` does.
+        """
         await self._store.forget_client(client_id)
 
-    async def _load_claims(self, event: TriggerEvent, context: Any, metrics: InvocationMetrics) -> TriggerEvent:
-        source = trigger_source(event)
+    async def _load_claims(self, event: Mapping[str, Any], context: Any, metrics: InvocationMetrics) -> TriggerEvent:
+        plain = plain_event(event)
+        source = trigger_source(plain)
         if not is_token_source(source):
             logger.warning(_WRONG_TRIGGER, "load_claims", public_source(source), "pre token generation")
-        trigger = self._machine_token if token_source(event) == MACHINE else self._pre_token
+        trigger = self._machine_token if token_source(plain) == MACHINE else self._pre_token
         if trigger is None:
-            return event
+            return plain
         deadline = self._start_deadline(context)
-        return await trigger.answer(event, deadline, metrics)
+        return await trigger.answer(plain, deadline, metrics)
 
-    async def _provision_user(self, event: TriggerEvent, context: Any, metrics: InvocationMetrics) -> TriggerEvent:
-        if not PostConfirmationTrigger.handles(event):
-            source = trigger_source(event)
+    async def _provision_user(self, event: Mapping[str, Any], context: Any, metrics: InvocationMetrics) -> TriggerEvent:
+        plain = plain_event(event)
+        if not PostConfirmationTrigger.handles(plain):
+            source = trigger_source(plain)
             if not is_post_confirmation_source(source):
                 logger.warning(_WRONG_TRIGGER, "provision_user", public_source(source), "post confirmation")
-            return event
+            return plain
         metrics.record_provisioned(done=False)
         deadline = self._start_deadline(context)
-        answered = await self._post_confirmation.answer(event, deadline)
+        answered = await self._post_confirmation.answer(plain, deadline)
         metrics.record_provisioned(done=True)
         return answered
 
@@ -159,7 +168,7 @@ class CognitoTriggers:
         callback = machine_claims_callback(self._machine_claims, self._pool.settings.machine_claims_sql)
         return None if callback is None else self._answer_with(callback)
 
-    def _answer_with(self, callback: Callback | MachineCallback) -> PreTokenTrigger:
+    def _answer_with(self, callback: TokenCallback) -> PreTokenTrigger:
         store, allow_unchanged = self._store, self._policy == "unchanged"
         return PreTokenTrigger(callback, self._runner, store, self._pool.events, allow_unchanged=allow_unchanged)
 

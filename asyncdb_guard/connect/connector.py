@@ -25,9 +25,13 @@ from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
+from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.settings.url_parameters import SessionAttrs
 from asyncdb_guard.verdict import Verdict, judge_connect, login_refused
+
+_CHANCE = random.SystemRandom()
+"""Not the module's generator: after a SnapStart restore its state is the same in all environments."""
 
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to wait, at most, for the server to close a session that was left behind."""
@@ -36,6 +40,11 @@ _GOODBYE_TIMEOUT = 0.25
 _SCHEMA_THROUGH_POOLER = (
     "The database is behind a transaction pooler, where schema in the database URL can only be public. Remove it, and"
     " qualify the names in your SQL or use ALTER ROLE … SET search_path."
+)
+
+_SETTINGS_THROUGH_POOLER = (
+    f"The database is behind a transaction pooler, where {label('server_settings')} cannot be sent. Remove it, and use"
+    " ALTER ROLE … SET."
 )
 
 _NODE_THROUGH_POOLER = (
@@ -170,6 +179,7 @@ class Connector:
         profile = self._profile
         parameters = _plain_settings(target)
         if profile.sends_startup_timeouts:
+            parameters |= self._traits.own_parameters()
             parameters |= self._traits.parameters()
         return await asyncpg.connect(
             host=address,
@@ -186,6 +196,7 @@ class Connector:
             target_session_attrs="any",
             direct_tls=False,
             gsslib="gssapi",
+            krbsrvname="postgres",
         )
 
     async def _is_direct(self, connection: asyncpg.Connection, target: ConnectTarget) -> bool:
@@ -200,6 +211,8 @@ class Connector:
             if found == POOLER:
                 if target.schema not in {None, "public"}:
                     raise ConfigurationError(_SCHEMA_THROUGH_POOLER)
+                if target.server_settings:
+                    raise ConfigurationError(_SETTINGS_THROUGH_POOLER)
                 if target.target_session_attrs != "any":
                     raise ConfigurationError(_NODE_THROUGH_POOLER)
                 traits.found_pooler()
@@ -213,7 +226,7 @@ class Connector:
 
     def _draw_lifetime(self) -> float:
         # ±10 %, so that sessions opened together are not replaced together
-        return self._settings.max_lifetime * random.uniform(0.9, 1.1)
+        return self._settings.max_lifetime * _CHANCE.uniform(0.9, 1.1)
 
     def terminate(self) -> None:
         """Close asyncpg's pool at once."""

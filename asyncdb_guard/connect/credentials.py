@@ -48,5 +48,5 @@ def credentials_for(settings: DatabaseSettings, own: Credentials | None = None) 
     if settings.iam_auth:
         from asyncdb_guard.connect.aws.iam import IamCredentials
 
-        return IamCredentials()
+        return IamCredentials(settings.iam_host)
     return FixedCredentials()

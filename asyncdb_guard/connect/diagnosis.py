@@ -45,11 +45,11 @@ _BY_SQLSTATE = {
     " of the server and of a proxy in front of it",
     "08P01": "the server refused what it was sent; check the database name and the user, and the log of a pooler",
     "0A000": _POOLER,
-    "22023": "the server refused the value of a startup parameter; check application_name and schema in the database"
-    " URL",
+    "22023": "the server refused the value of a startup parameter; check LAMBDA_DATABASE_SERVER_SETTINGS,"
+    " and application_name and schema in the database URL",
     "3D000": "the database named in LAMBDA_DATABASE_URL does not exist; create it, or correct its name",
     "42501": "the user may not connect to this database; GRANT CONNECT ON DATABASE to it",
-    "42704": "the server does not know a startup parameter; check the parameters in the database URL, or behind a"
+    "42704": "the server does not know a startup parameter; check LAMBDA_DATABASE_SERVER_SETTINGS, or behind a"
     " pooler set LAMBDA_DATABASE_PROXY_PROFILE=true",
     "53300": "the server or the role has no connections left; lower LAMBDA_DATABASE_POOL_MAX or the Lambda's"
     " concurrency, or raise max_connections or the role's CONNECTION LIMIT",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Coroutine
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
-from asyncpg.prepared_stmt import PreparedStatement
 
 from asyncdb_guard import clock
 from asyncdb_guard.connect.lent_statements import (
@@ -21,6 +19,7 @@ from asyncdb_guard.connect.lent_statements import (
 )
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
 from asyncdb_guard.connect.startup import STATEMENT_TIMEOUT_GRACE
+from asyncdb_guard.events import logger
 
 _UNGUARDED = ("execute", "copy_from_query", "copy_from_table", "copy_to_table", "copy_records_to_table")
 """Statements that asyncpg runs outside its exclusive section, so that it cannot tell whether one is still running."""
@@ -48,6 +47,8 @@ class LentConnection(PoolConnectionProxy):
     bounds: Bounds
     """The bounds on each statement."""
     raised_server_bound = False
+    listens = False
+    """Whether it was borrowed by `GuardedPool.listen()`."""
     listeners: tuple[tuple[str, Any], ...] = ()
     """The channels that the borrower listens to, with their callbacks."""
     callbacks: tuple[tuple[str, Any], ...] = ()
@@ -81,6 +82,11 @@ class LentConnection(PoolConnectionProxy):
         return as_lent(super().cursor(query, *arguments, **options), LentCursorFactory)
 
     async def add_listener(self, channel: str, callback: Any) -> None:
+        if not (self.listens or self.listeners):
+            logger.warning(
+                "A listener was added to a connection that ends when it is idle for LAMBDA_DATABASE_IDLE_TIMEOUT_MS."
+                " Use pool.listen(), which is exempt from that and listens again after a loss."
+            )
         await super().add_listener(channel, callback)
         self.listeners += ((channel, callback),)
 
@@ -88,12 +94,18 @@ class LentConnection(PoolConnectionProxy):
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 
-    def prepare_cached(self, query: str) -> Coroutine[Any, Any, PreparedStatement[Any]]:
+    async def prepare_cached(self, query: str) -> LentStatement:
         """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
         bare: Any = self
         connection = bare if bare._con is None else bare._con  # the former raises, as the session has ended
-        statement: Coroutine[Any, Any, PreparedStatement[Any]] = connection._prepare(query, use_cache=True)
-        return statement
+        since = clock.now()
+        try:
+            return as_lent(await connection._prepare(query, use_cache=True), LentStatement)
+        except ENDED as error:
+            ended = timed_out(error, since, clock.now(), self.bounds)
+            if ended is None:
+                raise
+            raise ended from error
 
     def confirm_synced(self) -> None:
         """All statements of this borrow have run to their end, so no pooler still holds a backend for one."""

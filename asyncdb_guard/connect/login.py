@@ -11,10 +11,19 @@ from collections.abc import Coroutine
 
 import asyncpg
 
-from asyncdb_guard.connect.sockets import half_close, transport_of, wait_server_closed
+from asyncdb_guard.connect.sockets import clear_variables, half_close, transport_of, wait_server_closed
 
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to close, politely, a session that nobody needs any more."""
+
+
+async def _without_variables(log_in: Coroutine[None, None, asyncpg.Connection]) -> asyncpg.Connection:
+    """Await `log_in`; if it fails, empty the frames of the traceback: those of asyncpg hold the password."""
+    try:
+        return await log_in
+    except Exception as error:
+        clear_variables(error)
+        raise
 
 
 class Login:
@@ -22,7 +31,7 @@ class Login:
 
     def __init__(self, log_in: Coroutine[None, None, asyncpg.Connection]) -> None:
         # a task, so that a cancellation at the moment the connection arrives does not lose it
-        self._task = asyncio.create_task(log_in)
+        self._task = asyncio.create_task(_without_variables(log_in))
 
     async def result(self, timeout: float) -> asyncpg.Connection:
         """Return the connection, or raise what the driver raised; TimeoutError after `timeout` seconds."""

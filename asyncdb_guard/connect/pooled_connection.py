@@ -1,9 +1,10 @@
 """One connection of the pool, for as long as its server session lives.
 
 Only this module, `lent_connection`, `lent_statements`, `pooler_connection` and `sockets` use private names of asyncpg
-and asyncio; it is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns every physical connection, but each is checked out of it once and lent from here: asyncpg's own
-acquire and release cost more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a
-test for each private name, which fails in plain words when asyncpg changes.
+and asyncio. It is one module, as all that a session needs between two borrowers needs those names. asyncpg's pool owns
+every physical connection, but each is checked out of it once and lent from here: asyncpg's own acquire and release cost
+more than a round trip on loopback, and its release is a task. `tests/test_connector.py` has a test for each private
+name, which fails in plain words when asyncpg changes.
 """
 
 from __future__ import annotations
@@ -143,6 +144,10 @@ class PooledConnection:
         lent.bounds = self._bounds
         return lent
 
+    def expire(self) -> None:
+        """Have it replaced at its next borrow, whatever its age."""
+        self.lifetime = float("-inf")
+
     def let_go(self, lent: LentConnection) -> None:
         """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
         # asyncpg/connection.py: what callbacks get as their connection
@@ -207,7 +212,7 @@ class PooledConnection:
             self.has_leftovers = self.has_leftovers or self._connection._listeners != self._kept[1]
             self._keep_callbacks()
         left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
-        if left:
+        if left and not lent.listens:
             warnings.warn(
                 f"A connection was returned to the pool with {left} active listener(s). Remove each listener before"
                 " the block ends.",
@@ -236,13 +241,21 @@ class PooledConnection:
         return bool(self._protocol._is_cancelling())
 
     @property
+    def taken_for_busy(self) -> bool:
+        """Whether the driver believes that a statement is running.
+
+        An exception from a signal handler can leave it so, and then it would refuse every later statement.
+        """
+        return bool(self._connection._stmt_exclusive_section._acquired)
+
+    @property
     def needs_cleanup(self) -> bool:
         """Whether a statement is running or being cancelled, or the borrower left something behind on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
             self.interrupted
             or protocol.is_in_transaction()
-            or connection._stmt_exclusive_section._acquired
+            or self.taken_for_busy
             or (self._via_pooler and connection.keeps_backend)
             or self.has_leftovers
             or self.unresettable

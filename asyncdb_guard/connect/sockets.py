@@ -8,8 +8,13 @@ import functools
 import os
 import select
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
+
+import asyncpg
+
+from asyncdb_guard.verdict import chain_of
 
 
 def socket_probe(descriptor: int | None) -> Callable[[], object]:
@@ -93,6 +98,16 @@ def forget_task(task: asyncio.Task[None]) -> None:
     bare._log_destroy_pending = False
     with contextlib.suppress(RuntimeError, AttributeError):  # the loop is closed, or the task waits for nothing
         bare._fut_waiter.cancel()
+
+
+def clear_variables(error: BaseException) -> None:
+    """Empty the frames of a failed login's traceback: those of asyncpg hold the password."""
+    for cause in chain_of(error):
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            unfinished: Any = frame.f_locals.get("self")
+            if isinstance(unfinished, asyncpg.Connection):
+                unfinished._aborted = True  # else its finaliser looks at what its constructor did not get to
+        traceback.clear_frames(cause.__traceback__)
 
 
 async def wait_server_closed(lingering: socket.socket, timeout: float) -> None:

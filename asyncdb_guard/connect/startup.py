@@ -6,7 +6,6 @@ stricter one for the role, and a pooler may drop them all.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import asyncpg
@@ -14,6 +13,7 @@ import asyncpg
 from asyncdb_guard.connect.read_only import ReadOnlySessions
 from asyncdb_guard.connect.reset import ResetPlan
 from asyncdb_guard.events import logger
+from asyncdb_guard.settings.server_settings import milliseconds
 from asyncdb_guard.verdict import sqlstate_of
 
 CLIENT_CHECK_INTERVAL = 0.25
@@ -32,19 +32,16 @@ older macOS), PostgreSQL before 14."""
 
 _POOLERS = frozenset({"08P01", "0A000"})
 
-_UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "min": 60_000.0, "h": 3_600_000.0, "d": 86_400_000.0, "": 1.0}
-"""PostgreSQL's units of time, in milliseconds. A bare number of these settings is in milliseconds."""
-
-_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d|)\s*")
-
 
 class ServerTraits:
     """What the process has learned about its server from connects; lives as long as its pool, over all event loops."""
 
-    def __init__(self, idle_timeout: float, command_timeout: float) -> None:
-        """Both timeouts are in seconds."""
+    def __init__(
+        self, idle_timeout: float, command_timeout: float, server_settings: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Both timeouts are in seconds; `server_settings` are the user's own names and values."""
         self._statement_timeout = round((command_timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
-        idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
+        self._idle_timeout = idle = round((idle_timeout + _SERVER_TIMEOUT_GRACE) * 1000)
         self.timeouts: dict[str, int] = {
             "idle_session_timeout": idle,
             "idle_in_transaction_session_timeout": idle,
@@ -56,8 +53,15 @@ class ServerTraits:
         """Whether a connect has met a pooler that the settings do not mention."""
         self.dba_asked = False
         """Whether the DBA's limits for the role have been read."""
+        self._own = dict(server_settings)
+        self._tighten(self._own.items())
         self.reset_plan = ResetPlan()
         self.read_only_sessions = ReadOnlySessions()
+
+    @property
+    def sets_idle_timeout(self) -> bool:
+        """Whether sessions have our own idle_session_timeout: not if the server refuses it, or the DBA's applies."""
+        return self.timeouts.get("idle_session_timeout") == self._idle_timeout
 
     @property
     def statement_bound(self) -> float | None:
@@ -72,6 +76,8 @@ class ServerTraits:
         """
         sqlstate, text = sqlstate_of(error), str(error)
         named = [name for name in self.timeouts if name in text]
+        if any(f'"{name}"' in text.lower() for name in self._own.keys() - self.timeouts.keys()):
+            return False
         if sqlstate not in _PARAMETER_REFUSED or not self.timeouts or not (named or "parameter" in text):
             return False
         if sqlstate in _POOLERS or not named:
@@ -97,10 +103,12 @@ class ServerTraits:
     def respect(self, role_settings: Iterable[str]) -> bool:
         """Adopt the DBA's settings (`name=value`) where they are stricter; return whether that changes a parameter."""
         self.dba_asked = True
+        return self._tighten((name, value) for name, _, value in (one.partition("=") for one in role_settings))
+
+    def _tighten(self, settings: Iterable[tuple[str, str]]) -> bool:
         stricter = False
-        for setting in role_settings:
-            name, _, value = setting.partition("=")
-            limit = _milliseconds(value)
+        for name, value in settings:
+            limit = milliseconds(value)
             if name in self.timeouts and limit and limit < self.timeouts[name]:
                 self.timeouts[name] = limit
                 stricter = True
@@ -110,7 +118,6 @@ class ServerTraits:
         """Return our startup parameters as text."""
         return {name: str(value) for name, value in self.timeouts.items()}
 
-
-def _milliseconds(value: str) -> int:
-    match = _TIME.fullmatch(value)
-    return round(float(match[1]) * _UNITS[match[2]]) if match is not None else 0
+    def own_parameters(self) -> Mapping[str, str]:
+        """Return the user's own, but for what ours take into account."""
+        return {name: value for name, value in self._own.items() if name not in self.timeouts}

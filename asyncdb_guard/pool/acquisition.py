@@ -48,6 +48,7 @@ class Acquisition:
         counters, observers = self._core.counters, self._core.observers
         began = clock.now() if observers else None
         counters.requests += 1
+        lease = None
         try:
             self._loop_pool = loop_pool = self._core.here()
             now = since = clock.now()
@@ -63,6 +64,8 @@ class Acquisition:
                 counters.wait_ms += elapsed(now, lease.since) * 1000
             self._lease = lease
         except BaseException as error:
+            if lease is not None:
+                self._loop_pool.release(lease, error)
             self._in_use = False
             counters.count_failed_request(error)
             if began is not None:
@@ -82,6 +85,10 @@ class Acquisition:
     def is_lost(self) -> bool:
         """Whether the client knows that the session has ended."""
         return self._lease.connection.is_closed()
+
+    def confirm(self) -> None:
+        """The database works: report that now, as the block will last. From a trial, this closes the circuit."""
+        self._lease.permit = self._loop_pool.gate.confirm(self._lease.permit)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

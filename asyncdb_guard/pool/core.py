@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Iterable
 from socket import socket
 
@@ -15,10 +16,12 @@ from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import ConfigurationError, PoolClosedError, PoolInUseError
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool import registry
+from asyncdb_guard.pool.feed import Feed
 from asyncdb_guard.pool.loop_pool import LoopPool
 from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import Counters, Totals
 from asyncdb_guard.settings import DatabaseSettings
+from asyncdb_guard.settings.pooler_profile import DIRECT
 
 _inherited: list[LoopPool] = []
 """The parent's, in a fork."""
@@ -44,6 +47,8 @@ class PoolCore:
         self.events = Events(listeners)
         self.observers = Observers()
         self.counters = Counters()
+        self.feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        """What the running `listen()` read from."""
         self.loop_pool: LoopPool | None = None
         self._lingering: list[socket] = []
         """What remains of the sessions on an earlier event loop."""
@@ -94,7 +99,9 @@ class PoolCore:
             self._credentials = credentials_for(settings, self._own_credentials)
         if self._traits is None:
             self._bulletin = open_bulletin(settings)
-            self._traits = ServerTraits(settings.idle_timeout, settings.command_timeout)
+            self._traits = ServerTraits(
+                settings.idle_timeout, settings.command_timeout, settings.target.server_settings
+            )
         if loop_pool is not None:
             self._lingering += _leave(loop_pool)
         self.loop_pool = LoopPool(
@@ -105,9 +112,24 @@ class PoolCore:
         registry.add(self)
         return self.loop_pool
 
+    @property
+    def through_pooler(self) -> bool:
+        """Whether a transaction pooler stands in between, as the settings say or a connect has shown."""
+        return self.settings.profile is not DIRECT or (self._traits is not None and self._traits.pooler)
+
+    @property
+    def sets_idle_timeout(self) -> bool:
+        """Whether sessions have our own idle_session_timeout."""
+        return self._traits is not None and self._traits.sets_idle_timeout
+
+    def _close_feeds(self) -> None:
+        for feed in tuple(self.feeds):
+            feed.close()
+
     async def close(self, timeout: float) -> None:
         """End the pool for good within `timeout` seconds; borrowers may finish, then they are cut off."""
         self.closed = True
+        self._close_feeds()
         loop_pool = self.loop_pool
         try:
             if loop_pool is not None and loop_pool.loop is asyncio.get_running_loop():
@@ -123,6 +145,7 @@ class PoolCore:
     def terminate(self) -> None:
         """End the pool for good, at once and without a goodbye. Call it on the pool's own event loop."""
         self.closed = True
+        self._close_feeds()
         loop_pool, self.loop_pool = self.loop_pool, None
         registry.discard(self)
         if self._bulletin is not None:

@@ -149,15 +149,21 @@ class Gate:
 
     def leave(self, waiter: Waiter) -> Lease | None:
         """A waiter gives up. Return the lease that came at the same moment, if one did."""
-        self._breaker.released(waiter.permit)
         if waiter.future.cancel() or waiter.future.cancelled():
             self._remove(waiter)
-            return None
-        return waiter.future.result() if waiter.future.exception() is None else None
+        elif waiter.future.exception() is not None:
+            return None  # it was refused, and its permit reported, already
+        self._breaker.released(waiter.permit)
+        return None if waiter.future.cancelled() else waiter.future.result()
 
     def readmit(self, waiter: Waiter, now: Instant) -> int:
         """Ask the breaker again after the wait. Raises CircuitOpenError."""
         return waiter.permit if waiter.permit == self._breaker.generation else self._breaker.admit(now)
+
+    def confirm(self, permit: int) -> int:
+        """A block that goes on has found the database working; return the permit to report its end with."""
+        self.succeeded(permit)
+        return self._breaker.generation if self._breaker.state == "closed" else permit
 
     def close(self) -> None:
         """Send everybody away: the pool is closed."""

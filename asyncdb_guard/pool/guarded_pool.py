@@ -14,6 +14,7 @@ from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Events, Listener
 from asyncdb_guard.pool.acquisition import Acquisition, take_acquisition
 from asyncdb_guard.pool.core import PoolCore
+from asyncdb_guard.pool.listening import Listening
 from asyncdb_guard.pool.observers import Observers
 from asyncdb_guard.pool.stats import PoolStats
 from asyncdb_guard.settings import DatabaseSettings
@@ -150,6 +151,47 @@ class GuardedPool:
         async with self.acquire() as connection:
             await connection.executemany(command, args, timeout=timeout)
 
+    async def fetchmany(
+        self, query: str, args: Iterable[Sequence[object]], *, timeout: float | None = None
+    ) -> list[Record]:
+        """Like `executemany`, for the rows of all of them."""
+        async with self.acquire() as connection:
+            rows: list[Record] = await connection.fetchmany(query, args, timeout=timeout)
+            return rows
+
+    async def copy_from_table(
+        self, table_name: str, *, output: Any, timeout: float | None = None, **options: Any
+    ) -> str:
+        """COPY a table to a file, a path or a coroutine function, and return the command tag; `options` are asyncpg's.
+
+        Raises like `execute`.
+        """
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_from_table(table_name, output=output, timeout=timeout, **options)
+            return tag
+
+    async def copy_from_query(
+        self, query: str, *args: object, output: Any, timeout: float | None = None, **options: Any
+    ) -> str:
+        """Like `copy_from_table`, for the rows of a query."""
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_from_query(query, *args, output=output, timeout=timeout, **options)
+            return tag
+
+    async def copy_to_table(self, table_name: str, *, source: Any, timeout: float | None = None, **options: Any) -> str:
+        """COPY from a file, a path or an asynchronous iterable to a table. Otherwise like `copy_from_table`."""
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_to_table(table_name, source=source, timeout=timeout, **options)
+            return tag
+
+    async def copy_records_to_table(
+        self, table_name: str, *, records: Any, timeout: float | None = None, **options: Any
+    ) -> str:
+        """COPY records, from an iterable or an asynchronous one, to a table. Otherwise like `copy_from_table`."""
+        async with self.acquire() as connection:
+            tag: str = await connection.copy_records_to_table(table_name, records=records, timeout=timeout, **options)
+            return tag
+
     def transaction(
         self,
         *,
@@ -164,6 +206,21 @@ class GuardedPool:
         """
         options = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
         return Transaction(self.acquire(timeout=timeout), options)
+
+    def listen(self, *channels: str) -> Listening:
+        """LISTEN on `channels`, and give each notification: `async for note in pool.listen("jobs")`.
+
+        An item is a `Notification`, or a `NotificationsMissed` where some may have been lost: after a lost connection,
+        which is replaced as soon as the breaker lets it, and where 10,000 waited to be read. `async with
+        pool.listen("jobs") as notes` listens from its beginning, so that nothing is missed that comes after a first
+        look into the database, and returns the connection at its end; a bare `async for` listens from its first step.
+        It ends when the pool is closed.
+
+        It holds one session of the pool, which is exempt from the idle timeout; set POOL_MAX to 2 or more to share the
+        pool. Needs a direct connection. The first step raises like `acquire`; ConfigurationError behind a transaction
+        pooler.
+        """
+        return Listening(self._core, channels)
 
     async def ping(self, *, timeout: float | None = None) -> None:
         """One round trip to the server, through the guard; `timeout` bounds all of it, in seconds.
@@ -189,6 +246,33 @@ class GuardedPool:
             waiting=loop_pool.gate.waiting if loop_pool is not None else 0,
             **core.totals(),
         )
+
+    def get_size(self) -> int:
+        """How many server sessions the pool has now. Raises ConfigurationError, like each of these."""
+        stats = self.stats()
+        return stats["idle"] + stats["lent"]
+
+    def get_idle_size(self) -> int:
+        """How many of them are idle."""
+        return self.stats()["idle"]
+
+    def get_min_size(self) -> int:
+        """0: sessions are opened on demand, and idle ones are closed."""
+        return 0
+
+    def get_max_size(self) -> int:
+        """POOL_MAX."""
+        return self.settings.pool_max
+
+    def is_closing(self) -> bool:
+        """Whether `close()` or `terminate()` was called."""
+        return self._core.closed
+
+    async def expire_connections(self) -> None:
+        """Replace each open session at its next borrow. Borrowers keep theirs until they return it."""
+        loop_pool = self._core.loop_pool
+        for connection in loop_pool.connections.all if loop_pool is not None else ():
+            connection.expire()
 
     def __repr__(self) -> str:
         core = self._core

@@ -110,6 +110,8 @@ async def reset(connection: PooledConnection, *, always: bool) -> str | None:
             await connection.reset(RESET_TIMEOUT, needs_cleanup=needs_cleanup)
         elif not await connection.settle(RESET_TIMEOUT):
             return "unclean"
+        if connection.taken_for_busy:
+            return "unclean"
         if suspected is not None and await connection.is_unfit(clock.now(), RESET_TIMEOUT):
             return suspected
     except Exception as error:

@@ -83,22 +83,18 @@ class LoopPool:
         self.workers.serve_waiters()
         try:
             lease = await waiter.future
-        except (asyncio.CancelledError, GeneratorExit):  # the latter where somebody closes the waiting coroutine
+            lease.since = clock.now()
+            lease.permit = self.gate.readmit(waiter, lease.since)
+        except AcquireTimeoutError:
+            self.workers.reclaim_all()
+            raise
+        except BaseException:  # a refusal, a cancellation, the end of a closed coroutine, a signal handler's exception
             unwanted = self.gate.leave(waiter)
             if unwanted is not None:
                 self._return(unwanted, clock.now())
             raise
-        except AcquireTimeoutError:
-            self.workers.reclaim_all()
-            raise
         finally:
             self.gate.end_wait(waiter)
-        lease.since = clock.now()
-        try:
-            lease.permit = self.gate.readmit(waiter, lease.since)
-        except BaseException:
-            self._return(lease, lease.since)
-            raise
         return lease
 
     def release(self, lease: Lease, error: BaseException | None) -> None:

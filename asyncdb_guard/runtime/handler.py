@@ -94,8 +94,11 @@ def lambda_handler(
     def invoke(*args: P.args, **kwargs: P.kwargs) -> R:
         with publishing() if metrics else contextlib.nullcontext():
             result, error = process.run(handler, *args, **kwargs)
-            if error is not None:
-                raise _shown(error, handler, expose, from_cognito=_is_from_cognito(*args, **kwargs))
+            try:
+                if error is not None:
+                    raise _shown(error, handler, expose, from_cognito=_is_from_cognito(args, kwargs))
+            finally:
+                del error  # it may be what is raised, and its traceback then holds this frame
             if not _can_be_sent(result):
                 logger.error(
                     "The result of %s is not valid UTF-8. Remove lone surrogates from its texts.", _name(handler)
@@ -130,7 +133,8 @@ def _has_utf8_text(error: BaseException) -> bool:
     return True
 
 
-def _is_from_cognito(event: object = None, *_: object, **__: object) -> bool:
+def _is_from_cognito(args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+    event: object = next(iter((*args, *kwargs.values())), None)
     return isinstance(event, Mapping) and "triggerSource" in event
 
 

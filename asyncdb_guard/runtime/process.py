@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from types import CodeType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from asyncdb_guard.connect.sockets import forget_task
@@ -30,7 +31,7 @@ R = TypeVar("R")
 _DISCONNECT_TIMEOUT = 0.2
 """Seconds to close the sessions before the process exits or a snapshot is taken."""
 
-_MACHINERY = frozenset({"asyncio", "_asyncio", "asyncpg", "uvloop"})
+_MACHINERY = frozenset({"asyncio", "_asyncio", "asyncpg", "asyncdb_guard", "uvloop"})
 """Packages whose callbacks wake tasks up: if one fails, the task that it should have woken waits forever."""
 
 _WATCH_INTERVAL = 0.5
@@ -109,7 +110,7 @@ class Process:
             self._replace_loop(loop, ended=task.done())
         else:
             self._settle(loop)
-        return (task.result(), None) if error is None else (None, error)
+        return (task.result(), None) if error is None else (None, _without_frames_above(error, call.__code__))
 
     def _replace_loop(self, loop: asyncio.AbstractEventLoop, *, ended: bool) -> None:
         """Replace an event loop that raised an exception which was not its task's: a wake-up may be lost."""
@@ -131,9 +132,9 @@ class Process:
         """Stop the loop if its call has lost its wake-up, which an exception in a signal handler can cause."""
         waits_for: Any = getattr(task, "_fut_waiter", None)
         missed = waits_for if waits_for is not None and waits_for.done() else None
-        if missed is not None and missed is seen:
+        if task.done() or (missed is not None and missed is seen):
             loop.stop()
-        elif not task.done():
+        else:
             loop.call_later(_WATCH_INTERVAL, self._watch, loop, task, missed)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -224,6 +225,17 @@ class Process:
                 sys.stdout.flush()
             # sys.exit() would wait for the thread in which awslambdaric polls, on Python 3.13 forever
             os._exit(0)
+
+
+def _without_frames_above(error: BaseException, code: CodeType) -> BaseException:
+    """Cut the frames that ran the call off the traceback: asyncio's hold the task, and the task holds the error.
+
+    Only the garbage collector would end that, and with it whatever the call had in its hands, such as a connection.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not code:
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
 
 
 def _in_lambda() -> bool:

@@ -6,11 +6,14 @@ for a wrong value and the section in docs/settings.md derive from the field. A d
 """
 
 import types
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from asyncdb_guard.settings.server_settings import parse_server_settings, write_server_settings
 
 ENV_PREFIX = "LAMBDA_DATABASE_"
 
@@ -47,6 +50,35 @@ if TYPE_CHECKING:
 
 else:
     Secret = Annotated[SecretStr, BeforeValidator(_revealed_text)] | None
+
+
+def _server_settings_text(value: object) -> object:
+    """The same text for the same settings: `-c name=value`, or a mapping in Python."""
+    settings = parse_server_settings(value) if isinstance(value, str) else None
+    if isinstance(value, Mapping):
+        settings = parse_server_settings(
+            write_server_settings({str(name): _setting_text(one) for name, one in value.items()})
+        )
+        settings = None if settings is not None and len(settings) < len(value) else settings
+    if not settings:
+        raise PydanticCustomError("no_server_settings", "must be settings")
+    return write_server_settings(settings)
+
+
+def _setting_text(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+if TYPE_CHECKING:
+
+    class ServerSettings:
+        """SERVER_SETTINGS as type checkers see it: set as a mapping or a text, read as a text."""
+
+        def __get__(self, instance: object, owner: object = None) -> str | None: ...
+        def __set__(self, instance: object, value: str | Mapping[str, str | int | float | bool] | None) -> None: ...
+
+else:
+    ServerSettings = Annotated[str, BeforeValidator(_server_settings_text)] | None
 
 
 class SettingsFields(BaseSettings):
@@ -121,6 +153,15 @@ class SettingsFields(BaseSettings):
         ge=1,
         le=900_000,
         description="Milliseconds for one statement. Verify: a longer `pg_sleep` raises StatementTimeoutError.",
+    )
+    server_settings: ServerSettings = Field(
+        default=_UNSET,
+        repr=False,
+        exclude=True,
+        description="Settings of each session, as `-c timezone=UTC -c search_path=app,public` (or `--timezone=UTC`; a"
+        " backslash before a space keeps it), or a dictionary in Python. They are sent at startup, so the session reset"
+        " keeps them. Of a timeout that the pool sets, too, the stricter one counts, and a longer one is refused."
+        " Direct connections only: behind a transaction pooler use ALTER ROLE … SET. Verify: `SHOW timezone`.",
     )
     handler_budget_ms: int = Field(
         default=4000,
@@ -201,6 +242,14 @@ class SettingsFields(BaseSettings):
         default=False,
         description="Sign an RDS IAM token for each connect, instead of using a password. Needs TLS and the extra"
         " `aws`. Verify: connects still succeed when the first token is older than 15 minutes.",
+    )
+    iam_host: str | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="The endpoint of RDS, as `host` or `host:port`, that IAM tokens are signed for. Set it where the"
+        " URL or PROXY_HOST names an alias or a tunnel. Needs IAM_AUTH. Default: the host and port that are connected"
+        " to; without a port, that port. Verify: a login through the alias succeeds.",
     )
     claims_cache_ttl_ms: int = Field(
         default=60_000,
@@ -327,6 +376,8 @@ def choices(setting: str) -> tuple[str, ...]:
 
 def rule(setting: str) -> str:
     """What a setting's value must be, as the end of a sentence."""
+    if setting == "server_settings":
+        return "settings as in `-c name=value -c name=value`, each name once, or a dictionary in Python"
     if limits := number_range(setting):
         unit = " of milliseconds" if setting.endswith("_ms") else ""
         return f"a whole number{unit} from {limits[0]} to {limits[1]}"

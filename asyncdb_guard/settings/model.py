@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
@@ -12,6 +15,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
+from asyncdb_guard.lambda_environment import function_name
 from asyncdb_guard.settings.fields import ENV_PREFIX, SECRETS, SettingsFields
 from asyncdb_guard.settings.pooler_profile import PoolerProfile, choose_profile
 from asyncdb_guard.settings.problems import (
@@ -21,27 +25,45 @@ from asyncdb_guard.settings.problems import (
     invalid_value,
     label,
     reserved_keyword,
+    url_mixed_with,
 )
+from asyncdb_guard.settings.server_settings import session_name
 from asyncdb_guard.settings.target import ConnectTarget, connect_target
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
 
 _FROZEN = "DatabaseSettings are frozen once built: build new ones with the values that you want."
 
 
+_SAYS_WHERE = ("proxy_host", "proxy_profile", "secret_arn", "iam_auth", "ssl_root_cert")
+"""The settings that belong to one database: where it is, and who logs in."""
+
+_other_prefix: ContextVar[str | None] = ContextVar("_other_prefix", default=None)
+"""The prefix of `from_env`, while it builds."""
+
+_PREFIX = re.compile("[A-Z][A-Z0-9_]*_")
+
+
 class _Environment(EnvSettingsSource):
-    """All variables with the prefix, unknown ones included, and DATABASE_URL if LAMBDA_DATABASE_URL is not set."""
+    """All variables with the prefix, unknown ones included, and DATABASE_URL if LAMBDA_DATABASE_URL is not set.
+
+    Under a prefix of the caller's own, that prefix alone.
+    """
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls)
+        self._other_prefix = _other_prefix.get()
+        super().__init__(settings_cls, env_prefix=self._other_prefix or ENV_PREFIX)
         # Upper case only, because two spellings of one variable could contradict each other. A blank one is not set.
         self.env_vars = {name.lower(): value for name, value in os.environ.items() if name.isupper() and value.strip()}
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
-        known = {f"{ENV_PREFIX}{setting.upper()}" for setting in SettingsFields.model_fields}
-        unknown = [name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name not in known]
-        values.update((VARIABLE + name, None) for name in unknown)
-        values.setdefault("url", self.env_vars.get("database_url"))
+        prefix = self._other_prefix or ENV_PREFIX
+        known = {f"{prefix}{setting.upper()}" for setting in SettingsFields.model_fields}
+        unknown = [name for name in os.environ if name.upper().startswith(prefix) and name not in known]
+        # as the faults name them, before `from_env` puts its own prefix there
+        values.update((VARIABLE + _as_default(name, self._other_prefix), None) for name in unknown)
+        if self._other_prefix is None:
+            values.setdefault("url", self.env_vars.get("database_url"))
         # From here on a SecretStr, so that an error report that includes the variables of each frame shows no secret.
         return {name: SecretStr(value) if name in SECRETS and value else value for name, value in values.items()}
 
@@ -52,10 +74,10 @@ class DatabaseSettings(SettingsFields):
 
     A setting's variable is its name in upper case with the prefix `LAMBDA_DATABASE_`; an empty or blank one counts as
     not set. The URL is LAMBDA_DATABASE_URL, else DATABASE_URL. The environment is read when an instance is built, never
-    at import, and no `.env` file is read. Nothing is ignored: everything that is unknown, out of range or contradictory
-    is listed in one `ConfigurationError`. An instance is frozen, and lives as long as you keep it. Neither its repr nor
-    a dump shows a secret, a host or a statement (a pickle contains them). Final: to add settings of your own, make it a
-    field of your own model.
+    at import, and no `.env` file is read. For a second database, `from_env` reads another prefix. Nothing is ignored:
+    everything that is unknown, out of range or contradictory is listed in one `ConfigurationError`. An instance is
+    frozen, and lives as long as you keep it. Neither its repr nor a dump shows a secret, a host or a statement (a
+    pickle contains them). Final: to add settings of your own, make it a field of your own model.
     """
 
     if TYPE_CHECKING:
@@ -65,7 +87,36 @@ class DatabaseSettings(SettingsFields):
         def __init__(self, /, **values: Any) -> None:
             if faults := [reserved_keyword(keyword) for keyword in values if keyword.startswith("_")]:
                 raise ConfigurationError(*faults)
-            super().__init__(**values)
+            faults = list(_mixed(values))
+            try:
+                super().__init__(**values)
+            except ConfigurationError as error:
+                faults += error.faults
+            if faults:
+                raise ConfigurationError(*faults)
+
+    @classmethod
+    def from_env(cls, prefix: str) -> Self:
+        """The settings of another database: from the variables with this prefix, and from nothing else.
+
+        `from_env("REPLICA_DATABASE_")` reads REPLICA_DATABASE_URL, REPLICA_DATABASE_POOL_MAX and so on, as strictly as
+        `DatabaseSettings()` reads its own, and never DATABASE_URL. Raises ConfigurationError.
+        """
+        if not _PREFIX.fullmatch(prefix):
+            raise ConfigurationError(
+                "The prefix of from_env() must be in upper case and end with an underscore, as in REPLICA_DATABASE_."
+            )
+        built, faults = None, ()
+        before = _other_prefix.set(prefix)
+        try:
+            built = cls()
+        except ConfigurationError as error:
+            faults = error.faults
+        finally:
+            _other_prefix.reset(before)
+        if built is None:
+            raise ConfigurationError(*(_under(prefix, fault) for fault in faults))
+        return built
 
     def __init_subclass__(cls, **config: Any) -> NoReturn:
         # Only the fields of SettingsFields are checked: one more field, or another prefix, would be silently ignored.
@@ -74,7 +125,8 @@ class DatabaseSettings(SettingsFields):
     @cached_property
     def target(self) -> ConnectTarget:
         """Where to connect and how, with all settings applied."""
-        return connect_target(self, _read_url(self.url)[0], self.profile)
+        name = session_name(function_name(), sys.argv[0] if sys.argv else "")
+        return connect_target(self, _read_url(self.url)[0], self.profile, name)
 
     @property
     def profile(self) -> PoolerProfile:
@@ -158,6 +210,26 @@ class DatabaseSettings(SettingsFields):
 
     def __delattr__(self, name: str) -> NoReturn:
         raise ConfigurationError(_FROZEN)
+
+
+def _mixed(values: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each variable that would send the URL of a keyword elsewhere, or log in as somebody else."""
+    if values.get("url") is None:
+        return
+    for setting in _SAYS_WHERE:
+        if setting not in values and os.environ.get(f"{ENV_PREFIX}{setting.upper()}", "").strip():
+            yield url_mixed_with(setting)
+
+
+def _as_default(name: str, prefix: str | None) -> str:
+    """A variable as it would be named without `from_env`, to find the one that is nearest to it."""
+    return name if prefix is None else ENV_PREFIX + name[len(prefix) :]
+
+
+def _under(prefix: str, fault: str) -> str:
+    """A fault as `from_env` tells it."""
+    fault = fault.replace(", else DATABASE_URL", "").replace(" or DATABASE_URL ", " ")
+    return fault.replace(ENV_PREFIX, prefix)
 
 
 def _read_url(value: object) -> tuple[DatabaseUrl, list[str]]:

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields, rule
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
+from asyncdb_guard.settings.server_settings import BOUNDS, RESERVED, milliseconds, parse_server_settings
 from asyncdb_guard.settings.target import ConnectTarget, is_socket
 from asyncdb_guard.settings.url import DatabaseUrl, nearest, parse_endpoint
 from asyncdb_guard.settings.url_parameters import URL_PARAMETERS
@@ -87,6 +88,15 @@ def contradiction(setting: str) -> str:
     return f"{_url_label(setting)} contradicts {label(setting)}: remove one of them, or make them equal."
 
 
+def url_mixed_with(setting: str) -> str:
+    """The sentence for a variable that says where another database is than the keyword `url`."""
+    return (
+        f"url is given in code, and {ENV_PREFIX}{setting.upper()} in the environment would apply to it. For one"
+        f" database, also pass {setting}= in code, or set {ENV_PREFIX}URL. For another database, use"
+        ' DatabaseSettings.from_env("OTHER_DATABASE_").'
+    )
+
+
 def reserved_keyword(keyword: str) -> str:
     """The sentence for a keyword that pydantic would take as an option of its own."""
     return f"{keyword} is not a setting: remove it. Settings come from keywords, the environment and the URL only."
@@ -100,6 +110,7 @@ def conflicts(
     yield from _credentials(settings, url)
     yield from _tls(settings, url, target)
     yield from _pooler(settings, url, target, profile, from_url)
+    yield from _server_settings(settings, url, profile)
     yield from _durations(settings)
     yield from _claims_cache(settings)
     yield from _fleet(settings)
@@ -142,6 +153,10 @@ def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflic
         )
     if settings.secret_arn is not None and settings.iam_auth:
         yield _conflict("{} and {} exclude each other: set only one.", "secret_arn", "iam_auth")
+    if settings.iam_host is not None and not settings.iam_auth:
+        yield _conflict("{} needs {} to be true.", "iam_host", "iam_auth")
+    if settings.iam_host is not None and not (parse_endpoint(settings.iam_host) or ("",))[0]:
+        yield _conflict("{} must be host or host:port, with a port from 1 to 65535.", "iam_host")
     if settings.iam_auth and url.password:
         yield _conflict(
             "{} uses a token instead of a password: remove the password from the database URL.", "iam_auth", "url"
@@ -223,6 +238,32 @@ def _pooler(
             "proxy_profile",
             "proxy_host",
         )
+
+
+def _server_settings(settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile) -> Iterator[Conflict]:
+    own = parse_server_settings(settings.server_settings or "") or {}
+    if not profile.sends_startup_timeouts and own.keys() - {"application_name"}:
+        yield _conflict(
+            "{} cannot be sent under the proxy profile ({} or {}): remove it, and use ALTER ROLE … SET.",
+            "server_settings",
+            "proxy_profile",
+            "proxy_host",
+        )
+    for name in sorted(own.keys() & RESERVED):
+        yield _conflict(f"{{}} names {name}, which is set already: remove it there.", "server_settings")
+    for name, in_url in (("application_name", url.application_name), ("search_path", url.schema)):
+        if name in own and in_url not in {None, own[name]}:
+            parameter = "schema" if name == "search_path" else name
+            yield _conflict(
+                f"{{}} names {name}, and so does {parameter} in the database URL: keep one of them.", "server_settings"
+            )
+    for name, setting in BOUNDS.items():
+        if name in own and not 0 < milliseconds(own[name]) <= getattr(settings, setting):
+            yield _conflict(
+                f"{name} in {{}} is no time, or longer than {{}}: lower it, or raise the latter.",
+                "server_settings",
+                setting,
+            )
 
 
 def _durations(settings: SettingsFields) -> Iterator[Conflict]:

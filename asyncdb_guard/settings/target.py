@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from asyncdb_guard.settings.fields import SettingsFields, SslMode
 from asyncdb_guard.settings.pooler_profile import PoolerProfile
+from asyncdb_guard.settings.server_settings import parse_server_settings
 from asyncdb_guard.settings.url import DatabaseUrl, parse_endpoint
 from asyncdb_guard.settings.url_parameters import SessionAttrs
 
@@ -42,6 +43,8 @@ class ConnectTarget:
     ssl_cert: str | None = None
     """A PEM file of the client's certificate; None if it has none."""
     ssl_key: str | None = None
+    server_settings: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Names and values of SERVER_SETTINGS, to be sent at startup. Always empty under a profile that sends none."""
 
 
 def is_loopback(host: str | None) -> bool:
@@ -59,8 +62,15 @@ def is_socket(host: str | None) -> bool:
     return host is not None and host.startswith("/")
 
 
-def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile) -> ConnectTarget:
-    """Combine the settings and the URL. What they leave open is None; nothing is checked here."""
+def connect_target(
+    settings: SettingsFields, url: DatabaseUrl, profile: PoolerProfile, default_name: str | None = None
+) -> ConnectTarget:
+    """Combine the settings and the URL. What they leave open is None; nothing is checked here.
+
+    `default_name`: the application_name where nothing else names the sessions.
+    """
+    own = parse_server_settings(settings.server_settings or "") or {}
+    application_name = url.application_name or own.pop("application_name", default_name)
     host, port = url.host, url.port
     if settings.proxy_host is not None:
         host, own_port = parse_endpoint(settings.proxy_host) or (None, None)
@@ -77,11 +87,12 @@ def connect_target(settings: SettingsFields, url: DatabaseUrl, profile: PoolerPr
         database=database,
         sslmode=_sslmode(settings, url, host),
         ssl_root_cert=None if settings.ssl_root_cert == "system" else settings.ssl_root_cert,
-        application_name=url.application_name,
+        application_name=application_name,
         schema=url.schema if profile.sets_search_path else None,
         target_session_attrs=url.target_session_attrs or "any",
         ssl_cert=settings.ssl_cert,
         ssl_key=settings.ssl_key,
+        server_settings=tuple(own.items()) if profile.sends_startup_timeouts else (),
     )
 
 

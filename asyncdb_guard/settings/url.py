@@ -197,7 +197,9 @@ def _parameters(query: str, is_plain: bool, faults: list[str]) -> tuple[dict[str
             continue
         name, _, value = pair.partition("=")
         parameters = address if name in ADDRESS_PARAMETERS else others
-        if name not in known and parameters is others:
+        if name == "options" and (fault := _foreign_options(value)) is not None:
+            faults.append(fault)
+        elif parameters is others and name not in known:
             shown = is_plain and "password" not in address and _PARAMETER_NAME.fullmatch(name)
             fault = _foreign(name, value, f"{name} in" if shown else f"Parameter {position} of", known)
             faults += [fault] if fault else []
@@ -213,6 +215,14 @@ def _parameters(query: str, is_plain: bool, faults: list[str]) -> tuple[dict[str
     return address, others
 
 
+def _foreign_options(value: str) -> str | None:
+    """The fault of an `options` that speaks to a platform's proxy and not to the server."""
+    from asyncdb_guard.settings.foreign_names import OPTIONS_REMEDIES  # only where it is needed, as below
+
+    starts = (start for start in OPTIONS_REMEDIES if unquote(value).startswith(start))
+    return next((f"options={start}… in the database URL {OPTIONS_REMEDIES[start]}." for start in starts), None)
+
+
 def _foreign(name: str, value: str, place: str, known: list[str]) -> str | None:
     """The fault of a parameter that sets nothing here; None if it asks for what happens in any case."""
     from asyncdb_guard.settings import foreign_names  # only where it is needed, for a quick cold start
@@ -220,10 +230,6 @@ def _foreign(name: str, value: str, place: str, known: list[str]) -> str | None:
     lower = name.lower()
     if unquote(value).lower() in foreign_names.ALREADY_SO.get(lower, ()):
         return None
-    if lower == "options":
-        for start, remedy in foreign_names.OPTIONS_REMEDIES.items():
-            if unquote(value).startswith(start):
-                return f"options={start}… in the database URL {remedy}."
     if lower in foreign_names.URL_REMEDIES:
         return f"{name} in the database URL is not supported: {foreign_names.URL_REMEDIES[lower]}."
     if (meant := nearest(name, [*known, *ADDRESS_PARAMETERS])) is not None:

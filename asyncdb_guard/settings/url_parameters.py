@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from asyncdb_guard.settings.fields import SettingsFields, number_range, rule
+from asyncdb_guard.settings.server_settings import parse_server_settings, write_server_settings
 
 Value: TypeAlias = str | int | bool
 
@@ -73,6 +74,11 @@ def _parse_boolean(text: str) -> bool | None:
 def _parse_application_name(text: str) -> str | None:
     # PostgreSQL replaces other characters, and cuts off what is longer.
     return text if text.isascii() and text.isprintable() and len(text) <= 63 else None
+
+
+def _parse_options(text: str) -> str | None:
+    settings = parse_server_settings(text)
+    return write_server_settings(settings) if settings else None
 
 
 def _parse_session_attrs(text: str) -> str | None:
@@ -138,6 +144,14 @@ URL_PARAMETERS = (
         rule="at most 63 printable ASCII characters",
         doc="The name in pg_stat_activity.",
         example="signup",
+    ),
+    UrlParameter(
+        "options",
+        feeds="server_settings",
+        parse=_parse_options,
+        rule="settings as in -c%20name=value, or --name=value, each name once",
+        doc="Settings of each session, as in libpq: `--timezone=UTC` or `-c%20timezone=UTC`.",
+        example="--application_name=signup",
     ),
     UrlParameter(
         "connect_timeout",

@@ -92,12 +92,13 @@ def install(requirements: list[str], folder: Path, python: str, architecture: st
 def compile_all(folder: Path, python: str) -> bool:
     """Write the `.pyc` files, if that Python is here: without them an import takes more than twice as long.
 
-    They do not depend on the time of the sources, which unpacking changes.
+    They do not depend on the time of the sources, which unpacking changes, and name them as Lambda finds them.
     """
     command = sys.executable if python == f"{sys.version_info.major}.{sys.version_info.minor}" else f"python{python}"
-    mode = "--invalidation-mode=unchecked-hash"
+    paths = ["-s", str(folder), "-p", "/var/task", str(folder)]
+    compiler = [command, "-m", "compileall", "-q", "--invalidation-mode=unchecked-hash", *paths]
     try:
-        done = subprocess.run([command, "-m", "compileall", "-q", mode, str(folder)], capture_output=True, check=False)
+        done = subprocess.run(compiler, capture_output=True, check=False)
     except FileNotFoundError:
         return False
     return done.returncode == 0

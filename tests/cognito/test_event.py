@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections import ChainMap, UserDict
 from dataclasses import FrozenInstanceError
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from aws_lambda_powertools.utilities.data_classes.cognito_user_pool_event import PreTokenGenerationTriggerEvent
 
 from asyncdb_guard import TriggerEventError
-from asyncdb_guard.cognito.event import read_confirmation_event, read_token_event, trigger_source
+from asyncdb_guard.cognito.event import plain_event, read_confirmation_event, read_token_event, trigger_source
 from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, token_event
 
 
@@ -81,6 +85,9 @@ def test_attributes_are_texts_whatever_the_event_has() -> None:
     ("version", "request_", "response", "expected"),
     [
         ("1", {}, {"claimsOverrideDetails": None}, 1),
+        ("0", {}, {}, 1),
+        (0, {}, {}, 1),
+        ("0", {"scopes": ["openid"]}, {}, 2),
         ("1", {"scopes": ["openid"]}, {}, 2),
         ("1", {"scopes": None}, {}, 1),
         ("1", {}, {"claimsAndScopeOverrideDetails": []}, 2),
@@ -98,10 +105,55 @@ def test_the_version_is_what_the_shape_says(version: Any, request_: Any, respons
     assert read_token_event(event).subject.version == expected
 
 
-@pytest.mark.parametrize("version", ["4", "0", "10", 4, -0.5, True, "", None, [], {}])
+@pytest.mark.parametrize("version", ["4", "00", "10", 4, -0.5, True, "", None, [], {}])
 def test_an_unknown_version_is_refused(version: Any) -> None:
     with pytest.raises(TriggerEventError, match=r"version is missing or invalid$"):
         read_token_event(token_event("2") | {"version": version})
+
+
+class Readable:
+    """Neither a Mapping nor a dict, but it can be read like one."""
+
+    def __init__(self, event: dict[str, Any]) -> None:
+        self.event = event
+
+    def keys(self) -> Any:
+        return self.event.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.event[name]
+
+
+@pytest.mark.parametrize("kind", [MappingProxyType, UserDict, ChainMap, Readable, PreTokenGenerationTriggerEvent])
+def test_any_mapping_is_an_event_and_becomes_a_dict(kind: Any) -> None:
+    event = token_event("2", sub="s")
+    answer = plain_event(kind(event))
+    assert type(answer) is dict
+    assert answer == event
+    assert read_token_event(answer).subject.sub == "s"
+
+
+def test_a_dict_is_kept_and_what_is_in_it_becomes_plain() -> None:
+    event = token_event("2")
+    request = event["request"]
+    event["response"] = MappingProxyType({"list": ({"a": UserDict(b=1)},)})
+    assert plain_event(event) is event
+    assert event["request"] is request
+    assert json.loads(json.dumps(event))["response"] == {"list": [{"a": {"b": 1}}]}
+
+
+class Indexable:
+    """An object that cannot be listed, so that it cannot be sent back."""
+
+    def __getitem__(self, name: str) -> Any:
+        return token_event()[name]
+
+
+def test_what_is_no_mapping_is_left_to_be_refused() -> None:
+    event = Indexable()
+    assert plain_event(event) is event
+    with pytest.raises(TriggerEventError, match="not an object"):
+        trigger_source(event)
 
 
 @pytest.mark.parametrize("event", [None, [], "event", 1, True])

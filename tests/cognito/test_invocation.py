@@ -7,11 +7,13 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
-from asyncdb_guard import TriggerFailedError
+from asyncdb_guard import DatabaseUnavailableError, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache
-from asyncdb_guard.cognito.deadline import RESPONSE_MARGIN
+from asyncdb_guard.cognito.deadline import RESPONSE_MARGIN, Deadline
+from asyncdb_guard.cognito.invocation import CallbackRunner
 from tests.cognito.conftest import ENDLESS, MakePool, role_of
 from tests.cognito.events import confirmation_event, id_claims, token_event
 
@@ -142,3 +144,15 @@ async def test_a_cancelled_caller_returns_at_once_and_its_statement_stops(
         await task
     await eventually(lambda: pool.stats()["idle"] == 1, within=2.0)  # the budget would end it in 4 s
     assert pool.stats()["connects"] == 1
+
+
+@pytest.mark.parametrize("error", [asyncpg.AdminShutdownError("secret"), asyncpg.CannotConnectNowError("secret")])
+async def test_what_the_server_says_of_itself_counts_as_unavailable(make_pool: MakePool, error: Exception) -> None:
+    """A pooler may send it without ending the session."""
+
+    async def callback(conn: Any, subject: str) -> None:
+        raise error
+
+    with pytest.raises(DatabaseUnavailableError, match=r"^The database failed during a statement\. Check") as caught:
+        await CallbackRunner(make_pool()).run(callback, "", Deadline(5.0))
+    assert caught.value.__cause__ is error

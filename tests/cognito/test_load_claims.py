@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
+from collections import UserDict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from asyncdb_guard import DatabaseSettings, GuardedPool, TriggerEventError, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser, MemoryCache, TokenClaims
 from tests.cognito.conftest import MakePool, returning, role_of
-from tests.cognito.events import access_claims, id_claims, machine_event, token_event
+from tests.cognito.events import access_claims, confirmation_event, id_claims, machine_event, token_event
 
 if TYPE_CHECKING:
     from asyncdb_guard.testing.postgres.observer import Observer
@@ -359,3 +362,34 @@ async def test_callers_who_share_a_load_share_nothing_that_one_may_change(pool: 
     one["response"]["claimsAndScopeOverrideDetails"]["groupOverrideDetails"]["groupsToOverride"].append("admin")
     assert id_claims(two) == {"perms": {"a": [1]}}
     assert two["response"]["claimsAndScopeOverrideDetails"]["groupOverrideDetails"]["groupsToOverride"] == ["one"]
+
+
+@pytest.mark.parametrize("kind", [MappingProxyType, UserDict])
+async def test_an_event_that_is_no_dict_is_answered_with_what_the_runtime_can_send(
+    pool: GuardedPool, kind: Any
+) -> None:
+    triggers = CognitoTriggers(pool, claims=returning({"a": 1}), provision=returning(None))
+    answer = await triggers.load_claims(kind(token_event("2", sub="s")))
+    assert id_claims(json.loads(json.dumps(answer))) == {"a": 1}
+    event = confirmation_event("s")
+    assert json.loads(json.dumps(await triggers.provision_user(kind(event)))) == event
+
+
+async def decode_json(conn: Any) -> None:
+    for kind in ("json", "jsonb"):
+        await conn.set_type_codec(kind, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+@pytest.mark.parametrize(("init", "expected"), [(None, '{"a": [1]}'), (decode_json, {"a": [1]})])
+async def test_a_json_column_is_text_unless_the_connection_decodes_it(
+    url: str, sub: str, init: Any, expected: object
+) -> None:
+    """As the page says; over releases, too."""
+
+    async def claims(conn: Any, user: Any) -> Any:
+        return await conn.fetchrow("""SELECT '{"a": [1]}'::jsonb AS settings""")
+
+    async with GuardedPool(DatabaseSettings(url=url, claims_cache_ttl_ms=0), init=init) as pool:
+        for _ in range(2):
+            event = await CognitoTriggers(pool, claims=claims).load_claims(token_event("2", sub=sub))
+            assert id_claims(event) == {"settings": expected}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,18 @@ from asyncdb_guard.testing.postgres.observer import Observer
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:signup-AbCdEf"
 URL = "postgresql://app@db.example/app"
+
+
+@pytest.mark.parametrize("port", [None, 1])
+async def test_a_failed_login_leaves_no_password_in_the_variables_of_any_frame(guarded_server, user, port):
+    address = f"{guarded_server.host}:{port or guarded_server.port}"
+    url = f"postgresql://{user}:zz-wrong-word@{address}/postgres?sslmode=disable"
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        with pytest.raises(ConnectFailedError) as caught:
+            await pool.ping()
+    report = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "asyncpg" in report
+    assert "zz-wrong-word" not in report.replace(url, "")
 
 
 class Vault:
@@ -66,7 +79,7 @@ async def test_a_password_of_libpqs_own_variable_or_file_is_not_sent(guarded_ser
     for name, value in (("PGPASSFILE", str(passwords)), ("PGPASSWORD", "second")):
         monkeypatch.setenv(name, value)
         async with GuardedPool(DatabaseSettings(url=guarded_server.url(user=user))) as pool:
-            with pytest.raises(ConnectFailedError, match="refused the password"):
+            with pytest.raises(ConnectFailedError, match="the settings have none"):
                 await pool.ping()
 
 

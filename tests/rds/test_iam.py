@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from urllib.parse import parse_qs, urlsplit
 
 import boto3.session
@@ -11,6 +12,7 @@ import pytest
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings
 from asyncdb_guard.connect.aws.iam import IamCredentials
+from asyncdb_guard.connect.credentials import credentials_for
 from tests.support.program import run
 
 DATABASE = "main.abc123.eu-west-1.rds.amazonaws.com"
@@ -38,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[dt.datetime]:
 
 async def token(url: str, **knobs: object) -> str:
     target = DatabaseSettings(url=url, iam_auth=True, **knobs).target
-    completed = await IamCredentials().complete(target)
+    completed = await IamCredentials(knobs.get("iam_host")).complete(target)
     assert completed.password is not None
     return completed.password.get_secret_value()
 
@@ -55,11 +57,49 @@ async def test_it_is_the_token_that_boto3_makes(role, clock, user):
     assert asked["X-Amz-Expires"] == ["900"]
 
 
+async def test_a_root_logger_at_debug_shows_no_token(role, clock, caplog):
+    caplog.set_level(logging.DEBUG)
+    signature = (await token(f"postgresql://app@{DATABASE}/app")).rpartition("Signature=")[2]
+    assert len(signature) == 64
+    assert signature not in caplog.text
+
+
 async def test_it_is_signed_for_the_proxy_where_that_is_dialled_and_for_its_region(role, clock):
     ours = await token(f"postgresql://app@{DATABASE}/app", proxy_host=PROXY)
     assert ours == boto3.session.Session().client("rds", region_name="us-east-2").generate_db_auth_token(
         PROXY, 5432, "app"
     )
+
+
+@pytest.mark.parametrize(("iam_host", "port"), [(DATABASE, 6543), (f"{DATABASE}:5432", 5432)])
+async def test_behind_an_alias_or_a_tunnel_it_is_signed_for_the_endpoint_itself(role, clock, iam_host, port):
+    """With the endpoint's own region; the host that is dialled stays."""
+    target = DatabaseSettings(url="postgresql://app@tunnel.internal:6543/app", iam_auth=True, iam_host=iam_host).target
+    assert (target.host, target.port) == ("tunnel.internal", 6543)
+    ours = await token("postgresql://app@tunnel.internal:6543/app", iam_host=iam_host)
+    assert ours == boto3.session.Session().client("rds", region_name="eu-west-1").generate_db_auth_token(
+        DATABASE, port, "app"
+    )
+
+
+async def test_the_setting_reaches_the_provider(role):
+    credentials = credentials_for(DatabaseSettings(url="postgresql://app@alias/app", iam_auth=True, iam_host=DATABASE))
+    completed = await credentials.complete(DatabaseSettings(url="postgresql://app@alias/app", iam_auth=True).target)
+    assert completed.host == "alias"
+    assert completed.password is not None
+    assert completed.password.get_secret_value().startswith(f"{DATABASE}:5432/?")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"iam_host": DATABASE}, r"LAMBDA_DATABASE_IAM_HOST\) needs iam_auth \(LAMBDA_DATABASE_IAM_AUTH\) to be true"),
+        ({"iam_host": "a:b:c", "iam_auth": True}, r"LAMBDA_DATABASE_IAM_HOST\) must be host or host:port"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_signed_for_is_a_fault(values, told):
+    with pytest.raises(ConfigurationError, match=told):
+        DatabaseSettings(url="postgresql://app@alias/app", **values)
 
 
 async def test_each_connect_gets_one_of_its_own(role, clock):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import traceback
 import uuid
 from typing import Any
 
+import boto3.session
 import pytest
 
 from asyncdb_guard import ConfigurationError, ConnectFailedError, DatabaseSettings, GuardedPool
@@ -83,6 +85,73 @@ async def test_what_the_url_leaves_open_comes_from_the_secret(secrets_manager, p
     arn = secrets_manager.create({"username": "u", "password": "p", "host": "db.example", "port": port})
     target = await SecretsManagerCredentials(arn, 5.0).complete(DatabaseSettings(secret_arn=arn).target)
     assert (target.host, target.port, target.database) == ("db.example", read, "u")
+
+
+async def completed(secrets_manager, secret: dict[str, Any]) -> Any:
+    arn = secrets_manager.create({"username": "u", "password": "p"} | secret)
+    return await SecretsManagerCredentials(arn, 5.0).complete(DatabaseSettings(secret_arn=arn).target)
+
+
+@pytest.mark.parametrize(
+    ("secret", "host", "port"),
+    [
+        ({"host": "db.example:6000"}, "db.example", 6000),
+        ({"host": "db.example:6000", "port": 6000}, "db.example", 6000),
+        ({"host": "db.example:6000", "port": "06000"}, "db.example", 6000),
+        ({"host": "[2001:db8::1]:6000"}, "2001:db8::1", 6000),
+        ({"host": "[2001:db8::1]", "port": 6000}, "2001:db8::1", 6000),
+        ({"host": "2001:db8::1"}, "2001:db8::1", 5432),
+        ({"host": "::1", "port": 6000}, "::1", 6000),
+        ({"host": "10.0.0.7"}, "10.0.0.7", 5432),
+    ],
+)
+async def test_a_host_may_have_its_port_with_it(secrets_manager, secret, host, port):
+    target = await completed(secrets_manager, secret)
+    assert (target.host, target.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"database": "app"}, {"dbname": "app"}, {"database": "app", "dbname": "app"}, {"database": "app", "dbname": ""}],
+)
+async def test_a_database_has_either_name(secrets_manager, names):
+    assert (await completed(secrets_manager, {"host": "h"} | names)).database == "app"
+
+
+@pytest.mark.parametrize("engine", [None, "", "postgres", "postgresql", "aurora-postgresql", "PostgreSQL"])
+async def test_an_engine_that_is_postgres_is_accepted(secrets_manager, engine):
+    assert (await completed(secrets_manager, {"host": "h", "engine": engine})).host == "h"
+
+
+async def test_a_root_logger_at_debug_shows_no_secret(secrets_manager, guarded_server, login, caplog):
+    arn = secrets_manager.create(login)
+    caplog.set_level(logging.DEBUG)
+    async with GuardedPool(settings(arn)) as pool:
+        await pool.ping()
+    assert PASSWORD not in caplog.text
+    caplog.clear()
+    boto3.session.Session().client("secretsmanager", region_name=REGION)
+    assert "botocore" in caplog.text  # everybody else's records are where they were
+
+
+async def test_keys_that_are_not_used_are_named_once(secrets_manager, guarded_server, login, caplog):
+    arn = secrets_manager.create(
+        login | {"sslMode": PASSWORD, "dbInstanceIdentifier": "x", "masterarn": "y", "no word": 1}
+    )
+    async with GuardedPool(settings(arn)) as pool:
+        await pool.ping()
+        rotate(guarded_server, secrets_manager, arn, login | {"sslMode": PASSWORD}, "another word")
+        await pool.disconnect()
+        await pool.ping()
+    told = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    assert told == [
+        (
+            "The secret of secret_arn (LAMBDA_DATABASE_SECRET_ARN) has keys that are not used: sslMode, 1 more. Used"
+            " are username, password, host, port, dbname, database, engine. Correct or remove the others."
+        )
+    ]
+    assert secrets_manager.fetches == 2
+    assert PASSWORD not in caplog.text
 
 
 # Rotation
@@ -170,6 +239,40 @@ async def refused(arn: str, **knobs: Any) -> Exception:
             "is not a number from 1 to 65535",
             id="port-out-of-range",
         ),
+        pytest.param(
+            {"username": "u", "password": PASSWORD, "host": "h:6000", "port": 6001},
+            "names one port in host and another in port",
+            id="two-ports",
+        ),
+        pytest.param(
+            {"username": "u", "password": PASSWORD, "host": "h", "dbname": "a", "database": "b"},
+            "names one database in dbname and another in database",
+            id="two-databases",
+        ),
+        *(
+            pytest.param(
+                {"username": "u", "password": PASSWORD, "host": "h"} | field,
+                "that is neither a string nor a whole number: correct or remove it",
+                id=str(field),
+            )
+            for field in ({"host": [PASSWORD]}, {"port": 5432.5}, {"port": True}, {"dbname": {}}, {"database": []})
+        ),
+        *(
+            pytest.param(
+                {"username": "u", "password": PASSWORD, "host": host},
+                "has a host that is not a name, an address, host:port or [IPv6]:port",
+                id=host,
+            )
+            for host in ("h:port", "h:0", "h:65536", "postgresql://h/db", "[::1", "a b", "a,b")
+        ),
+        *(
+            pytest.param(
+                {"username": "u", "password": PASSWORD, "host": "h", "engine": engine},
+                "is for another kind of database: use a secret whose engine is postgres",
+                id=f"engine-{engine}",
+            )
+            for engine in ("mysql", "aurora-mysql", 5)
+        ),
     ],
 )
 async def test_a_secret_of_no_use_says_what_to_mend(secrets_manager, secret, remedy):
@@ -234,6 +337,14 @@ async def test_what_is_no_arn_of_a_secret_is_refused(aws, arn):
     error = await refused(arn)
     assert isinstance(error, ConfigurationError)
     assert "must have the form arn:aws:secretsmanager:region:account:secret:name" in str(error)
+
+
+@pytest.mark.parametrize("suffix", [":password::", ":password:AWSCURRENT:", "::AWSPREVIOUS:", ":"])
+async def test_an_arn_as_ecs_writes_it_says_what_to_remove(secrets_manager, login, suffix):
+    error = await refused(secrets_manager.create(login) + suffix)
+    assert isinstance(error, ConfigurationError)
+    assert "Remove everything from the first colon after the secret's name" in str(error)
+    assert secrets_manager.fetches == 0
 
 
 async def test_an_aws_that_hangs_is_told_within_the_bound_of_a_connect(monkeypatch):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from asyncdb_guard import DatabaseSettings
 from asyncdb_guard.cognito.caching.redis import RedisCache
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def cache_on(url: str, **settings: str) -> RedisCache:
+def cache_on(url: str, **settings: Any) -> RedisCache:
     """The claims cache that these settings give."""
     return RedisCache(DatabaseSettings(url="postgresql://nobody@127.0.0.1/none", claims_cache_url=url, **settings))
 
@@ -35,9 +36,10 @@ class RedisServer:
         if program is None:
             raise RuntimeError("There is no redis-server: apt-get install redis-server")
         self.port = free_port()
+        self._directory = tempfile.TemporaryDirectory()
         ports = ("--port", "0", "--tls-port", str(self.port)) if tls else ("--port", str(self.port))
         self._command: Sequence[str] = (
-            program, "--bind", self.host, *ports, "--save", "", "--appendonly", "no",
+            program, "--bind", self.host, *ports, "--save", "", "--appendonly", "no", "--dir", self._directory.name,
             "--repl-diskless-sync-delay", "0", *options,
         )  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,6 +69,11 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def close(self) -> None:
+        """End it, and remove its files."""
+        self.kill()
+        self._directory.cleanup()
+
     def command(self, *words: str) -> list[str]:
         """Ask with redis-cli; the lines of its answer."""
         done = subprocess.run(
@@ -90,7 +97,7 @@ class RedisServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self.close()
 
 
 class RedisCluster:
@@ -127,4 +134,4 @@ class RedisCluster:
 
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
-            node.kill()
+            node.close()

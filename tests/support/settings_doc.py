@@ -30,6 +30,11 @@ if it is empty or in lower case), an unknown URL parameter, a value out of range
 its setting. One `ConfigurationError` lists all faults, suggests the nearest known names, and shows no secret. A keyword
 that differs from its variable is not a contradiction: the keyword wins.
 
+**Several databases.** `DatabaseSettings.from_env("REPLICA_DATABASE_")` reads the variables with that prefix, as
+strictly, and nothing else. `url=` in code while a variable says where the database is or who logs in (PROXY_HOST,
+PROXY_PROFILE, SECRET_ARN, IAM_AUTH, SSL_ROOT_CERT) is a fault, as that variable belongs to another database; if it does
+not, also pass that keyword.
+
 ## The URL
 
 Set `{ENV_PREFIX}URL`, or else `DATABASE_URL`, to `postgresql://user:password@host:port/database?parameter=value`.

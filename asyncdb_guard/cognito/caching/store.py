@@ -122,8 +122,8 @@ class ClaimsEntry:
         return overrides
 
     async def _write(self, key: CacheKey, text: str, ttl: float, lead: Lead[LoadedClaims], deadline: Deadline) -> None:
-        # a slow cache must not delay the answer
-        if not ttl or not deadline.remaining or not lead.still_wanted:
+        wanted = lead.still_wanted
+        if not ttl or not deadline.remaining or not wanted:  # a slow cache must not delay the answer
             return
         self._generation = await self._store.cache.store(key, text, ttl, self._generation)
         if not lead.still_wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from asyncdb_guard.errors import ConfigurationError, ConnectFailedError, GuardEr
 
 T = TypeVar("T")
 
+_LOGGERS = frozenset({"boto3", "botocore", "s3transfer", "urllib3"})
 _NO_ROLE = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
 
 
@@ -51,9 +53,31 @@ def aws_session(service: str, remedy: str) -> Generator[Any]:
     if Session is None:
         raise ConfigurationError("Credentials from AWS need the extra aws: pip install 'asyncdb-guard[aws]'.")
     try:
-        yield Session()
+        with _unlogged():
+            yield Session()
     except BotoCoreError as error:
         raise _trouble(type(error).__name__, service, remedy) from error
+
+
+@contextmanager
+def _unlogged() -> Generator[None]:
+    """Keep botocore's debug records of this thread out of the log: they have secrets, tokens and signatures in full."""
+    thread = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG or threading.get_ident() != thread
+
+    loggers = [
+        one for name, one in list(logging.root.manager.loggerDict.items())
+        if isinstance(one, logging.Logger) and name.partition(".")[0] in _LOGGERS
+    ]  # fmt: skip
+    for one in loggers:
+        one.addFilter(passes)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(passes)
 
 
 def _trouble(kind: str, service: str, remedy: str) -> GuardError:

@@ -15,6 +15,7 @@ from asyncdb_guard.connect.aws.boto import aws_session, off_loop
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.settings.url import parse_endpoint
 
 _LIFETIME = 900
 """Seconds for which RDS accepts a token. It is checked only at login."""
@@ -23,15 +24,20 @@ _RDS_HOST = re.compile(r"\.(?P<region>[a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?\
 
 
 class IamCredentials:
-    """Signs a token for each connect, with no network call of its own. Stores nothing."""
+    """Signs a token for each connect, with no network call of its own. Stores no token."""
+
+    def __init__(self, signed_for: str | None = None) -> None:
+        """`signed_for`: RDS's own endpoint, `host` or `host:port`, if a connect goes to an alias or a tunnel."""
+        self._host, self._port = (signed_for and parse_endpoint(signed_for)) or (None, None)
 
     async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
-        """Add a token for the host that is connected to, which may be the proxy's.
+        """Add a token for the host that is connected to, which may be the proxy's, or for the one set in its place.
 
         Raises ConfigurationError if there is no role or no region, and ConnectFailedError while the role's credentials
         are unavailable.
         """
-        token = await asyncio.wrap_future(off_loop(lambda: SecretStr(_token(target))))
+        endpoint = replace(target, host=self._host or target.host, port=self._port or target.port)
+        token = await asyncio.wrap_future(off_loop(lambda: SecretStr(_token(endpoint))))
         return replace(target, password=token)
 
 

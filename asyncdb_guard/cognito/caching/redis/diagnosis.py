@@ -100,7 +100,7 @@ def _explain_answer(error: BaseException) -> Diagnosis | None:
 
 
 def _explain_silence(error: BaseException, causes: list[BaseException]) -> Diagnosis:
-    kinds = set().union(*map(_kinds, causes))
+    kinds = {kind for cause in causes for kind in _kinds(cause)}
     timed_out = "TimeoutError" in kinds
     if "SSLCertVerificationError" in kinds:
         said = f"has a certificate that is not trusted. Set {_ROOT_CERT} to its CA, and use the host name that is in it"
