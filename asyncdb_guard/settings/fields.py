@@ -7,7 +7,7 @@ for a wrong value and the section in docs/settings.md derive from the field. A d
 
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, cast, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
@@ -56,10 +56,9 @@ def _server_settings_text(value: object) -> object:
     """The same text for the same settings: `-c name=value`, or a mapping in Python."""
     settings = parse_server_settings(value) if isinstance(value, str) else None
     if isinstance(value, Mapping):
-        settings = parse_server_settings(
-            write_server_settings({str(name): _setting_text(one) for name, one in value.items()})
-        )
-        settings = None if settings is not None and len(settings) < len(value) else settings
+        given = {str(name): _setting_text(one) for name, one in cast("Mapping[object, object]", value).items()}
+        settings = parse_server_settings(write_server_settings(given))
+        settings = None if settings is not None and len(settings) < len(given) else settings
     if not settings:
         raise PydanticCustomError("no_server_settings", "must be settings")
     return write_server_settings(settings)
