@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import TracebackType
 
+from asyncdb_guard.call_site import caller
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Listener
@@ -12,7 +13,6 @@ from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.testing.pools.inside import core_of
-from asyncdb_guard.testing.pools.places import caller
 
 
 class WatchedPool(GuardedPool):
