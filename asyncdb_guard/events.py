@@ -18,6 +18,7 @@ EventName: TypeAlias = Literal[
     "connection_opened",
     "connection_replaced",
     "connection_closed",
+    "connection_held",
     "growth_paused",
     "acquire_timeout",
     "circuit_opened",
@@ -88,6 +89,12 @@ class ConnectionClosed(_ReasonedEvent):
     """
 
     name = "connection_closed"
+
+
+class ConnectionHeld(_TimedEvent):
+    """A block has held its connection for longer than HOLD_WARNING, and still does. `seconds`: for how long."""
+
+    name = "connection_held"
 
 
 class GrowthPaused(_TimedEvent):

@@ -149,7 +149,7 @@ async def test_a_connect_that_ends_just_as_a_waiter_gives_up_is_over(proxy: TcpP
             await waiting
         proxy.hang = False
         await eventually(serves)
-        with pytest.raises(AcquireTimeoutError, match="No connection became free"):
+        with pytest.raises(AcquireTimeoutError, match="No connection"):
             await pool.ping(timeout=0.02)
 
 
@@ -235,10 +235,11 @@ async def test_a_timeout_of_zero_takes_what_is_there_and_waits_for_nothing(url: 
                 pass
         await pool.ping()
         await at_rest(pool)
-        async with pool.acquire(timeout=0):
-            with pytest.raises(AcquireTimeoutError, match=r"within 0\.00 s\. Return .* LAMBDA_DATABASE_POOL_MAX"):
-                async with pool.acquire(timeout=0):
-                    pass
+        lent = await pool.acquire(timeout=0)
+        with pytest.raises(AcquireTimeoutError, match=r"within 0\.00 s\. Return .* LAMBDA_DATABASE_POOL_MAX"):
+            async with pool.acquire(timeout=0):
+                pass
+        await pool.release(lent)
         assert_accounts_balance(pool)
 
 
@@ -628,12 +629,13 @@ async def test_an_acquisition_that_came_to_nothing_can_be_tried_again(url: str) 
 
 async def test_a_coroutine_that_is_closed_in_the_queue_gets_no_session(url: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url)) as pool:
-        async with pool.acquire():
-            waiting = pool.fetchval("SELECT 1")
-            waiting.send(None)
-            assert pool.stats()["waiting"] == 1
-            waiting.close()
-            assert pool.stats()["waiting"] == 0
+        lent = await pool.acquire()
+        waiting = pool.fetchval("SELECT 1")
+        waiting.send(None)
+        assert pool.stats()["waiting"] == 1
+        waiting.close()
+        assert pool.stats()["waiting"] == 0
+        await pool.release(lent)
         assert await pool.fetchval("SELECT 1", timeout=1.0) == 1
         assert_accounts_balance(pool)
 

@@ -18,6 +18,7 @@ SAMPLES = {
     "connection_opened": events.ConnectionOpened(0.1),
     "connection_replaced": events.ConnectionReplaced("lost"),
     "connection_closed": events.ConnectionClosed("close"),
+    "connection_held": events.ConnectionHeld(1.5),
     "growth_paused": events.GrowthPaused(0.2),
     "acquire_timeout": AcquireTimeout(2.0),
     "circuit_opened": CircuitOpened(10.0),

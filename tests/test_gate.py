@@ -58,6 +58,24 @@ async def test_a_dead_database_gives_three_errors_of_its_own_and_then_one_refusa
         assert_accounts_balance(pool)
 
 
+async def test_what_follows_the_trip_is_one_cancel_request_and_a_reset(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    settings = DatabaseSettings(
+        url=url_via_tcp_proxy, command_timeout_ms=50, breaker_fail_max=1, breaker_reset_timeout_ms=5000
+    )
+    async with GuardedPool(settings) as pool:
+        await pool.ping()
+        await at_rest(pool)
+        with pytest.raises(TimeoutError):
+            await pool.execute("SELECT pg_sleep(9)")
+        assert pool.stats()["circuit"] == "open"
+        await at_rest(pool)
+        assert (proxy.accepted, proxy.cancel_requests) == (2, 1)
+        for _ in range(20):
+            with pytest.raises(CircuitOpenError):
+                await pool.ping()
+        assert await quiet(proxy, 0.2)
+
+
 async def test_one_connect_that_meets_silence_opens_the_circuit_of_a_pool_without_sessions(
     proxy: TcpProxy, url_via_tcp_proxy: str
 ) -> None:

@@ -27,7 +27,7 @@ FLOORS = (
     {"connect"},
     {"breaker", "failure_kind", "failure_report", "news", "redaction", "verdict"},
     {"settings"},
-    {"clock", "errors", "events", "lambda_environment"},
+    {"call_site", "clock", "errors", "events", "lambda_environment"},
 )
 SEPARATE = ({"cognito", "runtime"},)
 """Rooms of one floor that don't know each other."""

@@ -39,6 +39,15 @@ async def test_a_session_comes_through_the_socket(socket_server: Cluster, form: 
         assert await pool.fetchval("SELECT current_setting('idle_session_timeout')") != "0"
 
 
+async def test_the_kind_of_node_counts_there_as_well(socket_server: Cluster) -> None:
+    wanted = f"{url(socket_server, FORMS[0])}&target_session_attrs="
+    async with GuardedPool(DatabaseSettings(url=f"{wanted}primary")) as pool:
+        await pool.ping()
+    async with GuardedPool(DatabaseSettings(url=f"{wanted}standby")) as pool:
+        with pytest.raises(ConnectFailedError, match="target_session_attrs in the database URL requires"):
+            await pool.ping()
+
+
 async def test_a_session_that_the_server_ended_is_replaced_unseen(socket_server: Cluster) -> None:
     async with GuardedPool(DatabaseSettings(url=url(socket_server, FORMS[0]), breaker_fail_max=1)) as pool:
         first = await pool.fetchval("SELECT pg_backend_pid()")

@@ -121,8 +121,8 @@ def _plain(value: object) -> object:
     if is_mapping(value):
         items = dict(items_of(value))
         copied = {key: _plain(item) for key, item in items.items()}
-        is_plain = isinstance(value, dict) and all(map(operator.is_, copied.values(), items.values()))
-        return cast("object", value) if is_plain else copied
+        whole: object = value
+        return whole if isinstance(value, dict) and all(map(operator.is_, copied.values(), items.values())) else copied
     if isinstance(value, (list, tuple)):
         elements = cast("Sequence[object]", value)
         plain = [_plain(element) for element in elements]

@@ -133,7 +133,7 @@ class CognitoTriggers:
         await self._store.forget_client(client_id)
 
     async def _load_claims(self, event: Mapping[str, Any], context: Any, metrics: InvocationMetrics) -> TriggerEvent:
-        plain = plain_event(event)
+        plain: TriggerEvent = plain_event(event)
         source = trigger_source(plain)
         if not is_token_source(source):
             logger.warning(_WRONG_TRIGGER, "load_claims", public_source(source), "pre token generation")
@@ -144,7 +144,7 @@ class CognitoTriggers:
         return await trigger.answer(plain, deadline, metrics)
 
     async def _provision_user(self, event: Mapping[str, Any], context: Any, metrics: InvocationMetrics) -> TriggerEvent:
-        plain = plain_event(event)
+        plain: TriggerEvent = plain_event(event)
         if not PostConfirmationTrigger.handles(plain):
             source = trigger_source(plain)
             if not is_post_confirmation_source(source):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Sequence
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from asyncdb_guard import clock
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
@@ -26,7 +28,7 @@ from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.problems import label
-from asyncdb_guard.settings.target import ConnectTarget
+from asyncdb_guard.settings.target import ConnectTarget, is_socket
 from asyncdb_guard.settings.url_parameters import SessionAttrs
 from asyncdb_guard.verdict import Verdict, judge_connect, login_refused
 
@@ -160,7 +162,8 @@ class Connector:
         except BaseException:
             connection.terminate()
             raise
-        await connection.close(timeout=_GOODBYE_TIMEOUT)
+        with contextlib.suppress(OSError):  # TimeoutError is one; the connection is aborted then
+            await connection.close(timeout=_GOODBYE_TIMEOUT)
         return False
 
     async def _open_at(self, target: ConnectTarget, address: str | None) -> asyncpg.Connection:
@@ -193,7 +196,7 @@ class Connector:
             connection_class=PoolerConnection if profile.keeps_backend else asyncpg.Connection,
             server_settings=parameters,
             # for what is left out, and for no password, asyncpg would read libpq's environment variables and files
-            target_session_attrs="any",
+            target_session_attrs=SessionAttribute.any,
             direct_tls=False,
             gsslib="gssapi",
             krbsrvname="postgres",
@@ -234,7 +237,9 @@ class Connector:
 
 
 async def _addresses(target: ConnectTarget) -> list[str]:
-    """Every address that the host's name has now, in the resolver's order."""
+    """Every address that the host's name has now, in the resolver's order; the directory of a Unix socket as it is."""
+    if target.host is not None and is_socket(target.host):
+        return [target.host]
     found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 

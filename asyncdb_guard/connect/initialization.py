@@ -63,7 +63,8 @@ class Setting(NamedTuple):
 
 def checked(init: Init | None) -> Init | None:
     """Return `init`. Raises TypeError for what cannot be one."""
-    if init is not None and (not callable(init) or inspect.isgeneratorfunction(init)):
+    given: object = init
+    if given is not None and (not callable(given) or inspect.isgeneratorfunction(given)):
         raise TypeError(_NOT_ASYNC)
     return init
 

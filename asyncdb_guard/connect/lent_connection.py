@@ -72,8 +72,11 @@ class LentConnection(PoolConnectionProxy):
         self.closed_by_borrower = True
         super().terminate()
 
-    def transaction(self, **options: Any) -> LentTransaction:
-        return as_lent(super().transaction(**options), LentTransaction)
+    def transaction(
+        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+    ) -> LentTransaction:
+        begun = super().transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)
+        return as_lent(begun, LentTransaction)
 
     async def prepare(self, query: str, **options: Any) -> LentStatement:
         return as_lent(await _prepare(self, query, **options), LentStatement)

@@ -73,6 +73,7 @@ class PooledConnection:
         "_wanted",
         "closing",
         "has_leftovers",
+        "holder",
         "idle_since",
         "is_closed",
         "lease",
@@ -102,7 +103,7 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
-        self._wanted = wanted if kept_suitable(wanted) else None
+        self._wanted: SessionAttrs | None = wanted if kept_suitable(wanted) else None
         self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
@@ -123,6 +124,8 @@ class PooledConnection:
         self._restore_text = ""
         self.lease = 0
         """The number of the lease that owns it, or 0."""
+        self.holder: object = None
+        """The task that borrowed it for an `async with`; None if anybody may return it."""
         self.closing = False
         """Whether it is to be closed: it must not be lent again."""
         self.lost_mid_statement = False

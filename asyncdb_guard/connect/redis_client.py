@@ -49,7 +49,9 @@ def create_client(url: str, setting: str, *, is_cluster: bool = False, **options
             return redis.RedisCluster.from_url(url, retry=Retry(NoBackoff(), 1), require_full_coverage=False, **options)
         if url.startswith("rediss:"):
             options["ssl_check_hostname"] = True
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+        return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType] -- its **kwargs have no types
+            url, retry=Retry(NoBackoff(), 0), **options
+        )
     except ValueError:
         problem = f"{label(setting)} must be a URL that redis-py accepts."
     raise ConfigurationError(problem)

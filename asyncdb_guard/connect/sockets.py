@@ -104,9 +104,9 @@ def clear_variables(error: BaseException) -> None:
     """Empty the frames of a failed login's traceback: those of asyncpg hold the password."""
     for cause in chain_of(error):
         for frame, _ in traceback.walk_tb(cause.__traceback__):
-            unfinished: Any = frame.f_locals.get("self")
-            if isinstance(unfinished, asyncpg.Connection):
-                unfinished._aborted = True  # else its finaliser looks at what its constructor did not get to
+            local: Any = frame.f_locals
+            if isinstance(local.get("self"), asyncpg.Connection):
+                local["self"]._aborted = True  # else its finaliser looks at what its constructor did not get to
         traceback.clear_frames(cause.__traceback__)
 
 

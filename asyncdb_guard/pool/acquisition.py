@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Generator
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 import asyncpg
 
 from asyncdb_guard import clock
+from asyncdb_guard.call_site import caller
 from asyncdb_guard.clock import elapsed
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.pool.core import PoolCore
@@ -63,6 +65,9 @@ class Acquisition:
                 lease = await loop_pool.wait(permit, max(self._seconds - elapsed(since, now), 0.0), now)
                 counters.wait_ms += elapsed(now, lease.since) * 1000
             self._lease = lease
+            lease.connection.holder = asyncio.current_task()
+            if loop_pool.hold_warning:
+                loop_pool.watch(lease, caller())
         except BaseException as error:
             if lease is not None:
                 self._loop_pool.release(lease, error)
@@ -125,6 +130,7 @@ class Acquisition:
         """From here on the borrower alone holds `lent`: if it forgets it, the lease is collected at once."""
         lease = self._lease
         del lease.lent
+        lease.connection.holder = None  # another task may release it
         lease.connection.let_go(lent)
 
     def _hold(self, lent: LentConnection) -> None:

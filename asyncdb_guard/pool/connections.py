@@ -136,6 +136,10 @@ class Connections:
         """Seconds for which the pool still must not grow."""
         return max(self._pause - elapsed(self._failed_at, now), 0.0) if self._pause else 0.0
 
+    def held_by(self, task: object) -> bool:
+        """Whether `task` itself holds every session that the pool may have, so that it would wait for itself."""
+        return task is not None and len(self.lent) == self.pool_max and all(one.holder is task for one in self.lent)
+
     def next_idle(self) -> PooledConnection | None:
         """The idle connection that a waiter should get, once it was checked."""
         return self.idle[-1] if self.idle else None

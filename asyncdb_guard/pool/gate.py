@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterator
+from typing import NoReturn
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
@@ -33,6 +34,10 @@ hangs must not hold up whoever comes next."""
 _FULL = (
     "No connection became free within {:.2f} s. Return connections sooner, wait longer"
     " (LAMBDA_DATABASE_CONNECT_TIMEOUT_MS), or raise LAMBDA_DATABASE_POOL_MAX."
+)
+_NESTED = (
+    "No connection can become free: this task already holds every connection that the pool may have, and would wait for"
+    " itself. Use the connection of the outer block, end that block first, or raise LAMBDA_DATABASE_POOL_MAX."
 )
 _CANNOT_GROW = "No connection became free within {:.2f} s, and the pool could not open another one. {}"
 
@@ -173,6 +178,12 @@ class Gate:
             waiter.future.set_exception(PoolClosedError())
             self._breaker.released(waiter.permit)
         self._cancel_unwanted()
+
+    def refuse_nested(self, permit: int) -> NoReturn:
+        """A borrower would wait for itself. Raises AcquireTimeoutError at once."""
+        self._breaker.released(permit)
+        self._events.emit(AcquireTimeout(0.0))
+        raise AcquireTimeoutError(_NESTED)
 
     def _time_out_usual(self) -> None:
         self._timer = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ class Lease:
     whatever tore that release, is collected and hands the connection to `reclaim(connection, number)`.
     """
 
-    __slots__ = ("_reclaim", "connection", "lent", "number", "permit", "since")
+    __slots__ = ("_reclaim", "connection", "lent", "number", "permit", "since", "timer")
 
     def __init__(
         self,
@@ -33,9 +34,12 @@ class Lease:
         self.number = connection.lease = next(_numbers)
         self.permit = permit
         self.since = since
+        self.timer: asyncio.TimerHandle | None = None
+        """For the warning that the block lasts long."""
         self.lent: LentConnection = connection.lend()
 
     def __del__(self) -> None:
         number = getattr(self, "number", 0)  # an exception from outside may have torn __init__
         if number and self.connection.lease == number:
+            self.connection.holder = None
             self._reclaim(self.connection, number)

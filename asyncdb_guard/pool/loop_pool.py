@@ -17,7 +17,7 @@ from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
-from asyncdb_guard.events import ConnectionClosed, Events
+from asyncdb_guard.events import ConnectionClosed, ConnectionHeld, Events, logger
 from asyncdb_guard.failure_kind import failure_kind
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import Gate
@@ -58,6 +58,9 @@ class LoopPool:
         )
         self.connections = Connections(settings.pool_max, settings.idle_timeout)
         self.workers = Workers(settings, connector, self.connections, self.gate, events, counters)
+        self._emit = events.emit
+        self._counters = counters
+        self.hold_warning = settings.hold_warning
         self._idle_timeout = settings.idle_timeout
         self._command_timeout = settings.command_timeout
         # half of what a statement gets at most, as for a connect; whoever had less has not seen enough to tell
@@ -75,6 +78,8 @@ class LoopPool:
 
     async def wait(self, permit: int, timeout: float, now: Instant) -> Lease:
         """Queue for a connection, for at most `timeout` seconds. The breaker is asked again after the wait."""
+        if self.connections.held_by(asyncio.current_task()):
+            await self._refuse_nested(permit, now)
         if self._loop_end_hook is None and not self._loop_is_ending:
             self._loop_end_hook = _close_with_loop(self)
             await anext(self._loop_end_hook)
@@ -97,12 +102,40 @@ class LoopPool:
             self.gate.end_wait(waiter)
         return lease
 
+    async def _refuse_nested(self, permit: int, now: Instant) -> None:
+        try:
+            await asyncio.sleep(0)  # a borrow that was forgotten just now is collected in the loop's next round
+        except BaseException:
+            self.gate.report(permit, Verdict.NEUTRAL, now, failure_kind(None), began=now)
+            raise
+        if self.connections.held_by(asyncio.current_task()):
+            self.gate.refuse_nested(permit)
+
+    def watch(self, lease: Lease, place: str) -> None:
+        """Tell where a connection was borrowed, if it is held for longer than HOLD_WARNING."""
+        # without the lease, which would then not be collected where its borrower forgets it
+        borrow = lease.connection, lease.number, lease.since, place
+        lease.timer = self.loop.call_later(self.hold_warning, self._warn_of_hold, *borrow)
+
+    def _warn_of_hold(self, connection: PooledConnection, number: int, since: Instant, place: str) -> None:
+        if connection.lease != number:
+            return
+        held = elapsed(since, clock.now())
+        logger.warning(
+            "A block has held its connection for %.1f s; it was borrowed at %s. End the block earlier, or raise"
+            " LAMBDA_DATABASE_HOLD_WARNING_MS.",
+            held,
+            place,
+        )
+        self._emit(ConnectionHeld(held))
+
     def release(self, lease: Lease, error: BaseException | None) -> None:
         """Take a connection back from a block that ended with `error`, and judge that end. Never waits.
 
         Whatever tears this, the connection has an owner: the lease, until it is handed on.
         """
         connection = lease.connection
+        connection.holder = None
         warning = None
         try:
             try:
@@ -110,6 +143,9 @@ class LoopPool:
             except Warning as one:  # of listeners left behind, where warnings are errors
                 warning = one
             now = clock.now()
+            self._counters.held_ms += elapsed(lease.since, now) * 1000
+            if lease.timer is not None:
+                lease.timer.cancel()
             lost = connection.is_closed()
             if error is None and not lost:  # what judge() says of these, without asking it each time
                 self.gate.succeeded(lease.permit)

@@ -35,6 +35,8 @@ class Counts(TypedDict):
     """Connections that ended for any other reason."""
     wait_ms: float
     """Total milliseconds that callers waited in the queue for the connections they got."""
+    held_ms: float
+    """Total milliseconds for which borrowers held them."""
 
 
 class Totals(Counts):
@@ -72,6 +74,7 @@ class Counters:
     replaced: int
     closed: int
     wait_ms: float
+    held_ms: float
 
     def __init__(self) -> None:
         for name in self.__slots__:

@@ -7,7 +7,7 @@ for a wrong value and the section in docs/settings.md derive from the field. A d
 
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, cast, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
@@ -56,10 +56,9 @@ def _server_settings_text(value: object) -> object:
     """The same text for the same settings: `-c name=value`, or a mapping in Python."""
     settings = parse_server_settings(value) if isinstance(value, str) else None
     if isinstance(value, Mapping):
-        settings = parse_server_settings(
-            write_server_settings({str(name): _setting_text(one) for name, one in value.items()})
-        )
-        settings = None if settings is not None and len(settings) < len(value) else settings
+        given = {str(name): _setting_text(one) for name, one in cast("Mapping[object, object]", value).items()}
+        settings = parse_server_settings(write_server_settings(given))
+        settings = None if settings is not None and len(settings) < len(given) else settings
     if not settings:
         raise PydanticCustomError("no_server_settings", "must be settings")
     return write_server_settings(settings)
@@ -169,6 +168,14 @@ class SettingsFields(BaseSettings):
         le=5000,
         description="Milliseconds for one trigger, or the Lambda's remaining time minus 200 ms if that is less. Cognito"
         " waits 5 s, including the cold start. Verify: how soon a trigger fails while the database hangs.",
+    )
+    hold_warning_ms: int = Field(
+        default=0,
+        ge=0,
+        le=_DAY_MS,
+        description="Milliseconds for which a block may hold its connection before a warning in the log says where it"
+        " borrowed it; 0 turns that off. Verify: the warning, and the event `connection_held`, while a longer block"
+        " still runs.",
     )
     breaker_fail_max: int = Field(
         default=3,
@@ -335,6 +342,11 @@ class SettingsFields(BaseSettings):
     def handler_budget(self) -> float:
         """`handler_budget_ms` in seconds."""
         return self.handler_budget_ms / 1000
+
+    @property
+    def hold_warning(self) -> float:
+        """`hold_warning_ms` in seconds; 0 means off."""
+        return self.hold_warning_ms / 1000
 
     @property
     def breaker_reset_timeout(self) -> float:

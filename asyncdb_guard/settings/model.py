@@ -106,7 +106,8 @@ class DatabaseSettings(SettingsFields):
             raise ConfigurationError(
                 "The prefix of from_env() must be in upper case and end with an underscore, as in REPLICA_DATABASE_."
             )
-        built, faults = None, ()
+        built = None
+        faults: tuple[str, ...] = ()
         before = _other_prefix.set(prefix)
         try:
             built = cls()

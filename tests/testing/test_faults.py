@@ -7,6 +7,7 @@ import inspect
 
 import asyncpg
 import pytest
+from asyncdb_guard.testing.pools.places import caller
 
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers
@@ -22,7 +23,6 @@ from asyncdb_guard.testing import (
     token_event,
 )
 from asyncdb_guard.testing.pools.inside import breaker_of, credentials_of, cut_off, loop_of
-from asyncdb_guard.testing.pools.places import caller
 from tests.support.eventually import Eventually
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from asyncdb_guard import clock
+from asyncdb_guard.call_site import caller
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.errors import DatabaseUnavailableError, PoolClosedError
 from asyncdb_guard.pool import GuardedPool, PoolStats
@@ -17,7 +18,6 @@ from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.testing.pools import inside
 from asyncdb_guard.testing.pools.errors import RolledBackError
 from asyncdb_guard.testing.pools.outage import is_down
-from asyncdb_guard.testing.pools.places import caller
 from asyncdb_guard.testing.pools.shared_connection import SharedConnection
 from asyncdb_guard.testing.pools.shared_transaction import SharedTransaction, restore_sequences
 

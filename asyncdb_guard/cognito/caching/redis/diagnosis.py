@@ -111,7 +111,9 @@ def _explain_silence(error: BaseException, causes: list[BaseException]) -> Diagn
     elif "InvalidResponse" in kinds:
         said = f"does not speak Redis's protocol. Check the host and the port in {_URL}"
     else:
-        said = f"is unavailable. Check the server, the security group and {_URL} (a server that requires TLS needs rediss://)"
+        said = (
+            f"is unavailable. Check the server, the network and {_URL}; with TLS, rediss:// and the client certificate"
+        )
     return Diagnosis(_sentences(said, type(error).__name__), answered=False, timed_out=timed_out)
 
 

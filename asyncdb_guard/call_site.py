@@ -1,4 +1,4 @@
-"""Where in the tests' or the application's code something was called."""
+"""Where in the application's or the tests' code something was called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 import os
 from pathlib import Path
 
-_OURS = str(Path(__file__).resolve().parents[2]) + os.sep
+_OURS = str(Path(__file__).resolve().parent) + os.sep
 _ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
 _CONTEXTLIB = contextlib.__file__
 
