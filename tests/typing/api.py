@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, assert_type
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from asyncdb_guard import (
     CircuitOpenError,
     CircuitState,
@@ -16,6 +18,8 @@ from asyncdb_guard import (
     EventName,
     GuardedPool,
     Listener,
+    Notification,
+    NotificationsMissed,
     PoolStats,
     TriggerEventError,
     TriggerFailedError,
@@ -23,7 +27,9 @@ from asyncdb_guard import (
 )
 from asyncdb_guard.cognito import CognitoTriggers, CognitoUser
 from asyncdb_guard.events import ConnectionClosed, GrowthPaused
+from asyncdb_guard.otel import instrument
 from asyncdb_guard.runtime import lambda_handler
+from asyncdb_guard.sqlalchemy import create_async_engine
 
 pool = GuardedPool()
 same = GuardedPool(DatabaseSettings(pool_max=5, url="postgresql://u@h/d"), on_event=print)
@@ -72,6 +78,10 @@ async def use() -> None:
     assert_type(await pool.execute("SELECT 1"), str)
     await pool.executemany("SELECT $1::int", [(1,), (2,)])
     await pool.ping()
+    async for note in pool.listen("jobs"):
+        assert_type(note, Notification | NotificationsMissed)
+    assert_type(create_async_engine(pool, echo=True), AsyncEngine)
+    instrument(pool, pool_name="jobs", spans=True).uninstrument()
     assert_type(pool.stats(), PoolStats)
     assert_type(pool.stats()["waiting"], int)
     assert_type(pool.stats()["wait_ms"], float)
