@@ -361,6 +361,20 @@ async def test_a_store_that_takes_longer_than_a_caller_waits(
         bulletin.close()
 
 
+async def test_a_store_that_always_answers_too_late_is_left_alone(
+    make_environment: MakeEnvironment, redis: RedisServer, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    with TcpProxy(redis.host, redis.port) as path:
+        bulletin = open_bulletin(make_environment(fleet_url=f"redis://{path.host}:{path.port}").settings)
+        assert bulletin is not None
+        assert await eventually(lambda: bulletin.look(1.0)) is not None
+        await asyncio.sleep(bulletin.FRESH)
+        path.latency = 0.04  # each way
+        assert await bulletin.look(1.0) is None
+        await eventually(lambda: "failed with TimeoutError" in caplog.text, within=0.4)
+        bulletin.close()
+
+
 async def test_a_store_that_is_killed_in_the_middle_of_an_outage_and_comes_back(
     make_environment: MakeEnvironment, proxy: TcpProxy, redis: RedisServer, later: Later,
     caplog: pytest.LogCaptureFixture,
