@@ -534,7 +534,7 @@ def test_a_timeout_that_is_lost_does_not_hang_its_call(url: str, caplog: pytest.
     async def handler(event: object, context: object = None) -> object:
         async with pool.acquire():
             sys.setprofile(trace)
-            await pool.ping(timeout=0.02)
+            await asyncio.create_task(pool.ping(timeout=0.02))
 
     @lambda_handler
     async def ask(event: object, context: object = None) -> object:

@@ -7,9 +7,9 @@ import inspect
 
 import asyncpg
 import pytest
-from asyncdb_guard.testing.pools.places import caller
 
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool, TriggerFailedError
+from asyncdb_guard.call_site import caller
 from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.testing import (
     BorrowLeftOpenError,

@@ -83,13 +83,12 @@ class RolledBackPool(GuardedPool):
 
     async def _joined(self, beginning: asyncio.Task[SharedTransaction]) -> SharedTransaction:
         try:
-            self.transaction_in_use = shared = await asyncio.shield(beginning)
-        except BaseException:
-            if beginning.done():  # else it goes on for the next borrower
+            return await asyncio.shield(beginning)
+        finally:  # where the borrower was cancelled, it goes on for the next one
+            if beginning.done():
                 self._beginning = None
-            raise
-        self._beginning = None
-        return shared
+                if not beginning.cancelled() and beginning.exception() is None:
+                    self.transaction_in_use = beginning.result()
 
     def stats(self) -> PoolStats:
         """A snapshot; no I/O. Raises ConfigurationError."""
