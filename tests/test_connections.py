@@ -21,7 +21,8 @@ class Fake:
         self.opened_at = self.idle_since = now
         self.lifetime = 0.0
         self.lease = 0
-        self.closing = self.closed = self.suspect = self.misplaced = False
+        self.closing = self.closed = self.suspect = False
+        self.wanted = None
 
     def is_closed(self) -> bool:
         return self.closed

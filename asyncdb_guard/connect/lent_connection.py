@@ -138,9 +138,12 @@ def _guarded(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
-        bound = self.bounds.server
         since = clock.now()
+        bare: Any = self
         try:
+            if timeout is None and (connection := bare._con) is not None:  # without asyncpg's own detour
+                return await getattr(type(connection), name)(connection, *arguments, **options)
+            bound = self.bounds.server
             if timeout is None or bound is None or timeout <= bound:
                 return await method(self, *arguments, timeout=timeout, **options)
             return await self.with_longer_bound(method, timeout, arguments, options)

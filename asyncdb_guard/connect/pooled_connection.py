@@ -70,7 +70,6 @@ class PooledConnection:
         "_traits",
         "_transport",
         "_via_pooler",
-        "_wanted",
         "closing",
         "has_leftovers",
         "holder",
@@ -83,6 +82,7 @@ class PooledConnection:
         "readable",
         "suspected",
         "unresettable",
+        "wanted",
     )
 
     def __init__(
@@ -103,7 +103,7 @@ class PooledConnection:
         # asyncpg/connection.py: ConnectionMeta makes isinstance() true for every connection
         self._via_pooler = type(self._connection) is PoolerConnection
         self._traits = traits
-        self._wanted: SessionAttrs | None = wanted if kept_suitable(wanted) else None
+        self.wanted: SessionAttrs | None = wanted if kept_suitable(wanted) else None
         self._needs_writer = needs_writer(wanted)
         self._server_settings: Any = self._connection.get_settings()
         self._session_user = getattr(self._server_settings, "session_authorization", None)
@@ -233,10 +233,10 @@ class PooledConnection:
     @property
     def misplaced(self) -> bool:
         """Whether the server has reported that it is no longer of the kind that the settings ask for. No round trip."""
-        if self._wanted is None:
+        if self.wanted is None:
             return False
         state = reported_state(self._server_settings)
-        return state is not None and not suits(self._wanted, state)
+        return state is not None and not suits(self.wanted, state)
 
     @property
     def interrupted(self) -> bool:

@@ -54,12 +54,12 @@ class Acquisition:
         try:
             self._loop_pool = loop_pool = self._core.here()
             now = since = clock.now()
-            bulletin = loop_pool.gate.bulletin_to_ask
-            if bulletin is not None:
+            gate = loop_pool.gate
+            if gate.bulletin is not None and (bulletin := gate.bulletin_to_ask) is not None:
                 news = await bulletin.look(self._seconds)
                 now = clock.now()
-                loop_pool.gate.hear(news, now)
-            permit = loop_pool.gate.admit(now)
+                gate.hear(news, now)
+            permit = gate.admit(now)
             lease = loop_pool.take(permit, now)
             if lease is None:
                 lease = await loop_pool.wait(permit, max(self._seconds - elapsed(since, now), 0.0), now)

@@ -75,7 +75,7 @@ class Gate:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._breaker = breaker
-        self._bulletin = bulletin
+        self.bulletin = bulletin
         self._connect_timeout = settings.connect_timeout
         self._command_timeout = settings.command_timeout
         self._renews_login = renews_login
@@ -107,7 +107,7 @@ class Gate:
     @property
     def bulletin_to_ask(self) -> Bulletin | None:
         """The fleet's bulletin, if it should be asked before the next caller is admitted."""
-        return self._bulletin if self._bulletin is not None and self._breaker.wants_news else None
+        return self.bulletin if self.bulletin is not None and self._breaker.wants_news else None
 
     def hear(self, news: News | None, now: Instant) -> None:
         """Tell the breaker what the fleet says. If that opens the circuit, refuse all waiters."""
@@ -119,8 +119,8 @@ class Gate:
     def _succeeded(self, permit: int) -> None:
         before = self._breaker.generation
         self._breaker.succeeded(permit)
-        if self._bulletin is not None and self._breaker.generation != before:
-            self._bulletin.tell_recovered()
+        if self.bulletin is not None and self._breaker.generation != before:
+            self.bulletin.tell_recovered()
 
     # -- the queue ---------------------------------------------------------------------------------------------------
 
@@ -314,8 +314,8 @@ class Gate:
             self._breaker.failed(permit, now, kind, alone=alone, began=began)
             if self._breaker.generation != before:
                 self._refuse_all(now)
-                if self._bulletin is not None:
-                    self._bulletin.tell_open()
+                if self.bulletin is not None:
+                    self.bulletin.tell_open()
 
     def _refuse_all(self, now: Instant) -> None:
         for waiter in self._take_out():

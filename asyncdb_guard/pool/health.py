@@ -69,7 +69,7 @@ def health_of(connection: PooledConnection, idle_timeout: float, now: Instant) -
         idle_timeout,
         elapsed(connection.opened_at, now),
         connection.lifetime,
-        connection.misplaced,
+        connection.wanted is not None and connection.misplaced,
     )
 
 
