@@ -32,7 +32,6 @@ from asyncdb_guard.connect.reset import (
     NO_NAMES,
     ROLLBACK,
     Part,
-    ResetPlan,
     identifier,
     join,
     lacks,
@@ -297,24 +296,19 @@ class PooledConnection:
             or plan.one_by_one
         )
         try:
-            if not unusual:
-                await self._reset_usually(plan, timeout)
+            if not unusual and self._prepared:
+                await self._protocol.query(plan.usual + self._restore_text, timeout)
                 return
+            if not unusual:
+                await self._protocol.query(plan.first + self._restore_text, timeout)
+                self._prepared = True
+                return
+        except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
+            self._prepared = False
         except asyncpg.PostgresError as error:
             if not lacks(error):
                 raise
         await self._reset_unusually(timeout, needs_cleanup)
-
-    async def _reset_usually(self, plan: ResetPlan, timeout: float) -> None:
-        if self._prepared:
-            try:
-                await self._protocol.query(plan.usual + self._restore_text, timeout)
-            except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
-                self._prepared = False
-            else:
-                return
-        await self._protocol.query(plan.first + self._restore_text, timeout)
-        self._prepared = True
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
         """The same with the parts that are needed only sometimes, or after the server has refused a part."""

@@ -256,7 +256,7 @@ def test_the_version_can_be_chosen_and_one_that_is_not_there_is_one_error(suite:
     assert status == 0, said
     status, said = suite.run("--postgres-version=9")
     assert "1 passed, 1 error" in said
-    assert said.count("No PostgreSQL 9 is available for tests. There are three ways") == 2  # and in the summary
+    assert said.count("No PostgreSQL 9 is available for tests. There are three ways") in {2, 3}  # and in the summary
     assert "Traceback" not in said
     assert len(said.splitlines()) < 25
 
