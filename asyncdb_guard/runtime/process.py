@@ -80,8 +80,14 @@ class Process:
     ) -> tuple[R | None, BaseException | None]:
         """Run a coroutine function on the process's loop; return its result, or the error that escaped it."""
 
-        async def call() -> R:
-            return await function(*args, **kwargs)  # here, so that errors before its first await are returned, too
+        outcomes: list[tuple[R | None, BaseException | None]] = []
+
+        async def call() -> None:
+            # not the task's own result: asyncio's frames keep the task, and an error would keep those frames
+            try:
+                outcomes.append((await function(*args, **kwargs), None))
+            except BaseException as raised:
+                outcomes.append((None, raised))
 
         loop = self._idle_loop()
         # not Runner.run(): it runs all calls in one context, so that each would see the previous call's variables
@@ -110,7 +116,13 @@ class Process:
             self._replace_loop(loop, ended=task.done())
         else:
             self._settle(loop)
-        return (task.result(), None) if error is None else (None, _without_frames_above(error, call.__code__))
+        try:
+            result, raised = outcomes.pop() if outcomes else (None, None)
+            if error is None:
+                error = raised
+            return (result, None) if error is None else (None, _without_frames_above(error, call.__code__))
+        finally:
+            error = raised = None  # the error's traceback holds this frame
 
     def _replace_loop(self, loop: asyncio.AbstractEventLoop, *, ended: bool) -> None:
         """Replace an event loop that raised an exception which was not its task's: a wake-up may be lost."""
