@@ -56,8 +56,9 @@ def covered(session: nox.Session, *arguments: str) -> None:
 
 ONCE = (
     "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "fleet",
+    "testing",
 )  # fmt: skip
-"""Tests that do not depend on the version of Python: they run on the newest one alone."""
+"""Tests that run on the newest Python alone: no version changes what they show, or `examples` shows it on each."""
 
 
 @nox.session(python=PYTHONS)
