@@ -262,10 +262,10 @@ async def test_a_cancellation_of_its_own_making_is_its_error(url: str) -> None:
 async def test_nothing_goes_on_behind_an_open_circuit(
     url: str, role: str, observer: Observer, eventually: Eventually
 ) -> None:
-    began = asyncio.Event()
+    held, began = asyncio.Event(), asyncio.Event()
 
     async def init(connection: Connection) -> None:
-        if pool.stats()["connects"]:
+        if held.is_set():
             began.set()
             await asyncio.Event().wait()
 
@@ -273,11 +273,14 @@ async def test_nothing_goes_on_behind_an_open_circuit(
 
         async def trip() -> None:
             async with pool.acquire() as connection:
+                held.set()
                 await began.wait()
                 assert await observer.count(user=role) == 2
                 await connection.execute("SELECT pg_sleep(9)")
 
-        first, second = asyncio.create_task(trip()), asyncio.create_task(pool.ping())
+        first = asyncio.create_task(trip())
+        await held.wait()
+        second = asyncio.create_task(pool.ping())
         with pytest.raises(TimeoutError):
             await first
         with pytest.raises(CircuitOpenError):
