@@ -140,9 +140,10 @@ def _guarded(name: str) -> Any:
     async def call(self: LentConnection, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
         since = clock.now()
         bare: Any = self
+        connection: Any = bare._con
         try:
-            if timeout is None and (connection := bare._con) is not None:  # without asyncpg's own detour
-                return await getattr(type(connection), name)(connection, *arguments, **options)
+            if timeout is None and connection is not None:  # without asyncpg's own detour
+                return await getattr(connection.__class__, name)(connection, *arguments, **options)
             bound = self.bounds.server
             if timeout is None or bound is None or timeout <= bound:
                 return await method(self, *arguments, timeout=timeout, **options)

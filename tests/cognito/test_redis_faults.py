@@ -425,7 +425,10 @@ async def test_a_load_in_another_environment_does_not_bring_back_what_was_forgot
 # A cache that is a little sick
 
 
-async def test_a_burst_of_cached_users_is_no_load(make_pool: MakePool, redis: RedisServer, heard: list[str]) -> None:
+async def test_a_burst_of_cached_users_is_no_load(
+    make_pool: MakePool, redis: RedisServer, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FailFastCache, "QUEUE_TIMEOUT", 5.0)  # coverage slows all of this down
     with TcpProxy(redis.host, redis.port) as path:
         settings = {"claims_cache_url": f"redis://{path.host}:{path.port}"}
         triggers = CognitoTriggers(make_pool(**settings), claims=returning({"a": 1}))
