@@ -10,10 +10,15 @@ import asyncio
 import contextlib
 import signal
 
+import asyncpg
+
 from asyncdb_guard import Connection, DatabaseUnavailableError, GuardedPool, PoolClosedError, log_events
 
 PATIENCE = 30.0
 """Seconds for the job that is being done when the worker is told to stop."""
+
+LOST = (OSError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, asyncpg.PostgresConnectionError)
+"""How a session ends in the middle of a job. The server then rolls the job back, so that it is done again."""
 
 TAKE = """
     DELETE FROM job WHERE id = (SELECT id FROM job ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1) RETURNING payload
@@ -42,6 +47,8 @@ async def do_all_jobs(pool: GuardedPool) -> None:
                 return
         except DatabaseUnavailableError as error:
             await asyncio.sleep(error.retry_after or 1.0)
+        except LOST:
+            await asyncio.sleep(1.0)
 
 
 async def work(pool: GuardedPool) -> None:
