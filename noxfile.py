@@ -42,9 +42,10 @@ def group(name: str) -> list[str]:
 COVERAGE = Path(".nox", "coverage").resolve()
 
 
-# More than there are cores: tests mostly wait for timeouts, servers and processes.
 # A test that fails is tried again, and named: some bound times, and several run at once.
-AT_ONCE = ("-n", "3", "--reruns", "2", "-raR")
+AGAIN = ("--reruns", "2", "-raR")
+# More than there are cores: tests mostly wait for timeouts, servers and processes.
+AT_ONCE = ("-n", "3", *AGAIN)
 
 
 def covered(session: nox.Session, *arguments: str) -> None:
@@ -137,10 +138,10 @@ def examples(session: nox.Session) -> None:
     shutil.copytree("examples", copies, ignore=shutil.ignore_patterns("__pycache__"))
     for service in SERVICES:
         with session.chdir(copies / service):
-            session.run("python", "-m", "pytest", *session.posargs)
+            session.run("python", "-m", "pytest", *AGAIN, *session.posargs)
     with session.chdir(copies / "pytest_suite"):
         for options in ways:
-            session.run("python", "-m", "pytest", *options, *session.posargs)
+            session.run("python", "-m", "pytest", *AGAIN, *options, *session.posargs)
 
 
 def built_wheel(session: nox.Session) -> Path:
