@@ -48,6 +48,7 @@ async def test_a_session_that_is_too_old_is_replaced(url: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url, idle_timeout_ms=3_600_000)) as pool:
         with ManualClock() as manual, recorded(pool) as events:
             await pool.ping()
+            await at_rest(pool)
             manual.advance(1800 * 1.1)
             await pool.ping()
         assert [getattr(event, "reason", None) for event in events] == [None, "max_lifetime", None]
