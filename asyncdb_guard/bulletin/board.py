@@ -13,6 +13,7 @@ from asyncdb_guard import clock
 from asyncdb_guard.bulletin.protocol import FleetStore
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
+from asyncdb_guard.errors import GuardError
 from asyncdb_guard.events import logger
 from asyncdb_guard.news import STRETCH_MAX, News
 from asyncdb_guard.settings import DatabaseSettings
@@ -155,17 +156,21 @@ class Bulletin:
         self._news = None
         if elapsed(self._warned_at, now) >= self.WARN_EVERY:
             self._warned_at = now
-            # Only the type: a client's text may contain the store's address.
             logger.warning(
-                "The fleet store failed with %s. Each environment goes by its own circuit breaker until it answers."
-                " Check %s.",
-                type(error).__name__,
-                label("fleet_url"),
+                "%s Each environment goes by its own circuit breaker until the store answers.", fault_of(error)
             )
 
 
+def fault_of(error: Exception) -> str:
+    """What an error of a store means, with the remedy."""
+    if isinstance(error, GuardError):
+        return str(error)
+    # Only the type: a client's text may contain the store's address.
+    return f"The fleet store failed with {type(error).__name__}. Check {label('fleet_url')}."
+
+
 def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
-    """The bulletin of these settings; None if they name no store. No I/O. Raises ConfigurationError."""
+    """The bulletin of these settings; None if they name no store. Reads its files alone. Raises ConfigurationError."""
     if settings.fleet_url is None:
         return None
     url, database = settings.fleet_url, database_key(settings)
@@ -176,11 +181,13 @@ def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
 
         require_extra()
         return Bulletin(lambda: DynamoDbStore(url, database), witness_life)
-    from asyncdb_guard.bulletin.redis import SETTING, RedisStore
-    from asyncdb_guard.connect.redis_client import require_redis
+    from asyncdb_guard.bulletin.redis import RedisStore, redis_endpoint
+    from asyncdb_guard.connect.redis import require_redis
 
-    require_redis(SETTING)
-    return Bulletin(lambda: RedisStore(url, database), witness_life)
+    require_redis("fleet_url")
+    endpoint = redis_endpoint(settings)
+    endpoint.check_files()
+    return Bulletin(lambda: RedisStore(endpoint, database), witness_life)
 
 
 def database_key(settings: DatabaseSettings) -> str:

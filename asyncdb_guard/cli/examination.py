@@ -17,17 +17,18 @@ from typing import Any
 
 import asyncpg
 
-from asyncdb_guard.bulletin import open_bulletin
+from asyncdb_guard.bulletin import fault_of, open_bulletin
 from asyncdb_guard.cli import findings
 from asyncdb_guard.cli.findings import Finding, Grade, PoolerKind
 from asyncdb_guard.cli.server_facts import read_facts
-from asyncdb_guard.cognito.caching.redis.client import RedisClient
+from asyncdb_guard.cognito.caching.redis import redis_endpoint
 from asyncdb_guard.cognito.statements import MachineClaims, ProvisionStatement, Statement, UserClaims, refusal
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import credentials_for
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.node import suits
+from asyncdb_guard.connect.redis import RedisClient
 from asyncdb_guard.connect.server_detection import node_state
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
@@ -48,8 +49,6 @@ _ROUND_TRIPS = 5
 _POOLER_TRIES = 4
 _HELD_TIMEOUT = 1.0
 """Seconds after which a statement counts as waiting for the backend that another connection holds."""
-
-_STORE_REMEDY = "Check its address, its certificate and the security group."
 
 
 @dataclass(frozen=True)
@@ -281,7 +280,9 @@ async def _prepared(name: str, statement: Statement[Any] | ConfigurationError, c
 async def _cache(settings: DatabaseSettings) -> Finding:
     began = time.perf_counter()
     try:
-        await asyncio.wrap_future(off_loop(lambda: RedisClient(settings).run(lambda client: client.ping())))
+        await asyncio.wrap_future(
+            off_loop(lambda: RedisClient(redis_endpoint(settings)).run(lambda client: client.ping()))
+        )
     except GuardError as error:
         return Finding("claims cache", Grade.DOUBTFUL, str(error))
     milliseconds = (time.perf_counter() - began) * 1000
@@ -297,9 +298,8 @@ async def _fleet_store(settings: DatabaseSettings) -> Finding:
     began = time.perf_counter()
     try:
         await bulletin.probe()
-    except Exception as error:  # its client's; the type alone, as a text may show its address
-        text = f"{label('fleet_url')} is unavailable ({type(error).__name__}). {_STORE_REMEDY}"
-        return Finding("fleet store", Grade.DOUBTFUL, text)
+    except Exception as error:
+        return Finding("fleet store", Grade.DOUBTFUL, fault_of(error))
     finally:
         bulletin.close()
     milliseconds = (time.perf_counter() - began) * 1000

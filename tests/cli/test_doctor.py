@@ -298,7 +298,9 @@ def test_stores_that_are_away(doctor: Any, url: str) -> None:
     nobody = f"redis://127.0.0.1:{free_port()}"
     report = doctor(url, FLEET_URL=nobody, CLAIMS_CACHE_URL=nobody)
     assert report.grades["fleet store"] == report.grades["claims cache"] == "doubtful"
-    assert "is unavailable (ConnectionError). Check its address" in report.texts["fleet store"]
+    assert (
+        "is unavailable (ConnectionError). Check the server, the network and fleet_url" in report.texts["fleet store"]
+    )
 
 
 def test_a_store_without_its_extra(doctor: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
