@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from uuid import uuid4
@@ -25,8 +26,9 @@ _NEVER: Instant = (float("-inf"), float("-inf"))
 class Bulletin:
     """Asks and tells the fleet's store; lives as long as its pool, across event loops and forks.
 
-    The store runs in threads, so a slow one delays nobody for longer than LOOK_TIMEOUT. After an error it is left alone
-    for a period that doubles with each further one, and everybody goes without news.
+    The store runs in threads, so a slow one delays nobody for longer than LOOK_TIMEOUT. After an error, or two answers
+    in a row that came later than that, it is left alone for a period that doubles with each further one, and everybody
+    goes without news. One late answer says little: the process may have waited for its CPU.
     """
 
     LOOK_TIMEOUT = 0.05
@@ -49,6 +51,7 @@ class Bulletin:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        self._opening = threading.Lock()
         self._store: FleetStore | None = None
         self._witness: str | None = None
         """This environment's name, drawn when it is first needed: not before a SnapStart snapshot."""
@@ -56,6 +59,10 @@ class Bulletin:
         self._look: Future[News] | None = None
         self._looking_since = _NEVER
         self._tales: set[Future[None]] = set()
+        self._looked = False
+        """Whether the store has answered a look; the first one may have to import its client and to connect."""
+        self._late = False
+        """Whether its last answer came later than LOOK_TIMEOUT."""
 
     @property
     def telling(self) -> bool:
@@ -117,15 +124,17 @@ class Bulletin:
 
     def _ask(self, at: Instant) -> News:
         """In a thread."""
-        is_first = self._store is None
         try:
             news = self._opened().look(at)
-            if not is_first and elapsed(at, clock.now()) > self.LOOK_TIMEOUT:
+            was_late, self._late = self._late, self._looked and elapsed(at, clock.now()) > self.LOOK_TIMEOUT
+            self._looked = True
+            if was_late and self._late:
                 raise TimeoutError
         except Exception as error:
             self._fell_sick(error)
             raise
-        self._backoff = 0.0
+        if not self._late:
+            self._backoff = 0.0
         self._news = news
         return news
 
@@ -145,9 +154,10 @@ class Bulletin:
             self._fell_sick(error)
 
     def _opened(self) -> FleetStore:
-        if self._store is None:
-            self._store = self._open_store()
-        return self._store
+        with self._opening:  # who asks and who tells may come at the same moment
+            if self._store is None:
+                self._store = self._open_store()
+            return self._store
 
     def _fell_sick(self, error: Exception) -> None:
         now = clock.now()

@@ -366,6 +366,23 @@ async def test_a_store_that_takes_longer_than_a_caller_waits(
         bulletin.close()
 
 
+async def test_one_answer_that_comes_too_late_is_no_sickness(
+    make_environment: MakeEnvironment, redis: RedisServer, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    with TcpProxy(redis.host, redis.port) as path:
+        bulletin = open_bulletin(make_environment(fleet_url=f"redis://{path.host}:{path.port}").settings)
+        assert bulletin is not None
+        first = await eventually(lambda: bulletin.look(1.0))
+        await asyncio.sleep(bulletin.FRESH)
+        path.latency = 0.04  # each way
+        assert await bulletin.look(1.0) is None
+        path.latency = 0.0
+        late = await eventually(lambda: bulletin.look(1.0), within=0.5)
+        assert late.at > first.at
+        assert not caplog.records
+        bulletin.close()
+
+
 async def test_a_store_that_always_answers_too_late_is_left_alone(
     make_environment: MakeEnvironment, redis: RedisServer, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
@@ -375,6 +392,9 @@ async def test_a_store_that_always_answers_too_late_is_left_alone(
         assert await eventually(lambda: bulletin.look(1.0)) is not None
         await asyncio.sleep(bulletin.FRESH)
         path.latency = 0.04  # each way
+        assert await bulletin.look(1.0) is None
+        await eventually(lambda: bulletin._late)
+        await asyncio.sleep(bulletin.FRESH)
         assert await bulletin.look(1.0) is None
         await eventually(lambda: "failed with TimeoutError" in caplog.text, within=0.4)
         bulletin.close()
