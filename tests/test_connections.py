@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from asyncdb_guard.clock import Instant
+from asyncdb_guard.clock import NEVER, Instant
 from asyncdb_guard.pool.connections import GROWTH_PAUSE, GROWTH_PAUSE_MAX, Connections
 
 IDLE_TIMEOUT = 60.0
@@ -19,7 +19,7 @@ class Fake:
 
     def __init__(self, now: Instant) -> None:
         self.opened_at = self.idle_since = now
-        self.lifetime = 0.0
+        self.expires_at = NEVER
         self.lease = 0
         self.closing = self.closed = self.suspect = False
         self.wanted = None

@@ -161,6 +161,18 @@ class Workers:
         if self._gate.waiting:
             self.serve_waiters()
 
+    def _end_at_once(self) -> None:
+        """End the running worker, which has nothing in hand any more.
+
+        As `_done` would in the loop's next round; but that round takes longer than all else after a reset.
+        """
+        task: Any = asyncio.current_task()
+        task.remove_done_callback(self._done)
+        self._tasks.pop(task, None)
+        self._preparing.discard(task)
+        if self._gate.waiting:
+            self.serve_waiters()
+
     def _take_over(self, connection: PooledConnection) -> None:
         """A worker was cut short, as asyncio.run() does in its end: its connection has no other owner."""
         if connection not in self._connections.at_work:
@@ -294,6 +306,7 @@ class Workers:
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
+            self._end_at_once()
         elif self._gate.waiting and reason != "unclean":
             self.retire(connection, ConnectionReplaced(reason))
         else:
