@@ -256,7 +256,7 @@ class PooledConnection:
         """Whether a statement is running or being cancelled, or the borrower left something behind on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
-            self.interrupted
+            protocol._is_cancelling()
             or protocol.is_in_transaction()
             or self.taken_for_busy
             or (self._via_pooler and connection.keeps_backend)

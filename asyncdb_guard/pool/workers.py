@@ -92,7 +92,10 @@ class Workers:
     def give_back(self, connection: PooledConnection, now: Instant) -> None:
         """Take a clean connection back, used until now."""
         connection.idle_since = now
-        self._hand_on(connection, now)
+        if self._gate.waiting:
+            self._hand_on(connection, now)
+        else:
+            self._keep(connection)
 
     def clean_up(self, connection: PooledConnection, now: Instant) -> None:
         """Reset a connection that its borrower has left just now. Only the next borrower waits for that."""
@@ -330,10 +333,13 @@ class Workers:
             self._connections.lend(connection)
             waiter.future.set_result(Lease(connection, waiter.permit, waiter.since, self.reclaim))
         else:
-            self._connections.rest(connection)
-            if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
-            self._notify()
+            self._keep(connection)
+
+    def _keep(self, connection: PooledConnection) -> None:
+        self._connections.rest(connection)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
+        self._notify()
 
     def _notify(self) -> None:
         if self._changed is not None:
