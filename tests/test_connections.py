@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -145,7 +146,7 @@ class Places(RuleBasedStateMachine):
             assert connections.may_connect(self.now)
 
 
-TestPlaces = Places.TestCase
+TestPlaces = pytest.mark.slow(Places.TestCase)
 TestPlaces.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
 
 
