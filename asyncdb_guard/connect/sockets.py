@@ -100,6 +100,39 @@ def forget_task(task: asyncio.Task[None]) -> None:
         bare._fut_waiter.cancel()
 
 
+def is_due(task: asyncio.Task[Any]) -> bool:
+    """Whether a suspended task waits for nothing any more, and runs in the loop's next round."""
+    return _wake_up(task) is not None
+
+
+def end_if_lost(task: asyncio.Task[Any]) -> None:
+    """End a task that should run in the loop's next round and does not.
+
+    An exception from a signal handler can cost a task its wake-up. Nothing else ends it then, and asyncio.run() waits
+    for it in its end.
+    """
+    wake_up = _wake_up(task)
+    if wake_up is not None:
+        # the loop calls in the order in which it was asked to, so the task is first
+        task.get_loop().call_soon(_end_if_still, task, wake_up)
+
+
+def _wake_up(task: asyncio.Task[Any]) -> object:
+    bare: Any = task
+    waits_for = bare._fut_waiter
+    if task.done() or (waits_for is not None and not waits_for.done()):
+        return None
+    return waits_for or bare.get_coro()
+
+
+def _end_if_still(task: asyncio.Task[Any], wake_up: object) -> None:
+    if _wake_up(task) is wake_up:
+        coroutine: Any = task.get_coro()
+        with contextlib.suppress(Exception):
+            coroutine.close()
+        asyncio.Future.cancel(task)  # not Task.cancel(), which leaves the rest to the next wake-up
+
+
 def clear_variables(error: BaseException) -> None:
     """Empty the frames of a failed login's traceback: those of asyncpg hold the password."""
     for cause in chain_of(error):
