@@ -11,7 +11,14 @@ from collections.abc import Coroutine
 
 import asyncpg
 
-from asyncdb_guard.connect.sockets import clear_variables, end_if_lost, half_close, transport_of, wait_server_closed
+from asyncdb_guard.connect.sockets import (
+    clear_variables,
+    end_if_lost,
+    give_up_tls,
+    half_close,
+    transport_of,
+    wait_server_closed,
+)
 
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to close, politely, a session that nobody needs any more."""
@@ -45,6 +52,7 @@ class Login:
         transport = transport_of(self._task)
         lingering = half_close(transport)
         try:
+            give_up_tls(transport)
             self._task.cancel()
             # somebody else's code may suppress the cancellation: that of a credentials provider
             await asyncio.wait({self._task}, timeout=max(timeout, _GOODBYE_TIMEOUT))

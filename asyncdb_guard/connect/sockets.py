@@ -33,14 +33,27 @@ def transport_of(task: asyncio.Task[Any]) -> Any:
     """Return the transport of the connect that `task` is making, or None if it has none yet.
 
     asyncpg exposes it only after the login; until then it is a local variable of a suspended coroutine
-    (asyncpg/connect_utils.py: `tr` in `__connect_addr` and `_create_ssl_connection`).
+    (asyncpg/connect_utils.py: `tr` in `__connect_addr` and `_create_ssl_connection`; asyncio/base_events.py:
+    `transport` in `_create_connection_transport`).
     """
     transport = None
     coroutine: Any = task.get_coro()
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
-        transport = frame.f_locals.get("tr", transport)
+        name = "transport" if frame.f_code.co_name == "_create_connection_transport" else "tr"
+        transport = frame.f_locals.get(name, transport)
         coroutine = coroutine.cr_await
     return transport
+
+
+def give_up_tls(transport: Any) -> None:
+    """Have a connect that waits for TLS end in silence.
+
+    asyncpg/connect_utils.py: when the transport is closed, TLSUpgradeProto gives `on_data` an exception, which asyncio
+    logs if nobody awaits `on_data` yet.
+    """
+    answer = getattr(transport.get_protocol(), "on_data", None) if transport is not None else None
+    if answer is not None:
+        answer.cancel()
 
 
 def half_close(transport: Any) -> socket.socket | None:
