@@ -115,7 +115,9 @@ def fleet(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1])
 def soak(session: nox.Session) -> None:
-    """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time."""
+    """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time.
+
+    `-- --all`, as in CI, fails where Debian's pgbouncer or postgresql is missing."""
     session.install("-e", ".", *group("tests"))
     session.run("python", "-m", "tests.soak", *session.posargs)
 
