@@ -190,6 +190,7 @@ def test_a_dotenv_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
     assert make().pool_max == 1
 
 
+@pytest.mark.slow
 def test_a_bad_environment_harms_no_import() -> None:
     environment = {f"{PREFIX}POOL_MAX": "none", f"{PREFIX}PLOO": "1", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings.model"]
@@ -929,6 +930,7 @@ def test_what_is_no_mapping_makes_no_settings() -> None:
     password=st.text(st.sampled_from("XYZ890:/?#[]@!$&'()*+,;=%\\^`{|}~"), min_size=8, max_size=24), raw=st.booleans()
 )
 @settings(max_examples=100, deadline=None)
+@pytest.mark.slow
 def test_no_error_shows_a_piece_of_the_url(password: str, raw: bool) -> None:
     written = password if raw else quote(password, safe="")
     url = f"postgresql://zz-user:{written}@zz-host.example:99999/zz-database?zz-parameter=zz-value&pool_timeout=0"

@@ -11,14 +11,12 @@ from uuid import uuid4
 
 from asyncdb_guard import clock
 from asyncdb_guard.bulletin.protocol import FleetStore
-from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.clock import LONG_AGO, Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.events import logger
 from asyncdb_guard.news import STRETCH_MAX, News
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.problems import label
-
-_NEVER: Instant = (float("-inf"), float("-inf"))
 
 
 class Bulletin:
@@ -43,8 +41,8 @@ class Bulletin:
         self._witness_life = witness_life
         self._begin()
         self._backoff = 0.0
-        self._failed_at = _NEVER
-        self._warned_at = _NEVER
+        self._failed_at = LONG_AGO
+        self._warned_at = LONG_AGO
 
     def _begin(self) -> None:
         self._pid = os.getpid()
@@ -53,7 +51,7 @@ class Bulletin:
         """This environment's name, drawn when it is first needed: not before a SnapStart snapshot."""
         self._news: News | None = None
         self._look: Future[News] | None = None
-        self._looking_since = _NEVER
+        self._looking_since = LONG_AGO
         self._tales: set[Future[None]] = set()
 
     @property

@@ -150,7 +150,7 @@ def _guarded(name: str) -> Any:
         connection: Any = bare._con
         try:
             if timeout is None and connection is not None:  # without asyncpg's own detour
-                return await getattr(connection.__class__, name)(connection, *arguments, **options)
+                return await getattr(connection, name)(*arguments, **options)
             bound = self.bounds.server
             if timeout is None or bound is None or timeout <= bound:
                 return await method(self, *arguments, timeout=timeout, **options)

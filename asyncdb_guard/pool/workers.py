@@ -92,7 +92,10 @@ class Workers:
     def give_back(self, connection: PooledConnection, now: Instant) -> None:
         """Take a clean connection back, used until now."""
         connection.idle_since = now
-        self._hand_on(connection, now)
+        if self._gate.waiting:
+            self._hand_on(connection, now)
+        else:
+            self._keep(connection)
 
     def clean_up(self, connection: PooledConnection, now: Instant) -> None:
         """Reset a connection that its borrower has left just now. Only the next borrower waits for that."""
@@ -158,6 +161,18 @@ class Workers:
             self._loop.call_exception_handler(
                 {"message": "A worker of the pool failed", "exception": error, "task": task}
             )
+        if self._gate.waiting:
+            self.serve_waiters()
+
+    def _end_at_once(self) -> None:
+        """End the running worker, which has nothing in hand any more.
+
+        As `_done` would in the loop's next round; but that round takes longer than all else after a reset.
+        """
+        task: Any = asyncio.current_task()
+        task.remove_done_callback(self._done)
+        self._tasks.pop(task, None)
+        self._preparing.discard(task)
         if self._gate.waiting:
             self.serve_waiters()
 
@@ -294,6 +309,7 @@ class Workers:
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
+            self._end_at_once()
         elif self._gate.waiting and reason != "unclean":
             self.retire(connection, ConnectionReplaced(reason))
         else:
@@ -317,10 +333,13 @@ class Workers:
             self._connections.lend(connection)
             waiter.future.set_result(Lease(connection, waiter.permit, waiter.since, self.reclaim))
         else:
-            self._connections.rest(connection)
-            if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
-            self._notify()
+            self._keep(connection)
+
+    def _keep(self, connection: PooledConnection) -> None:
+        self._connections.rest(connection)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
+        self._notify()
 
     def _notify(self) -> None:
         if self._changed is not None:
