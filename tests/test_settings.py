@@ -9,7 +9,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -673,7 +672,7 @@ def test_a_kind_of_node_is_refused_under_the_proxy_profile(values: dict[str, Any
 
 
 def test_what_a_profile_permits_follows_from_its_fields() -> None:
-    session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
+    session_pooler = TRANSACTION_POOLER._replace(name="session pooler", sets_search_path=True)
     url = parse_database_url(f"{URL}?schema=tenant")[0]
     target = connect_target(make(), url, session_pooler)
     assert target.schema == "tenant"

@@ -16,7 +16,7 @@ from asyncdb_guard.clock import LONG_AGO, Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.errors import GuardError
 from asyncdb_guard.events import logger
-from asyncdb_guard.news import STRETCH_MAX, News
+from asyncdb_guard.news import News
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.problems import label
 
@@ -175,27 +175,6 @@ def fault_of(error: Exception) -> str:
         return str(error)
     # Only the type: a client's text may contain the store's address.
     return f"The fleet store failed with {type(error).__name__}. Check {label('fleet_url')}."
-
-
-def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
-    """The bulletin of these settings; None if they name no store. Reads its files alone. Raises ConfigurationError."""
-    if settings.fleet_url is None:
-        return None
-    url, database = settings.fleet_url, database_key(settings)
-    # the next attempt of an environment whose period is the longest may come this late, and after silence twice that
-    witness_life = 2 * STRETCH_MAX * settings.breaker_reset_timeout_max
-    if url.get_secret_value().startswith("dynamodb:"):
-        from asyncdb_guard.bulletin.dynamodb import DynamoDbStore, require_extra
-
-        require_extra()
-        return Bulletin(lambda: DynamoDbStore(url, database), witness_life)
-    from asyncdb_guard.bulletin.redis import RedisStore, redis_endpoint
-    from asyncdb_guard.connect.redis import require_redis
-
-    require_redis("fleet_url")
-    endpoint = redis_endpoint(settings)
-    endpoint.check_files()
-    return Bulletin(lambda: RedisStore(endpoint, database), witness_life)
 
 
 def database_key(settings: DatabaseSettings) -> str:

@@ -207,10 +207,10 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task, (in_hand, end) in self._tasks.items():
+        for task, (held, end) in self._tasks.items():
             if now > end and not task.done():
                 # it stays the owner, as it may be about to run: a frozen process makes every worker overdue
-                self._tasks[task] = in_hand, now + self._late_login_timeout + _WORKER_GRACE
+                self._tasks[task] = held, now + self._late_login_timeout + _WORKER_GRACE
                 if not is_due(task):
                     task.cancel()
                 end_if_lost(task)
