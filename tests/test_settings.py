@@ -9,7 +9,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -193,6 +192,7 @@ def test_a_dotenv_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
     assert make().pool_max == 1
 
 
+@pytest.mark.slow
 def test_a_bad_environment_harms_no_import() -> None:
     environment = {f"{PREFIX}POOL_MAX": "none", f"{PREFIX}PLOO": "1", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings.model"]
@@ -672,7 +672,7 @@ def test_a_kind_of_node_is_refused_under_the_proxy_profile(values: dict[str, Any
 
 
 def test_what_a_profile_permits_follows_from_its_fields() -> None:
-    session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
+    session_pooler = TRANSACTION_POOLER._replace(name="session pooler", sets_search_path=True)
     url = parse_database_url(f"{URL}?schema=tenant")[0]
     target = connect_target(make(), url, session_pooler)
     assert target.schema == "tenant"
@@ -935,6 +935,7 @@ def test_what_is_no_mapping_makes_no_settings() -> None:
     password=st.text(st.sampled_from("XYZ890:/?#[]@!$&'()*+,;=%\\^`{|}~"), min_size=8, max_size=24), raw=st.booleans()
 )
 @settings(max_examples=100, deadline=None)
+@pytest.mark.slow
 def test_no_error_shows_a_piece_of_the_url(password: str, raw: bool) -> None:
     written = password if raw else quote(password, safe="")
     url = f"postgresql://zz-user:{written}@zz-host.example:99999/zz-database?zz-parameter=zz-value&pool_timeout=0"

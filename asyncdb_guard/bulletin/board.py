@@ -12,15 +12,13 @@ from uuid import uuid4
 
 from asyncdb_guard import clock
 from asyncdb_guard.bulletin.protocol import FleetStore
-from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.clock import LONG_AGO, Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.errors import GuardError
 from asyncdb_guard.events import logger
-from asyncdb_guard.news import STRETCH_MAX, News
+from asyncdb_guard.news import News
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.problems import label
-
-_NEVER: Instant = (float("-inf"), float("-inf"))
 
 
 class Bulletin:
@@ -46,8 +44,8 @@ class Bulletin:
         self._witness_life = witness_life
         self._begin()
         self._backoff = 0.0
-        self._failed_at = _NEVER
-        self._warned_at = _NEVER
+        self._failed_at = LONG_AGO
+        self._warned_at = LONG_AGO
 
     def _begin(self) -> None:
         self._pid = os.getpid()
@@ -57,7 +55,7 @@ class Bulletin:
         """This environment's name, drawn when it is first needed: not before a SnapStart snapshot."""
         self._news: News | None = None
         self._look: Future[News] | None = None
-        self._looking_since = _NEVER
+        self._looking_since = LONG_AGO
         self._tales: set[Future[None]] = set()
         self._looked = False
         """Whether the store has answered a look; the first one may have to import its client and to connect."""
@@ -177,27 +175,6 @@ def fault_of(error: Exception) -> str:
         return str(error)
     # Only the type: a client's text may contain the store's address.
     return f"The fleet store failed with {type(error).__name__}. Check {label('fleet_url')}."
-
-
-def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
-    """The bulletin of these settings; None if they name no store. Reads its files alone. Raises ConfigurationError."""
-    if settings.fleet_url is None:
-        return None
-    url, database = settings.fleet_url, database_key(settings)
-    # the next attempt of an environment whose period is the longest may come this late, and after silence twice that
-    witness_life = 2 * STRETCH_MAX * settings.breaker_reset_timeout_max
-    if url.get_secret_value().startswith("dynamodb:"):
-        from asyncdb_guard.bulletin.dynamodb import DynamoDbStore, require_extra
-
-        require_extra()
-        return Bulletin(lambda: DynamoDbStore(url, database), witness_life)
-    from asyncdb_guard.bulletin.redis import RedisStore, redis_endpoint
-    from asyncdb_guard.connect.redis import require_redis
-
-    require_redis("fleet_url")
-    endpoint = redis_endpoint(settings)
-    endpoint.check_files()
-    return Bulletin(lambda: RedisStore(endpoint, database), witness_life)
 
 
 def database_key(settings: DatabaseSettings) -> str:

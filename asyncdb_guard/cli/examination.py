@@ -17,7 +17,8 @@ from typing import Any
 
 import asyncpg
 
-from asyncdb_guard.bulletin import fault_of, open_bulletin
+from asyncdb_guard.bulletin import open_bulletin
+from asyncdb_guard.bulletin.board import fault_of
 from asyncdb_guard.cli import findings
 from asyncdb_guard.cli.findings import Finding, Grade, PoolerKind
 from asyncdb_guard.cli.server_facts import read_facts
