@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import asyncpg
 
-from asyncdb_guard.bulletin import Bulletin, fault_of, open_bulletin
+from asyncdb_guard.bulletin import open_bulletin
+from asyncdb_guard.bulletin.board import Bulletin, fault_of
 from asyncdb_guard.cli.server_facts import read_facts
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import credentials_for
