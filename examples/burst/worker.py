@@ -7,7 +7,6 @@ It ends as an environment does, without closing anything, at the latest when its
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import sys
@@ -52,10 +51,6 @@ def open_pools(name: PoolName, environments: int) -> list[Pool]:
     # Imported here, because the plain fleet does not need it.
     from asyncdb_guard import GuardedPool
 
-    if name == "fleet":
-        # A quarter of a second of CPU, which an environment of Lambda has for itself. Here all share two cores, and
-        # would import it in the outage.
-        importlib.import_module("redis")
     return [GuardedPool() for _ in range(environments)]
 
 
