@@ -69,6 +69,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("session_reset", ["always", "never"])
 @pytest.mark.parametrize("block", ["nothing", "error"])
+@pytest.mark.slow
 def test_a_borrower_near_the_limit_of_the_stack(url: str, block: str, session_reset: str) -> None:
     """In a process of its own: at that limit even pytest's hooks fail."""
     done = subprocess.run(

@@ -232,6 +232,7 @@ def test_leaves_the_handlers_tasks_alone() -> None:
     assert handler("wait") == 7
 
 
+@pytest.mark.slow
 def test_the_loop_is_closed_at_exit() -> None:
     """Without a warning or a word, whatever the handler has left: a task, a generator, a thread."""
     said = python("""
@@ -258,12 +259,14 @@ def test_the_loop_is_closed_at_exit() -> None:
     assert said == "0\ncleaned up\n"
 
 
+@pytest.mark.slow
 def test_a_loop_policy_counts() -> None:
     """Whoever sets uvloop's policy gets uvloop, and forks as safely."""
     chosen = "import asyncio, uvloop\nasyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
     assert python(chosen + textwrap.dedent(FORK), "-Wignore") == "uvloop 0 True\n"
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
     """The parent's loop still wakes up after children, used or not, have come to their ends."""
     assert python(FORK, "-Wignore") == "asyncio.unix_events 0 True\n"
@@ -816,6 +819,7 @@ async def test_sigterm_ends_idle_sessions(
     [(SLOW, "false", []), (SLOW, "true", []), (PONDERING, "true", [b"X"]), (BLOCKING, "true", [])],
     ids=["in a statement", "in a statement without the server's check", "in a block", "loop blocked"],
 )
+@pytest.mark.slow
 async def test_sigterm_ends_busy_sessions(
     source: str, profile: str, goodbye: list[bytes], deploy: Deploy, url_via_tcp_proxy: str, proxy: TcpProxy, role: str,
     observer: Observer, eventually: Eventually,
@@ -890,6 +894,7 @@ def test_sigterm_without_a_pool_or_a_call(deploy: Deploy) -> None:
     assert "jane" not in environment.stdout + environment.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_is_left_alone_outside_lambda() -> None:
     """A test's process keeps its own way to end; so does one in which another thread wraps a handler."""
     said = python("""
@@ -911,6 +916,7 @@ def test_sigterm_is_left_alone_outside_lambda() -> None:
     assert said == "0\n0\nTrue\n"
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_its_own_sigterm() -> None:
     """Before its first call it dies of SIGTERM as any process does; after it, it ends its sessions first."""
     said = python(
@@ -937,6 +943,7 @@ def test_a_forked_child_has_its_own_sigterm() -> None:
     assert said == "[-15, 0]\n"
 
 
+@pytest.mark.slow
 async def test_managed_instances_end_their_sessions(
     deploy: Deploy, url: str, role: str, observer: Observer, eventually: Eventually
 ) -> None:
@@ -1041,6 +1048,7 @@ def test_a_pool_that_cannot_be_ended_is_only_logged(
     assert SECRET not in caplog.text
 
 
+@pytest.mark.slow
 def test_without_snapshot_restore_py() -> None:
     """It is only sure to be there in Lambda's own Python runtimes."""
     said = python("""

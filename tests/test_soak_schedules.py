@@ -21,6 +21,7 @@ def soak(*options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_pool_outlives_random_faults() -> None:
     told = soak("--seeds", "2", "--seconds", "3", "--via", "direct")
     assert told.count("holds") == 2

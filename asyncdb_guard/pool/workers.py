@@ -92,7 +92,10 @@ class Workers:
     def give_back(self, connection: PooledConnection, now: Instant) -> None:
         """Take a clean connection back, used until now."""
         connection.idle_since = now
-        self._hand_on(connection, now)
+        if self._gate.waiting:
+            self._hand_on(connection, now)
+        else:
+            self._keep(connection)
 
     def clean_up(self, connection: PooledConnection, now: Instant) -> None:
         """Reset a connection that its borrower has left just now. Only the next borrower waits for that."""
@@ -161,6 +164,18 @@ class Workers:
         if self._gate.waiting:
             self.serve_waiters()
 
+    def _end_at_once(self) -> None:
+        """End the running worker, which has nothing in hand any more.
+
+        As `_done` would in the loop's next round; but that round takes longer than all else after a reset.
+        """
+        task: Any = asyncio.current_task()
+        task.remove_done_callback(self._done)
+        self._tasks.pop(task, None)
+        self._preparing.discard(task)
+        if self._gate.waiting:
+            self.serve_waiters()
+
     def _take_over(self, connection: PooledConnection) -> None:
         """A worker was cut short, as asyncio.run() does in its end: its connection has no other owner."""
         if connection not in self._connections.at_work:
@@ -192,10 +207,10 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task, (in_hand, end) in self._tasks.items():
+        for task, (held, end) in self._tasks.items():
             if now > end and not task.done():
                 # it stays the owner, as it may be about to run: a frozen process makes every worker overdue
-                self._tasks[task] = in_hand, now + self._late_login_timeout + _WORKER_GRACE
+                self._tasks[task] = held, now + self._late_login_timeout + _WORKER_GRACE
                 if not is_due(task):
                     task.cancel()
                 end_if_lost(task)
@@ -301,6 +316,7 @@ class Workers:
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
+            self._end_at_once()
         elif self._gate.waiting and reason != "unclean":
             self.retire(connection, ConnectionReplaced(reason))
         else:
@@ -324,10 +340,13 @@ class Workers:
             self._connections.lend(connection)
             waiter.future.set_result(Lease(connection, waiter.permit, waiter.since, self.reclaim))
         else:
-            self._connections.rest(connection)
-            if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
-            self._notify()
+            self._keep(connection)
+
+    def _keep(self, connection: PooledConnection) -> None:
+        self._connections.rest(connection)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
+        self._notify()
 
     def _notify(self) -> None:
         if self._changed is not None:
