@@ -91,7 +91,7 @@ def services(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A burst of sign-ups against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
+    """A burst of sign-ups against a real PostgreSQL, for three fleets, with a table and a picture at the end."""
     session.install(".[demo]")
     # Ctrl-C also reaches the demo, which takes a moment to stop its servers and its fleet.
     session.run("python", "-m", "examples.burst", *session.posargs, interrupt_timeout=10, terminate_timeout=5)
