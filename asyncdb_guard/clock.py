@@ -8,6 +8,9 @@ from typing import TypeAlias
 Instant: TypeAlias = tuple[float, float]
 """Seconds on the monotonic clock and seconds on the wall clock, read together."""
 
+LONG_AGO: Instant = (float("-inf"), float("-inf"))
+NEVER: Instant = (float("inf"), float("inf"))
+
 
 def now() -> Instant:
     return time.monotonic(), time.time()
@@ -20,5 +23,16 @@ def elapsed(since: Instant, until: Instant) -> float:
     excludes suspension), and the wall clock can be set back.
     """
     monotonic, wall = until[0] - since[0], until[1] - since[1]
-    longer = max(wall, monotonic)  # max() takes longer, and this is asked in each borrow
-    return max(0.0, longer)
+    # each borrow asks this, and a call of max() would take longer
+    longer = wall if wall > monotonic else monotonic  # noqa: FURB136
+    return longer if longer > 0.0 else 0.0  # noqa: FURB136
+
+
+def after(since: Instant, seconds: float) -> Instant:
+    """Return the instant so many seconds after `since`."""
+    return since[0] + seconds, since[1] + seconds
+
+
+def has_come(instant: Instant, now: Instant) -> bool:
+    """Whether an instant has come, by either clock."""
+    return now[0] >= instant[0] or now[1] >= instant[1]

@@ -220,6 +220,7 @@ def test_aiobreaker_is_wrong_by_the_offset_west_of_greenwich():
 
 
 @pytest.mark.parametrize("zone", [EASTMOST, "UTC", WESTMOST])
+@pytest.mark.slow
 def test_our_retry_after_is_right_in_every_time_zone(zone):
     python(OUR_RETRY_AFTER, "-W", "error", zone=zone)
 
@@ -243,6 +244,7 @@ def test_aiobreaker_trips_over_its_own_deprecation_warning():
     python(TRIP.format(expected=expected, gone=GONE), "-W", "error")
 
 
+@pytest.mark.slow
 def test_the_whole_life_of_our_circuit_passes_under_warnings_as_errors(dead_url):
     """With the package and asyncpg imported, a pool used, the circuit opened and tried again."""
     python(

@@ -66,6 +66,7 @@ async def test_300_borrowers_of_whom_120_are_cancelled_never_need_one_session_mo
         assert_accounts_balance(pool)
 
 
+@pytest.mark.slow
 async def test_sessions_that_end_for_any_reason_make_room_before_the_next_is_opened(server: Cluster, url: str) -> None:
     allow(server, url, 1)
     settings = DatabaseSettings(url=url, session_reset="never", max_lifetime_ms=100, breaker_fail_max=1)
@@ -282,6 +283,7 @@ async def test_first_come_first_served(url: str) -> None:
         assert served == list(range(30))
 
 
+@pytest.mark.slow
 async def test_10_000_wait_and_all_are_served(url: str) -> None:
     async def borrow() -> None:
         async with pool.acquire():
@@ -295,6 +297,7 @@ async def test_10_000_wait_and_all_are_served(url: str) -> None:
         assert_accounts_balance(pool)
 
 
+@pytest.mark.slow
 async def test_10_000_wait_and_all_are_told_that_the_pool_closes(url: str) -> None:
     pool = GuardedPool(DatabaseSettings(url=url, connect_timeout_ms=30_000))
     async with pool.acquire():
@@ -331,6 +334,7 @@ async def _is_one(observer: Observer, role: str) -> bool:
 
 
 @pytest.mark.parametrize("statement", ["SELECT pg_sleep(30)", None])
+@pytest.mark.slow
 async def test_close_cuts_off_a_borrower_who_never_returns(
     observer: Observer, url: str, role: str, statement: str | None, eventually: Eventually
 ) -> None:
@@ -381,6 +385,7 @@ async def test_a_close_that_its_caller_cuts_short_still_ends_the_session(
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_a_second_close_in_the_middle_of_the_first_keeps_its_own_time(
     observer: Observer, url: str, role: str
 ) -> None:
@@ -423,6 +428,7 @@ async def told_as_another_error(pool: GuardedPool) -> None:
 
 @pytest.mark.parametrize("fault", ["reset_all", "drop_all"])
 @pytest.mark.parametrize("run", [plainly, in_a_transaction, in_a_task_group, swallowed, told_as_another_error])
+@pytest.mark.slow
 async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_place(
     server: Cluster,
     proxy: TcpProxy,

@@ -209,4 +209,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 BreakerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
-TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine = pytest.mark.slow(BreakerMachine.TestCase)

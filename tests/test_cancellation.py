@@ -180,6 +180,7 @@ async def test_twice_in_a_row(server: Cluster, observer: Observer, url: str, rol
 
 
 @pytest.mark.parametrize("pool_max", [1, 5])
+@pytest.mark.slow
 async def test_5_000_times_at_random(server: Cluster, observer: Observer, url: str, role: str, pool_max: int) -> None:
     allow(server, url, pool_max)
     chance = random.Random(pool_max)

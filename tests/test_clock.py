@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdb_guard.clock import elapsed, now
+from asyncdb_guard.clock import LONG_AGO, NEVER, after, elapsed, has_come, now
 
 SECONDS = st.floats(-1e9, 1e9)
 INSTANTS = st.tuples(SECONDS, SECONDS)
@@ -43,3 +43,14 @@ def test_an_instant_reads_both_clocks():
     latest = (time.monotonic(), time.time())
     assert earliest[0] <= instant[0] <= latest[0]
     assert earliest[1] <= instant[1] <= latest[1]
+
+
+@given(since=INSTANTS, seconds=st.floats(0, 1e6), until=INSTANTS)
+def test_an_instant_has_come_once_that_much_time_has_passed(since, seconds, until):
+    if abs(elapsed(since, until) - seconds) > 1e-3:
+        assert has_come(after(since, seconds), until) == (elapsed(since, until) > seconds)
+
+
+def test_one_instant_has_always_come_and_another_never_does():
+    assert has_come(LONG_AGO, now())
+    assert not has_come(NEVER, now())

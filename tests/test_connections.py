@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from asyncdb_guard.clock import Instant
+from asyncdb_guard.clock import NEVER, Instant
 from asyncdb_guard.pool.connections import GROWTH_PAUSE, GROWTH_PAUSE_MAX, Connections
 
 IDLE_TIMEOUT = 60.0
@@ -19,7 +20,7 @@ class Fake:
 
     def __init__(self, now: Instant) -> None:
         self.opened_at = self.idle_since = now
-        self.lifetime = 0.0
+        self.expires_at = NEVER
         self.lease = 0
         self.closing = self.closed = self.suspect = False
         self.wanted = None
@@ -145,7 +146,7 @@ class Places(RuleBasedStateMachine):
             assert connections.may_connect(self.now)
 
 
-TestPlaces = Places.TestCase
+TestPlaces = pytest.mark.slow(Places.TestCase)
 TestPlaces.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
 
 

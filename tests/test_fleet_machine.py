@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -131,7 +132,7 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 FleetMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestFleetMachine = FleetMachine.TestCase
+TestFleetMachine = pytest.mark.slow(FleetMachine.TestCase)
 
 
 def test_with_the_store_a_fleet_of_three_is_back_within_the_first_period_and_without_it_is_not() -> None:

@@ -28,6 +28,7 @@ PRELUDE = """
         ("uvloop.new_event_loop", "os._exit(0)"),
     ],
 )
+@pytest.mark.slow
 def test_a_child_opens_its_own_session_and_spares_its_parents(url: str, ending: str, loop: str) -> None:
     program = f"""{PRELUDE}
     import uvloop

@@ -131,6 +131,7 @@ async def test_a_full_server_keeps_the_circuit_open_for_twice_as_long(server: Cl
 
 
 @pytest.mark.parametrize("pool_max", [1, 5])
+@pytest.mark.slow
 async def test_nobody_connects_behind_an_open_circuit(
     proxy: TcpProxy,
     url_via_tcp_proxy: str,
@@ -157,6 +158,7 @@ async def test_nobody_connects_behind_an_open_circuit(
 
 
 @pytest.mark.parametrize("pool_max", [1, 5])
+@pytest.mark.slow
 async def test_nobody_connects_when_nobody_asks(
     proxy: TcpProxy,
     url_via_tcp_proxy: str,
@@ -234,6 +236,7 @@ async def test_a_session_that_comes_with_the_news_of_an_open_circuit_goes_back(u
         assert pool.stats()["idle"] == 2
 
 
+@pytest.mark.slow
 async def test_connects_in_progress_end_when_the_circuit_opens(
     proxy: TcpProxy, url_via_tcp_proxy: str, eventually: Eventually
 ) -> None:

@@ -138,6 +138,7 @@ def test_json_logs_have_fields_to_filter_by(runtime_api: RuntimeApi, statements:
     assert "where" not in record  # there is no code of the author's
 
 
+@pytest.mark.slow
 def test_hostile_callbacks_give_safe_text_in_time_and_the_process_lives(
     runtime_api: RuntimeApi, statements: dict[str, str], tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_while_the_database_is_down_errors_come_first_and_then_refusals_at_once(
         assert [line["Rejected"] for line in metrics(environment)][-3:] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_importing_them_reads_nothing() -> None:
     code = """
 import os, sys

@@ -24,6 +24,7 @@ QUIET = 6.0
 """Seconds for which nothing may come back."""
 
 
+@pytest.mark.slow
 async def test_running_frozen_killed_or_cut_off_the_server_shows_no_session(
     server: Cluster, observer: Observer, proxy: TcpProxy, role: str, eventually: Eventually
 ) -> None:

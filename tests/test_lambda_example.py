@@ -41,6 +41,7 @@ def url(server: Cluster) -> Iterator[str]:
     server.psql(f"DROP ROLE {name}")
 
 
+@pytest.mark.slow
 def test_the_functions_write_and_read_users_and_machines(url: str, server: Cluster, runtime_api: RuntimeApi) -> None:
     env = {"LAMBDA_DATABASE_URL": url, "PYTHONPATH": f"{EXAMPLE}:{ROOT}"}
     tenant = str(uuid.uuid4())

@@ -106,6 +106,7 @@ async def test_a_lost_session_is_replaced_and_the_reader_is_told(pool, server):
     assert_accounts_balance(pool)
 
 
+@pytest.mark.slow
 async def test_it_comes_back_after_an_outage_through_the_breaker(monkeypatch):
     monkeypatch.setattr(listening, "_RETRY_AFTER", 0.02)
     with Cluster.start(16) as server:
@@ -169,6 +170,7 @@ async def test_it_ends_with_a_pool_that_is_terminated(url):
         assert await reader
 
 
+@pytest.mark.slow
 async def test_it_ends_with_a_pool_that_is_closed_during_an_outage(monkeypatch):
     monkeypatch.setattr(listening, "_RETRY_AFTER", 0.02)
     with Cluster.start(16) as server:

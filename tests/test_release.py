@@ -76,6 +76,7 @@ async def test_a_cancelled_statement_ends_its_block_at_once(url: str, observer: 
 
 
 @pytest.mark.parametrize("pool_max", [1, 3])
+@pytest.mark.slow
 async def test_nobody_ever_gets_a_session_that_is_not_reset(url: str, pool_max: int, server: Cluster) -> None:
     allow(server, url, pool_max)
     chance = random.Random(5)

@@ -232,6 +232,7 @@ def test_leaves_the_handlers_tasks_alone() -> None:
     assert handler("wait") == 7
 
 
+@pytest.mark.slow
 def test_the_loop_is_closed_at_exit() -> None:
     """Without a warning or a word, whatever the handler has left: a task, a generator, a thread."""
     said = python("""
@@ -258,12 +259,14 @@ def test_the_loop_is_closed_at_exit() -> None:
     assert said == "0\ncleaned up\n"
 
 
+@pytest.mark.slow
 def test_a_loop_policy_counts() -> None:
     """Whoever sets uvloop's policy gets uvloop, and forks as safely."""
     chosen = "import asyncio, uvloop\nasyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
     assert python(chosen + textwrap.dedent(FORK), "-Wignore") == "uvloop 0 True\n"
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
     """The parent's loop still wakes up after children, used or not, have come to their ends."""
     assert python(FORK, "-Wignore") == "asyncio.unix_events 0 True\n"
@@ -503,6 +506,25 @@ def test_a_stray_exit_ends_the_call_and_leaves_nothing_behind() -> None:
     assert steps == ["cancelled"]
     assert echo(1) == 1
     assert steps == ["cancelled"]
+
+
+def test_a_handler_that_suppresses_its_cancellation_does_not_delay_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it go on in the thread that would collect it, when its coroutine is closed."""
+    monkeypatch.setattr("asyncdb_guard.runtime.process._CANCEL_TIMEOUT", 0.05)
+    end = time.monotonic() + 2
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        asyncio.get_running_loop().call_soon(sys.exit)
+        while time.monotonic() < end:
+            with contextlib.suppress(BaseException):
+                await asyncio.sleep(0.01)
+
+    with pytest.raises(TriggerFailedError):
+        handler({})
+    gc.collect()
+    assert time.monotonic() < end - 1
+    assert echo(1) == 1
 
 
 def test_a_call_whose_end_is_lost_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -797,6 +819,7 @@ async def test_sigterm_ends_idle_sessions(
     [(SLOW, "false", []), (SLOW, "true", []), (PONDERING, "true", [b"X"]), (BLOCKING, "true", [])],
     ids=["in a statement", "in a statement without the server's check", "in a block", "loop blocked"],
 )
+@pytest.mark.slow
 async def test_sigterm_ends_busy_sessions(
     source: str, profile: str, goodbye: list[bytes], deploy: Deploy, url_via_tcp_proxy: str, proxy: TcpProxy, role: str,
     observer: Observer, eventually: Eventually,
@@ -871,6 +894,7 @@ def test_sigterm_without_a_pool_or_a_call(deploy: Deploy) -> None:
     assert "jane" not in environment.stdout + environment.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_is_left_alone_outside_lambda() -> None:
     """A test's process keeps its own way to end; so does one in which another thread wraps a handler."""
     said = python("""
@@ -892,6 +916,7 @@ def test_sigterm_is_left_alone_outside_lambda() -> None:
     assert said == "0\n0\nTrue\n"
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_its_own_sigterm() -> None:
     """Before its first call it dies of SIGTERM as any process does; after it, it ends its sessions first."""
     said = python(
@@ -918,6 +943,7 @@ def test_a_forked_child_has_its_own_sigterm() -> None:
     assert said == "[-15, 0]\n"
 
 
+@pytest.mark.slow
 async def test_managed_instances_end_their_sessions(
     deploy: Deploy, url: str, role: str, observer: Observer, eventually: Eventually
 ) -> None:
@@ -1022,6 +1048,7 @@ def test_a_pool_that_cannot_be_ended_is_only_logged(
     assert SECRET not in caplog.text
 
 
+@pytest.mark.slow
 def test_without_snapshot_restore_py() -> None:
     """It is only sure to be there in Lambda's own Python runtimes."""
     said = python("""

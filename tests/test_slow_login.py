@@ -28,6 +28,7 @@ def slow_server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield server
 
 
+@pytest.mark.slow
 async def test_a_login_that_was_given_up_keeps_its_place_until_the_server_lets_go(slow_server: Cluster) -> None:
     url = slow_server.url(user="app")
     allow(slow_server, url, 1)

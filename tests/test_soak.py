@@ -110,6 +110,7 @@ async def spoil(loads: list[Load], server: Cluster, end: float) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 async def test_every_borrower_is_answered_in_time_and_the_bound_holds() -> None:
     with (
         Cluster.start(18) as server,

@@ -192,6 +192,7 @@ async def test_a_changed_table_is_read_anew_by_all_sessions(tables, pool, server
 # The bound, on every path
 
 
+@pytest.mark.slow
 async def test_500_requests_over_5_sessions_never_need_one_more(server, role, url):
     allow(server, url, 5)
     async with GuardedPool(DatabaseSettings(url=f"{url}?schema={role}", pool_max=5, connect_timeout_ms=30_000)) as pool:

@@ -37,6 +37,7 @@ async def test_a_statement_on_a_dead_path_does_not_keep_its_backend(
 
 
 @pytest.mark.parametrize("session_reset", ["always", "never"])
+@pytest.mark.slow
 async def test_a_longer_timeout_of_the_callers_own_holds_and_is_gone_afterwards(url: str, session_reset: Any) -> None:
     settings = DatabaseSettings(url=url, command_timeout_ms=100, session_reset=session_reset)
     async with GuardedPool(settings) as pool:

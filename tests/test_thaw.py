@@ -57,6 +57,7 @@ async def survives(child: Child, fault: Callable[[], Any], *, slept: float = 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 async def test_a_session_that_the_server_ended(url: str, role: str, observer: Observer, kind: dict[str, Any]) -> None:
     with Child(url, breaker_fail_max=1, **kind) as child:
         reasons = await survives(child, lambda: observer.terminate(user=role))
@@ -65,6 +66,7 @@ async def test_a_session_that_the_server_ended(url: str, role: str, observer: Ob
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 async def test_a_session_that_was_reset(proxy: TcpProxy, url_via_tcp_proxy: str, kind: dict[str, Any]) -> None:
     with Child(url_via_tcp_proxy, breaker_fail_max=1, **kind) as child:
         reasons = await survives(child, proxy.reset_all)
@@ -73,6 +75,7 @@ async def test_a_session_that_was_reset(proxy: TcpProxy, url_via_tcp_proxy: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("slept", [30.0, 1000.0])
+@pytest.mark.slow
 async def test_a_path_that_is_silently_dead(
     proxy: TcpProxy, url_via_tcp_proxy: str, kind: dict[str, Any], slept: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +88,7 @@ async def test_a_path_that_is_silently_dead(
         assert set(reasons) <= expected
 
 
+@pytest.mark.slow
 async def test_a_server_that_was_restarted() -> None:
     modes = iter(["fast", "immediate"] * ROUNDS)
     with Cluster.start(18) as server, Child(server.url(), breaker_fail_max=1) as child:
@@ -239,6 +243,7 @@ async def test_a_dead_path_leaves_most_of_a_short_timeout_to_the_new_connection(
         assert pool.stats()["replaced"] == 1
 
 
+@pytest.mark.slow
 async def test_a_dead_path_is_found_out_once_however_many_sessions_it_had(
     proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str, later: Callable[[float], None]
 ) -> None:

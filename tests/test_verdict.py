@@ -489,6 +489,7 @@ ROWS = [
     ("block", "verdict", "error", "knobs"),
     [pytest.param(*row, id=row[0].__name__) for row in ROWS],
 )
+@pytest.mark.slow
 async def test_the_end_of_a_block_is_judged(url, world, block, verdict, error, knobs):
     async with GuardedPool(settings(url, **knobs)) as pool:
         await pool.ping()

@@ -12,6 +12,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from asyncdb_guard import clock
+from asyncdb_guard.clock import NEVER, Instant, after
 from asyncdb_guard.connect.adopting_pool import AdoptingPool
 from asyncdb_guard.connect.credentials import Credentials, FixedCredentials
 from asyncdb_guard.connect.initialization import Init, initialize
@@ -107,7 +108,8 @@ class Connector:
         proxy = await self._pool.adopt(connection)
         bounds = Bounds(self._settings.command_timeout, bound, slow=self._settings.slow_statement)
         wanted = self._settings.target.target_session_attrs
-        return PooledConnection(proxy, clock.now(), self._draw_lifetime(), self._traits, wanted, bounds)
+        now = clock.now()
+        return PooledConnection(proxy, now, self._draw_expiry(now), self._traits, wanted, bounds)
 
     @property
     def initializes(self) -> bool:
@@ -227,9 +229,11 @@ class Connector:
         await connection.close(timeout=_GOODBYE_TIMEOUT)
         return False
 
-    def _draw_lifetime(self) -> float:
+    def _draw_expiry(self, now: Instant) -> Instant:
+        if not self._settings.max_lifetime:
+            return NEVER
         # ±10 %, so that sessions opened together are not replaced together
-        return self._settings.max_lifetime * _CHANCE.uniform(0.9, 1.1)
+        return after(now, self._settings.max_lifetime * _CHANCE.uniform(0.9, 1.1))
 
     def terminate(self) -> None:
         """Close asyncpg's pool at once."""

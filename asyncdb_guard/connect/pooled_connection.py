@@ -20,7 +20,7 @@ import asyncpg
 import asyncpg.connection
 from asyncpg.pool import PoolConnectionProxy
 
-from asyncdb_guard.clock import Instant
+from asyncdb_guard.clock import LONG_AGO, Instant
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.lent_statements import Bounds
 from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
@@ -77,12 +77,12 @@ class PooledConnection:
         "_transport",
         "_via_pooler",
         "closing",
+        "expires_at",
         "has_leftovers",
         "holder",
         "idle_since",
         "is_closed",
         "lease",
-        "lifetime",
         "lost_mid_statement",
         "opened_at",
         "readable",
@@ -95,7 +95,7 @@ class PooledConnection:
         self,
         proxy: PoolConnectionProxy,
         now: Instant,
-        lifetime: float,
+        expires_at: Instant,
         traits: ServerTraits,
         wanted: SessionAttrs,
         bounds: Bounds,
@@ -121,7 +121,8 @@ class PooledConnection:
         """Whether a borrower of this session ever left a name of SQL's own PREPARE: then each reset checks for them."""
         self.opened_at = now
         self.idle_since = now
-        self.lifetime = lifetime
+        self.expires_at = expires_at
+        """When it is to be replaced, at its next borrow."""
         self._bounds = bounds
         self._lent_kind: type[LentConnection] = _timed_connection() if bounds.slow else LentConnection
         self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
@@ -156,7 +157,7 @@ class PooledConnection:
 
     def expire(self) -> None:
         """Have it replaced at its next borrow, whatever its age."""
-        self.lifetime = float("-inf")
+        self.expires_at = LONG_AGO
 
     def let_go(self, lent: LentConnection) -> None:
         """Do not keep `lent` alive: if its borrower forgets it, that shows at once."""
@@ -263,7 +264,7 @@ class PooledConnection:
         """Whether a statement is running or being cancelled, or the borrower left something behind on the server."""
         protocol, connection = self._protocol, self._connection
         return bool(
-            self.interrupted
+            protocol._is_cancelling()
             or protocol.is_in_transaction()
             or self.taken_for_busy
             or (self._via_pooler and connection.keeps_backend)

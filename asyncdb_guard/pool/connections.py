@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.clock import LONG_AGO, Instant, elapsed
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.pool.health import Health, health_of
 
@@ -19,8 +19,6 @@ that this doubles to with each further failure."""
 
 _TIMER_TICK = 0.001
 """Seconds by which a timer may fire early."""
-
-_NEVER: Instant = (float("-inf"), float("-inf"))
 
 
 class Connections:
@@ -46,7 +44,7 @@ class Connections:
         """The one used last is the last."""
         self.lent: set[PooledConnection] = set()
         self.at_work: set[PooledConnection] = set()
-        self._failed_at = _NEVER
+        self._failed_at = LONG_AGO
         self._pause = 0.0
         self._pause_doubled = 0.0
 
@@ -121,7 +119,7 @@ class Connections:
         """A connect succeeded; its worker goes on with the connection. The pool may grow again."""
         self.connecting.discard(attempt)
         self.at_work.add(connection)
-        self._failed_at = _NEVER
+        self._failed_at = LONG_AGO
         self._pause = self._pause_doubled = 0.0
 
     def pause_growth(self, now: Instant) -> float:

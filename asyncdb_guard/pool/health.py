@@ -11,7 +11,7 @@ import enum
 import asyncpg
 
 from asyncdb_guard import clock
-from asyncdb_guard.clock import Instant, elapsed
+from asyncdb_guard.clock import Instant, elapsed, has_come
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.verdict import server_spoke
 
@@ -40,10 +40,8 @@ class Health(enum.Enum):
     WRONG_NODE = "wrong_node"
 
 
-def assess(
-    closed: bool, readable: object, idle: float, idle_timeout: float, age: float, lifetime: float, misplaced: bool
-) -> Health:
-    """Decide what to do with an idle connection; all times are seconds, `lifetime` 0 means for ever.
+def assess(closed: bool, readable: object, idle: float, idle_timeout: float, expired: bool, misplaced: bool) -> Health:
+    """Decide what to do with an idle connection; times are in seconds.
 
     `readable` while idle is a FIN, a RST or a FATAL message, but perhaps only a notice or a TLS session ticket.
     """
@@ -51,7 +49,7 @@ def assess(
         return Health.LOST
     if idle >= idle_timeout:
         return Health.IDLE_TIMEOUT
-    if lifetime and age >= lifetime:
+    if expired:
         return Health.MAX_LIFETIME
     if misplaced:
         return Health.WRONG_NODE
@@ -67,8 +65,7 @@ def health_of(connection: PooledConnection, idle_timeout: float, now: Instant) -
         connection.readable(),
         elapsed(connection.idle_since, now),
         idle_timeout,
-        elapsed(connection.opened_at, now),
-        connection.lifetime,
+        has_come(connection.expires_at, now),
         connection.wanted is not None and connection.misplaced,
     )
 

@@ -19,7 +19,7 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
-from asyncdb_guard.connect.sockets import forget_task
+from asyncdb_guard.connect.sockets import end_if_lost, forget_task, is_due
 from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused, logger
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.connections import Connections
@@ -37,7 +37,7 @@ _LATE_LOGIN_TIMEOUT_MAX = 10.0
 is silently dead looks like a server that is slow to log in."""
 
 _WORKER_GRACE = 0.6
-"""Seconds past its timeout after which a worker is taken for lost; a goodbye and the wait for the server are less."""
+"""Seconds past its timeout after which a worker is overdue; a goodbye and the wait for the server are less."""
 
 ClosingEvent: TypeAlias = ConnectionClosed | ConnectionReplaced
 
@@ -92,7 +92,10 @@ class Workers:
     def give_back(self, connection: PooledConnection, now: Instant) -> None:
         """Take a clean connection back, used until now."""
         connection.idle_since = now
-        self._hand_on(connection, now)
+        if self._gate.waiting:
+            self._hand_on(connection, now)
+        else:
+            self._keep(connection)
 
     def clean_up(self, connection: PooledConnection, now: Instant) -> None:
         """Reset a connection that its borrower has left just now. Only the next borrower waits for that."""
@@ -147,7 +150,7 @@ class Workers:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if task not in self._tasks:
-            return  # it was taken for lost
+            return  # `reclaim_all` was first
         in_hand, _ = self._tasks.pop(task)
         self._preparing.discard(task)
         if isinstance(in_hand, ConnectAttempt):
@@ -158,6 +161,18 @@ class Workers:
             self._loop.call_exception_handler(
                 {"message": "A worker of the pool failed", "exception": error, "task": task}
             )
+        if self._gate.waiting:
+            self.serve_waiters()
+
+    def _end_at_once(self) -> None:
+        """End the running worker, which has nothing in hand any more.
+
+        As `_done` would in the loop's next round; but that round takes longer than all else after a reset.
+        """
+        task: Any = asyncio.current_task()
+        task.remove_done_callback(self._done)
+        self._tasks.pop(task, None)
+        self._preparing.discard(task)
         if self._gate.waiting:
             self.serve_waiters()
 
@@ -192,9 +207,13 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task in [task for task, (_, end) in self._tasks.items() if now > end and not task.done()]:
-            forget_task(task)  # it has lost its wake-up
-            del self._tasks[task]
+        for task, (held, end) in self._tasks.items():
+            if now > end and not task.done():
+                # it stays the owner, as it may be about to run: a frozen process makes every worker overdue
+                self._tasks[task] = held, now + self._late_login_timeout + _WORKER_GRACE
+                if not is_due(task):
+                    task.cancel()
+                end_if_lost(task)
         for task in [task for task in self._tasks if task.done()]:
             self._done(task)  # its callback was torn, or is about to run
         in_hand = {in_hand for in_hand, _ in self._tasks.values()}
@@ -231,6 +250,9 @@ class Workers:
             attempt.late = True
             self._connections.give_up(attempt)
             await self._end_login(attempt, login, connection)
+            raise
+        except GeneratorExit:  # it had lost its wake-up
+            login.abandon()
             raise
         self._connections.connected(attempt, connection)
         self._end_connect(attempt)
@@ -294,6 +316,7 @@ class Workers:
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
+            self._end_at_once()
         elif self._gate.waiting and reason != "unclean":
             self.retire(connection, ConnectionReplaced(reason))
         else:
@@ -317,10 +340,13 @@ class Workers:
             self._connections.lend(connection)
             waiter.future.set_result(Lease(connection, waiter.permit, waiter.since, self.reclaim))
         else:
-            self._connections.rest(connection)
-            if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
-            self._notify()
+            self._keep(connection)
+
+    def _keep(self, connection: PooledConnection) -> None:
+        self._connections.rest(connection)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self._idle_timeout, self._close_expired)
+        self._notify()
 
     def _notify(self) -> None:
         if self._changed is not None:
@@ -407,6 +433,7 @@ class Workers:
         self._stop()
         for task in self._tasks:
             task.cancel()
+            end_if_lost(task)
         for connection in self._connections.all:
             connection.closing = True
             self._connections.put_to_work(connection)

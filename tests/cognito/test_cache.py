@@ -347,6 +347,7 @@ async def test_the_users_who_are_to_be_forgotten_are_limited_in_number(monkeypat
 
 
 @pytest.mark.parametrize("fault", ["hang", "error"])
+@pytest.mark.slow
 async def test_a_custom_cache_that_fails_fails_no_sign_in(make_pool: MakePool, fault: str) -> None:
     faulty = Faulty()
     triggers = CognitoTriggers(make_pool(), claims=returning({"a": 1}), cache=faulty)

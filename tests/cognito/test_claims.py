@@ -344,6 +344,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{4}_x", fullmatch=True), json_values, max_size=4))
+@pytest.mark.slow
 def test_plain_json_comes_through_unchanged_and_survives_a_cache(claims: dict[str, Any]) -> None:
     asked = request("2")
     checked = check_claims(claims, asked.subject)

@@ -65,6 +65,7 @@ async def test_scopes_and_suppressed_claims(pool: GuardedPool) -> None:
         ({"client_id": "another"}, "'client_id' is reserved"),
     ],
 )
+@pytest.mark.slow
 async def test_what_a_machine_cannot_have_is_refused(
     pool: GuardedPool, refused: Any, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -306,6 +306,7 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(event=events | anything)
+@pytest.mark.slow
 def test_any_event_is_answered_or_refused_without_showing_a_value(
     any_events: tuple[asyncio.Runner, CognitoTriggers], caplog: pytest.LogCaptureFixture, event: Any
 ) -> None:

@@ -126,6 +126,7 @@ async def test_no_role_is_told(role, monkeypatch):
         await token(f"postgresql://app@{DATABASE}/app")
 
 
+@pytest.mark.slow
 async def test_a_role_whose_credentials_cannot_be_had_just_now_may_work_later(role, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
@@ -138,6 +139,7 @@ async def test_a_role_whose_credentials_cannot_be_had_just_now_may_work_later(ro
         await token(f"postgresql://app@{DATABASE}/app")
 
 
+@pytest.mark.slow
 def test_no_packet_is_sent_for_it():
     said = run(
         f"""

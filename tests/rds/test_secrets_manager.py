@@ -192,6 +192,7 @@ async def test_several_refused_at_once_share_one_fetch(secrets_manager, guarded_
     assert secrets_manager.fetches == 2
 
 
+@pytest.mark.slow
 async def test_a_login_that_is_refused_twice_is_a_failure_that_opens_the_circuit(secrets_manager, login):
     arn = secrets_manager.create(login | {"password": "wrong word"})
     async with GuardedPool(settings(arn, breaker_fail_max=2)) as pool:
@@ -383,6 +384,7 @@ async def test_a_caller_who_gave_up_leaves_the_answer_to_the_next(secrets_manage
     assert secrets_manager.fetches == 1
 
 
+@pytest.mark.slow
 def test_a_process_ends_although_aws_never_answers():
     with TcpProxy(*NOWHERE) as proxy:
         proxy.hang = True
@@ -456,6 +458,7 @@ def test_a_fork_in_the_middle_of_a_fetch_fetches_its_own():
     assert said == "7\n"
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_error_says_what_to_install():
     said = run(
         f"""
@@ -471,6 +474,7 @@ def test_without_the_extra_the_error_says_what_to_install():
     assert said == "Credentials from AWS need the extra aws: pip install 'asyncdb-guard[aws]'.\n"
 
 
+@pytest.mark.slow
 def test_boto3_is_imported_only_when_the_first_login_is_needed():
     said = run(
         f"""
