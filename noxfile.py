@@ -13,7 +13,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["tests", "lint", "types", "package", "examples", "lambda_package"]
+nox.options.sessions = ["tests", "lint", "types", "docs", "package", "examples", "lambda_package"]
 nox.options.reuse_existing_virtualenvs = True
 # Where uv is there, an environment takes seconds, not a minute and more.
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -117,7 +117,9 @@ def fleet(session: nox.Session) -> None:
 
 @nox.session(python=MAIN)
 def soak(session: nox.Session) -> None:
-    """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time."""
+    """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time.
+
+    `-- --all`, as in CI, fails where Debian's pgbouncer or postgresql is missing."""
     session.install("-e", ".", *group("tests"))
     session.run("python", "-m", "tests.soak", *session.posargs)
 
@@ -201,6 +203,16 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
     session.run("python", "tests/typing/docs.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in build/site. A dead link, or a public name that is not documented, is an error."""
+    session.install(*group("docs"))
+    # --quiet would hide the warnings from strict mode. The variable turns off an announcement of the theme's.
+    environment = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run("mkdocs", "build", "--config-file", "docs/site/mkdocs.yml", env=environment)
+    session.log("Look at it: python3 -m http.server --directory build/site")
 
 
 @nox.session

@@ -28,6 +28,7 @@ from asyncdb_guard.failure_kind import FailureKind
 from asyncdb_guard.news import STRETCH_MAX, WITNESSES, WITNESSES_MAX, News
 
 CircuitState: TypeAlias = Literal["closed", "open", "half_open"]
+"""The state of a circuit. `half_open`: one caller is the trial, and all others are refused."""
 
 _CLOSED = CircuitBreakerState.CLOSED
 _HALF_OPEN = CircuitBreakerState.HALF_OPEN

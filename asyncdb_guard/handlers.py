@@ -15,7 +15,10 @@ pool = GuardedPool()
 """The pool of both handlers; one Lambda function uses one of them."""
 
 triggers = CognitoTriggers(pool)
+"""The triggers, whose statements are those of the environment."""
 
 # A function uses one handler but imports both, so one `prewarm=` opens its connection in the init phase.
 load_claims = lambda_handler(triggers.load_claims, prewarm=pool)
+"""The Lambda handler for pre token generation. It runs the statement in LAMBDA_DATABASE_CLAIMS_SQL."""
 provision_user = lambda_handler(triggers.provision_user)
+"""The Lambda handler for post confirmation. It runs the statement in LAMBDA_DATABASE_PROVISION_SQL."""

@@ -65,26 +65,32 @@ class LentConnection(PoolConnectionProxy):
         return bool(bare._protocol._is_cancelling())
 
     async def close(self, *, timeout: float | None = None) -> None:
+        """End the session within `timeout` seconds; the pool opens another one when it is needed."""
         self.closed_by_borrower = True
         await super().close(timeout=timeout)
 
     def terminate(self) -> None:
+        """Cut the connection; the pool opens another one when it is needed."""
         self.closed_by_borrower = True
         super().terminate()
 
     def transaction(
         self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
     ) -> LentTransaction:
+        """A transaction, or a savepoint inside of one, for `async with`; the arguments are asyncpg's."""
         begun = super().transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)
         return as_lent(begun, LentTransaction)
 
     async def prepare(self, query: str, **options: Any) -> LentStatement:
+        """Prepare a statement, which works until the borrow ends. Raises StatementTimeoutError."""
         return as_lent(await _prepare(self, query, **options), LentStatement)
 
     def cursor(self, query: str, *arguments: Any, **options: Any) -> LentCursorFactory:
+        """A cursor, for `async for` or `await`, inside of a transaction; the arguments are asyncpg's."""
         return as_lent(super().cursor(query, *arguments, **options), LentCursorFactory)
 
     async def add_listener(self, channel: str, callback: Any) -> None:
+        """LISTEN until the borrow ends. For longer, use `GuardedPool.listen`."""
         if not (self.listens or self.listeners):
             logger.warning(
                 "A listener was added to a connection that ends when it is idle for LAMBDA_DATABASE_IDLE_TIMEOUT_MS."
@@ -94,6 +100,7 @@ class LentConnection(PoolConnectionProxy):
         self.listeners += ((channel, callback),)
 
     async def remove_listener(self, channel: str, callback: Any) -> None:
+        """Undo `add_listener` of the same channel and callback."""
         await super().remove_listener(channel, callback)
         self.listeners = _without(self.listeners, (channel, callback))
 

@@ -4,8 +4,6 @@ asyncpg raises a bare TimeoutError. Prepared statements, cursors and transaction
 class of ours: it has no state, and converts that error.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Generator

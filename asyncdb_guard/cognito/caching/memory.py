@@ -25,6 +25,7 @@ class MemoryCache:
         return len(self._entries)
 
     async def get(self, key: CacheKey) -> str | None:
+        """Return the value stored under `key`, or None."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -36,11 +37,13 @@ class MemoryCache:
         return value
 
     async def put(self, key: CacheKey, value: str, ttl: float) -> None:
+        """Store `value` for at most `ttl` seconds."""
         self._entries[key] = (value, self._now(), ttl)
         self._entries.move_to_end(key)
         if len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 
     async def forget(self, user: str) -> None:
+        """Delete every entry whose `key.user` equals `user`."""
         for key in [key for key in self._entries if key.user == user]:
             del self._entries[key]

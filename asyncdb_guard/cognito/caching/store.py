@@ -15,7 +15,7 @@ from asyncdb_guard.cognito.claims import Overrides, restore
 from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import TokenRequest
 from asyncdb_guard.cognito.outcome import Outcome
-from asyncdb_guard.connect.redis_client import MAX_CONNECTIONS
+from asyncdb_guard.connect.redis import MAX_CONNECTIONS
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings import DatabaseSettings
 

@@ -101,6 +101,7 @@ class LambdaRuntime:
 
     @property
     def pid(self) -> int:
+        """The process's ID."""
         return self._process.pid
 
     @property

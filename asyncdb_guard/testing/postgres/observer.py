@@ -31,12 +31,15 @@ class Observer:
         return len(await self.sessions(application_name, user))
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        """The rows of a statement."""
         return await self._ask(lambda connection: connection.fetch(sql, *arguments))
 
     async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        """The first value of a statement's first row, or None."""
         return await self._ask(lambda connection: connection.fetchval(sql, *arguments))
 
     async def execute(self, sql: str, *arguments: Any) -> str:
+        """Run a statement; return its command tag."""
         return await self._ask(lambda connection: connection.execute(sql, *arguments))
 
     async def terminate(self, application_name: str | None = None, user: str | None = None) -> int:
@@ -47,6 +50,7 @@ class Observer:
         return len(rows)
 
     async def close(self) -> None:
+        """End its own session. The next question opens another one."""
         if self._connection is not None:
             await self._connection.close(timeout=5.0)
             self._connection = None

@@ -124,6 +124,7 @@ class TemporaryPostgres:
 
     @property
     def postmaster_pid(self) -> int:
+        """The ID of the server's main process."""
         return self._running.pid
 
     @property

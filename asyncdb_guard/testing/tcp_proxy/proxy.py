@@ -104,10 +104,12 @@ class TcpProxy(ProxyState):
 
     @property
     def cancel_requests(self) -> int:
+        """How many connections asked to cancel a statement."""
         return sum(link.reader.is_cancel for link in tuple(self._links))
 
     @property
     def tls_requests(self) -> int:
+        """How many connections asked for TLS."""
         return sum(link.reader.asked_for_tls for link in tuple(self._links))
 
     def reset_all(self) -> None:
