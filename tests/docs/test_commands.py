@@ -28,6 +28,7 @@ SESSIONS = set(re.findall(r"@nox\.session.*\ndef (\w+)\(", (ROOT / "noxfile.py")
 
 FEWER = ("--concurrency", "20")
 ONE_RUN = ("--runs", "1")
+ONCE = ("--once",)
 """Fewer environments than on the page, and one run, for a quick simulation."""
 
 
@@ -78,7 +79,7 @@ def test_a_command_is_one(
         elif command in {"python", "python3"}:
             check_python(arguments, block.page)
         elif command == "asyncdb-guard":
-            quick = {"budget": FEWER, "simulate": (*FEWER, *ONE_RUN)}.get(arguments[0], ())
+            quick = {"budget": FEWER, "doctor": FEWER, "simulate": (*FEWER, *ONE_RUN), "watch": ONCE}.get(arguments[0], ())
             assert main([*arguments, *quick]) in {0, 1}, capsys.readouterr().out
         else:
             assert command == ".ci/run", command
