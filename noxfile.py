@@ -58,8 +58,8 @@ def covered(session: nox.Session, *arguments: str) -> None:
 
 
 ONCE = (
-    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "docs", "fleet",
-    "testing",
+    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "docs",
+    "fleet", "testing",
 )  # fmt: skip
 """Tests that run on the newest Python alone: no version changes what they show, or `examples` shows it on each."""
 
