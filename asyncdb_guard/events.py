@@ -39,19 +39,24 @@ class Event:
         raise FrozenInstanceError(f"cannot assign to {name!r}")
 
 
-# One dataclass per shape, from which the events inherit: each dataclass adds half a millisecond to a cold start.
+# One dataclass per shape, from which the events inherit: each dataclass adds to a cold start, and twice as much without
+# a docstring, as it then writes its own.
 @dataclass(frozen=True)
 class _PlainEvent(Event):
-    pass
+    """An event that says all with its name."""
 
 
 @dataclass(frozen=True)
 class _TimedEvent(Event):
+    """An event with a duration."""
+
     seconds: float
 
 
 @dataclass(frozen=True)
 class _ReasonedEvent(Event):
+    """An event with a reason."""
+
     reason: str
 
 

@@ -5,8 +5,6 @@ first trial succeeded after an outage. `last`: when one succeeded last. All ages
 so that no two clocks must agree.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from asyncdb_guard.clock import Instant, elapsed

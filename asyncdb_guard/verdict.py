@@ -32,7 +32,7 @@ class Verdict(enum.Enum):
     NEUTRAL = "neutral"
 
 
-_FORM = re.compile("[0-9A-Z]{5}")
+_FORM = "[0-9A-Z]{5}"
 """An SQLSTATE: whatever else a server sends in its place is nobody's to show."""
 
 _OURS_TO_BLAME = frozenset({"57P05", "25P03"})
@@ -211,7 +211,7 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     if error is None or not _is(error, asyncpg.PostgresError):
         return None
     sqlstate: object = _field(error, "sqlstate")
-    return sqlstate if type(sqlstate) is str and _FORM.fullmatch(sqlstate) else None
+    return sqlstate if type(sqlstate) is str and re.fullmatch(_FORM, sqlstate) else None
 
 
 def _severity_of(error: BaseException) -> str | None:

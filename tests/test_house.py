@@ -36,7 +36,7 @@ SEPARATE = ({"cognito", "runtime"},)
 DOORS = {
     "aiobreaker": {"breaker"},
     "botocore": {"connect.aws", "bulletin.dynamodb"},
-    "redis": {"connect.redis_client"},
+    "redis": {"connect.redis.opening"},
     "asyncpg.connect": {"connect.connector", "testing.postgres"},
     "asyncpg.create_pool": {"connect.adopting_pool"},
     "signal": {"runtime.process", "testing.lambda_runtime", "testing.postgres"},

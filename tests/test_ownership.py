@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import subprocess
@@ -13,6 +14,7 @@ import asyncpg
 import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, GuardError
+from asyncdb_guard.settings.target import ConnectTarget
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import at_rest
@@ -207,3 +209,100 @@ async def test_an_exception_out_of_nowhere_in_any_step_of_a_borrow(
 
         await eventually(lambda: serves(pool))
         assert await pool.fetchval("SELECT 1") == 1
+
+
+def lose_wake_up(coroutine: str) -> bool:
+    """Have a task lose its wake-up, as an exception of a signal handler between two callbacks of the loop does."""
+    for task in asyncio.all_tasks():
+        bare: Any = task
+        if bare.get_coro().__name__ == coroutine and bare._fut_waiter is not None:
+            for callback, _ in bare._fut_waiter._callbacks:
+                if getattr(callback, "__self__", None) is task:
+                    return bool(bare._fut_waiter.remove_done_callback(callback))
+    return False
+
+
+@pytest.fixture
+async def ahead(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`ahead(60)` puts the event loop's clock ahead by so many seconds, as a frozen process finds it."""
+    loop = asyncio.get_running_loop()
+
+    def ahead(seconds: float) -> None:
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + seconds)
+
+    return ahead
+
+
+FEW_MS: dict[str, Any] = {
+    "connect_timeout_ms": 100, "breaker_fail_max": 1000, "breaker_reset_timeout_ms": 20,
+    "breaker_reset_timeout_max_ms": 20,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ["_connect_it", "_without_variables", "_reset_it", "_close_it"])
+@pytest.mark.parametrize("end", ["use", "close", "terminate"])
+async def test_a_worker_that_has_lost_its_wake_up(
+    proxy: TcpProxy, url_via_tcp_proxy: str, ahead: Callable[[float], None], step: str, end: str
+) -> None:
+    """It keeps neither the place nor the end of its event loop: afterwards no task is left."""
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, **FEW_MS)) as pool:
+        if step in {"_connect_it", "_without_variables"}:
+            proxy.hang = True
+            borrower = asyncio.create_task(pool.ping())
+        else:
+            await pool.ping()
+            await at_rest(pool)
+            async with pool.acquire() as connection:
+                if step == "_close_it":
+                    await connection.set_builtin_type_codec("text", codec_name="pg_contrib.hstore", schema="pg_catalog")
+                proxy.deaf = True
+            borrower = asyncio.create_task(asyncio.sleep(0))
+        await eventually(lambda: lose_wake_up(step), every=0)
+        proxy.hang = proxy.deaf = False
+        if end == "terminate":
+            pool.terminate()
+        if end != "use":
+            await pool.close(timeout=0.1)
+        await asyncio.gather(borrower, return_exceptions=True)
+        if end == "use":
+            ahead(60)
+            await eventually(lambda: serves(pool))
+
+
+async def test_a_worker_that_is_overdue_as_the_process_was_frozen_stays_the_owner(
+    proxy: TcpProxy, url_via_tcp_proxy: str, ahead: Callable[[float], None]
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, **FEW_MS)) as pool:
+        proxy.hang = True
+        borrower = asyncio.create_task(pool.ping())
+        await eventually(lambda: proxy.accepted == 1)
+        ahead(60)
+        with pytest.raises(GuardError):
+            await borrower
+        proxy.hang = False
+        await asyncio.sleep(0.05)  # past the open period
+        assert await pool.fetchval("SELECT 1") == 1
+        assert proxy.accepted == 2
+
+
+async def test_credentials_that_suppress_their_cancellation(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    """A login that outlives its time keeps the place for so long, and no session that it gets afterwards."""
+    released = asyncio.Event()
+
+    class Provider:
+        async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+            return target
+
+    settings = DatabaseSettings(url=url_via_tcp_proxy, **FEW_MS)
+    async with GuardedPool(settings, credentials=Provider()) as pool:
+        with pytest.raises(GuardError):
+            await pool.ping()
+        with pytest.raises(GuardError):
+            await pool.ping()
+        assert len(asyncio.all_tasks()) < 4  # the place was taken, and no second login begun
+    released.set()
+    await eventually(lambda: proxy.accepted == 1 and not proxy.open_server_connections)

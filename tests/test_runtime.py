@@ -508,6 +508,25 @@ def test_a_stray_exit_ends_the_call_and_leaves_nothing_behind() -> None:
     assert steps == ["cancelled"]
 
 
+def test_a_handler_that_suppresses_its_cancellation_does_not_delay_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it go on in the thread that would collect it, when its coroutine is closed."""
+    monkeypatch.setattr("asyncdb_guard.runtime.process._CANCEL_TIMEOUT", 0.05)
+    end = time.monotonic() + 2
+
+    @lambda_handler
+    async def handler(event: object, context: object = None) -> None:
+        asyncio.get_running_loop().call_soon(sys.exit)
+        while time.monotonic() < end:
+            with contextlib.suppress(BaseException):
+                await asyncio.sleep(0.01)
+
+    with pytest.raises(TriggerFailedError):
+        handler({})
+    gc.collect()
+    assert time.monotonic() < end - 1
+    assert echo(1) == 1
+
+
 def test_a_call_whose_end_is_lost_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where an exception of a signal handler came between two steps of asyncio's."""
     monkeypatch.setattr("asyncdb_guard.runtime.process._WATCH_INTERVAL", 0.02)
@@ -631,7 +650,7 @@ def test_powertools_typed_events_around_a_trigger(deploy: Deploy, url: str) -> N
     """It is answered as the plain event is, and it is Cognito's, so that errors stay inside."""
     environment = deploy(TYPED, LAMBDA_DATABASE_URL=url)
     event = token_event(2, sub="s", metadata={"role": "admin"})
-    answer = environment.invoke(event)
+    answer = environment.invoke(event, timeout=60.0)  # on a busy machine, all those imports take their time
     assert answer.error is None, environment.logs
     assert id_claims(answer.payload) == {"role": "admin"}
     assert {name: answer.payload[name] for name in event if name != "response"} == {

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -41,6 +40,7 @@ NUMBERS = {
     "command_timeout_ms": (3000, 1, 900_000),
     "handler_budget_ms": (4000, 1, 5000),
     "hold_warning_ms": (0, 0, 86_400_000),
+    "slow_statement_ms": (0, 0, 86_400_000),
     "breaker_fail_max": (3, 1, 1000),
     "breaker_reset_timeout_ms": (2000, 1, 3_600_000),
     "breaker_reset_timeout_max_ms": (5000, 1, 3_600_000),
@@ -61,6 +61,9 @@ TEXTS = (
     "claims_cache_ssl_root_cert",
     "claims_cache_ssl_cert",
     "claims_cache_ssl_key",
+    "fleet_ssl_root_cert",
+    "fleet_ssl_cert",
+    "fleet_ssl_key",
 )
 SECONDS = [
     ("connect_timeout", 2.0),
@@ -69,6 +72,7 @@ SECONDS = [
     ("command_timeout", 3.0),
     ("handler_budget", 4.0),
     ("hold_warning", 0.0),
+    ("slow_statement", 0.0),
     ("breaker_reset_timeout", 2.0),
     ("breaker_reset_timeout_max", 5.0),
     ("claims_cache_ttl", 60.0),
@@ -449,28 +453,31 @@ def test_a_shared_claims_cache_that_is_off_is_refused() -> None:
     assert "turns the claims cache off" in fault(claims_cache_url="redis://cache.example", claims_cache_ttl_ms=0)
 
 
-FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
-
-
-@pytest.mark.parametrize("setting", FILES)
-def test_a_file_for_the_tls_of_a_claims_cache_that_uses_none_is_refused(setting: str) -> None:
-    files = {"claims_cache_ssl_cert": "/cert.pem"} if setting == "claims_cache_ssl_key" else {}
+@pytest.mark.parametrize("store", ["claims_cache", "fleet"])
+@pytest.mark.parametrize("file", ["root_cert", "cert", "key"])
+def test_a_file_for_the_tls_of_a_redis_that_uses_none_is_refused(store: str, file: str) -> None:
+    setting = f"{store}_ssl_{file}"
+    files = {f"{store}_ssl_cert": "/cert.pem"} if file == "key" else {}
     files[setting] = "/file.pem"
-    assert f"{setting} " in fault_among(files, "does not use TLS: start it with rediss://", "valkey://cache.example")
-    assert f"{setting} " in fault_among(files, "set the URL, or remove the file", None)
-    for url in ("rediss://cache.example", "valkeys://cache.example"):
-        assert getattr(make(claims_cache_url=url, **files), setting) == "/file.pem"
+
+    def fault_among(text: str, url: str | None) -> str:
+        """The last of the faults with this text."""
+        return [one for one in refusal(**{f"{store}_url": url}, **files).faults if text in one][-1]
+
+    assert f"{setting} " in fault_among("does not use TLS: start it with rediss://", "valkey://redis.example")
+    assert f"{setting} " in fault_among("set the URL, or remove the file", None)
+    for url in ("rediss://redis.example", "valkeys://redis.example"):
+        assert getattr(make(**{f"{store}_url": url}, **files), setting) == "/file.pem"
+    if store == "fleet":
+        assert f"{setting} " in fault_among("names a DynamoDB table, which needs no file", "dynamodb://fleet")
+    wrong = refusal(**{f"{store}_url": "http://redis.example"}, **files).faults
+    assert len(wrong) == 1, "of a URL with a fault, nothing else is said"
 
 
-def fault_among(files: dict[str, str], text: str, url: str | None) -> str:
-    """The last of the faults with this text."""
-    return [one for one in refusal(claims_cache_url=url, **files).faults if text in one][-1]
-
-
-def test_a_key_without_a_client_certificate_is_refused() -> None:
-    assert "set the certificate too" in fault(
-        claims_cache_url="rediss://cache.example", claims_cache_ssl_key="/key.pem"
-    )
+@pytest.mark.parametrize("store", ["claims_cache", "fleet"])
+def test_a_key_without_a_client_certificate_is_refused(store: str) -> None:
+    files = {f"{store}_url": "rediss://redis.example", f"{store}_ssl_key": "/key.pem"}
+    assert "set the certificate too" in fault(**files)
 
 
 def test_all_faults_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,7 +674,7 @@ def test_a_kind_of_node_is_refused_under_the_proxy_profile(values: dict[str, Any
 
 
 def test_what_a_profile_permits_follows_from_its_fields() -> None:
-    session_pooler = replace(TRANSACTION_POOLER, name="session pooler", sets_search_path=True)
+    session_pooler = TRANSACTION_POOLER._replace(name="session pooler", sets_search_path=True)
     url = parse_database_url(f"{URL}?schema=tenant")[0]
     target = connect_target(make(), url, session_pooler)
     assert target.schema == "tenant"

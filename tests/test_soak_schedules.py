@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.plan import Plan
+from tests.soak.plan import COVERING, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,3 +39,15 @@ def test_a_seed_always_means_the_same() -> None:
     assert [next(faults) for faults in [first.faults()] * 5] == [next(faults) for faults in [second.faults()] * 5]
     assert {Plan.of(seed).pool_max for seed in range(20)} == {1, 2, 5}
     assert not any(Plan.of(seed, "pgbouncer").silent for seed in range(20))
+
+
+def test_the_usual_seeds_cover_everything() -> None:
+    plans = [Plan.of(seed) for seed in COVERING]
+    assert {plan.via for plan in plans} == {"direct", "tls", "pgbouncer"}
+    assert {plan.pool_max for plan in plans} == {1, 2, 5}
+    assert {plan.session_reset for plan in plans if plan.via == "direct"} == {"always", "never"}
+    assert {(plan.uvloop, plan.eager and not plan.uvloop) for plan in plans} == {
+        (False, False), (False, True), (True, False)
+    }  # fmt: skip
+    assert {plan.silent for plan in plans} == {True, False}
+    assert {plan.borrowers for plan in plans} >= {3, 40}

@@ -1,5 +1,5 @@
 """The fleet's bulletin: a store in which environments tell each other that the database is back."""
 
-from asyncdb_guard.bulletin.board import Bulletin, open_bulletin
+from asyncdb_guard.bulletin.opening import open_bulletin
 
-__all__ = ["Bulletin", "open_bulletin"]
+__all__ = ["open_bulletin"]

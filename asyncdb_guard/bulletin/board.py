@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from uuid import uuid4
@@ -13,8 +14,9 @@ from asyncdb_guard import clock
 from asyncdb_guard.bulletin.protocol import FleetStore
 from asyncdb_guard.clock import LONG_AGO, Instant, elapsed
 from asyncdb_guard.connect.aws.boto import off_loop
+from asyncdb_guard.errors import GuardError
 from asyncdb_guard.events import logger
-from asyncdb_guard.news import STRETCH_MAX, News
+from asyncdb_guard.news import News
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.problems import label
 
@@ -22,8 +24,9 @@ from asyncdb_guard.settings.problems import label
 class Bulletin:
     """Asks and tells the fleet's store; lives as long as its pool, across event loops and forks.
 
-    The store runs in threads, so a slow one delays nobody for longer than LOOK_TIMEOUT. After an error it is left alone
-    for a period that doubles with each further one, and everybody goes without news.
+    The store runs in threads, so a slow one delays nobody for longer than LOOK_TIMEOUT. After an error, or two answers
+    in a row that came later than that, it is left alone for a period that doubles with each further one, and everybody
+    goes without news. One late answer says little: the process may have waited for its CPU.
     """
 
     LOOK_TIMEOUT = 0.05
@@ -46,6 +49,7 @@ class Bulletin:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        self._opening = threading.Lock()
         self._store: FleetStore | None = None
         self._witness: str | None = None
         """This environment's name, drawn when it is first needed: not before a SnapStart snapshot."""
@@ -53,6 +57,10 @@ class Bulletin:
         self._look: Future[News] | None = None
         self._looking_since = LONG_AGO
         self._tales: set[Future[None]] = set()
+        self._looked = False
+        """Whether the store has answered a look; the first one may have to import its client and to connect."""
+        self._late = False
+        """Whether its last answer came later than LOOK_TIMEOUT."""
 
     @property
     def telling(self) -> bool:
@@ -114,15 +122,17 @@ class Bulletin:
 
     def _ask(self, at: Instant) -> News:
         """In a thread."""
-        is_first = self._store is None
         try:
             news = self._opened().look(at)
-            if not is_first and elapsed(at, clock.now()) > self.LOOK_TIMEOUT:
+            was_late, self._late = self._late, self._looked and elapsed(at, clock.now()) > self.LOOK_TIMEOUT
+            self._looked = True
+            if was_late and self._late:
                 raise TimeoutError
         except Exception as error:
             self._fell_sick(error)
             raise
-        self._backoff = 0.0
+        if not self._late:
+            self._backoff = 0.0
         self._news = news
         return news
 
@@ -142,9 +152,10 @@ class Bulletin:
             self._fell_sick(error)
 
     def _opened(self) -> FleetStore:
-        if self._store is None:
-            self._store = self._open_store()
-        return self._store
+        with self._opening:  # who asks and who tells may come at the same moment
+            if self._store is None:
+                self._store = self._open_store()
+            return self._store
 
     def _fell_sick(self, error: Exception) -> None:
         now = clock.now()
@@ -153,32 +164,17 @@ class Bulletin:
         self._news = None
         if elapsed(self._warned_at, now) >= self.WARN_EVERY:
             self._warned_at = now
-            # Only the type: a client's text may contain the store's address.
             logger.warning(
-                "The fleet store failed with %s. Each environment goes by its own circuit breaker until it answers."
-                " Check %s.",
-                type(error).__name__,
-                label("fleet_url"),
+                "%s Each environment goes by its own circuit breaker until the store answers.", fault_of(error)
             )
 
 
-def open_bulletin(settings: DatabaseSettings) -> Bulletin | None:
-    """The bulletin of these settings; None if they name no store. No I/O. Raises ConfigurationError."""
-    if settings.fleet_url is None:
-        return None
-    url, database = settings.fleet_url, database_key(settings)
-    # the next attempt of an environment whose period is the longest may come this late, and after silence twice that
-    witness_life = 2 * STRETCH_MAX * settings.breaker_reset_timeout_max
-    if url.get_secret_value().startswith("dynamodb:"):
-        from asyncdb_guard.bulletin.dynamodb import DynamoDbStore, require_extra
-
-        require_extra()
-        return Bulletin(lambda: DynamoDbStore(url, database), witness_life)
-    from asyncdb_guard.bulletin.redis import SETTING, RedisStore
-    from asyncdb_guard.connect.redis_client import require_redis
-
-    require_redis(SETTING)
-    return Bulletin(lambda: RedisStore(url, database), witness_life)
+def fault_of(error: Exception) -> str:
+    """What an error of a store means, with the remedy."""
+    if isinstance(error, GuardError):
+        return str(error)
+    # Only the type: a client's text may contain the store's address.
+    return f"The fleet store failed with {type(error).__name__}. Check {label('fleet_url')}."
 
 
 def database_key(settings: DatabaseSettings) -> str:

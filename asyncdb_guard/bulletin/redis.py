@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import SecretStr
-
 from asyncdb_guard.clock import Instant
-from asyncdb_guard.connect.redis_client import create_client
+from asyncdb_guard.connect.redis import RedisClient, RedisEndpoint
 from asyncdb_guard.news import LAST_LIFE, RECOVERY_LIFE, WITNESSES_MAX, News, believed
+from asyncdb_guard.settings import DatabaseSettings
 
-SETTING = "fleet_url"
 _PREFIX = "asyncdb_guard:fleet:1"
 """The number is the version of the format."""
+_RIGHTS = (
+    "EVAL, DEL, GET, PEXPIRE, PTTL, SET, TIME, ZADD, ZCOUNT, ZREMRANGEBYRANK and ZREMRANGEBYSCORE on"
+    " `asyncdb_guard:fleet:*`"
+)
 
 _NO_KEY = -2
 """What PTTL says of a key that does not exist."""
@@ -42,9 +44,9 @@ redis.call('DEL', KEYS[3])
 class RedisStore:
     """A `FleetStore`: three keys of one database, whose ages are what is left of their lives."""
 
-    def __init__(self, url: SecretStr, database: str) -> None:
-        """Does not connect yet. Raises ConfigurationError if the URL is invalid."""
-        self._client = create_client(url.get_secret_value(), SETTING, decode_responses=True)
+    def __init__(self, endpoint: RedisEndpoint, database: str) -> None:
+        """Does not connect yet. Raises ConfigurationError if redis-py does not accept the URL."""
+        self._client = RedisClient(endpoint, decode_responses=True)
         # the braces put all keys into one hash slot of a cluster
         self._keys = [f"{_PREFIX}:{{{database}}}:{word}" for word in ("last", "recovery", "open")]
 
@@ -66,7 +68,17 @@ class RedisStore:
         self._client.close()
 
     def _run(self, script: str, *arguments: str | int) -> Any:
-        return self._client.eval(script, len(self._keys), *self._keys, *map(str, arguments))
+        words = (*self._keys, *map(str, arguments))
+        return self._client.run(lambda client: client.eval(script, len(self._keys), *words))
+
+
+def redis_endpoint(settings: DatabaseSettings) -> RedisEndpoint:
+    """Where these settings keep the bulletin."""
+    assert settings.fleet_url is not None
+    return RedisEndpoint(
+        settings.fleet_url, "fleet", "fleet store", _RIGHTS,
+        settings.fleet_ssl_root_cert, settings.fleet_ssl_cert, settings.fleet_ssl_key,
+    )  # fmt: skip
 
 
 def _age(left: int, life: float) -> float | None:

@@ -34,9 +34,14 @@ def positive(text: str) -> float:
     return number
 
 
-def add_server_options(parser: argparse.ArgumentParser) -> None:
+def add_processes_option(parser: argparse.ArgumentParser) -> None:
+    """How many pools an environment has."""
+    parser.add_argument("--processes", type=count, default=1, metavar="P", help="processes of each environment (1)")
+
+
+def add_server_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """How fast the server is: one of two ways to tell."""
-    capacity = parser.add_mutually_exclusive_group(required=True)
+    capacity = parser.add_mutually_exclusive_group(required=required)
     capacity.add_argument("--vcpu", type=positive, metavar="V", help="vCPUs of the server: 200 logins a second each")
     capacity.add_argument("--connects-per-second", type=positive, metavar="C", help="logins a second that it takes")
 

@@ -8,11 +8,18 @@ import asyncio
 from rich.console import Console
 from rich.text import Text
 
-from asyncdb_guard.cli.arguments import add_server_options, concurrency, count, positive, server_model
+from asyncdb_guard.cli.arguments import (
+    add_processes_option,
+    add_server_options,
+    concurrency,
+    count,
+    positive,
+    server_model,
+)
 from asyncdb_guard.cli.server_facts import LOGINS, ServerQuestions
 from asyncdb_guard.cli.simulate import seconds
 from asyncdb_guard.fleet import SCENARIOS, FleetModel, Gate, OpenPeriods, ServerModel, open_periods, simulate
-from asyncdb_guard.fleet.budget import Budget, Demand, ServerFacts
+from asyncdb_guard.fleet.budget import Budget, Demand
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT
 
@@ -43,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--function", type=function, action="append", default=[], metavar="NAME=N", dest="functions",
         help="another function with the same role, and its environments; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--processes", type=count, default=1, metavar="P", help="processes of each environment (1)")
+    add_processes_option(parser)
     add_server_options(parser)
     parser.add_argument("--rate", type=positive, default=1.0, metavar="R", help="requests a second and environment (1)")
     parser.add_argument("--others", type=count, metavar="M", help="slots to leave to other roles (what they use now)")
@@ -67,7 +74,7 @@ async def _run(options: argparse.Namespace, report: _Report) -> int:
             fits, statement = False, None
         else:
             facts = await questions.facts(options.role)
-            budget = Budget(facts, demand, _others(facts, options.others))
+            budget = Budget(facts, demand, facts.others_at_most if options.others is None else options.others)
             statement = await questions.limit_statement(facts.role, budget.limit)
             report.slots(budget, statement, options.others)
             fits = budget.fits and not budget.obstacles
@@ -78,12 +85,6 @@ async def _run(options: argparse.Namespace, report: _Report) -> int:
             await questions.apply(statement)
             report.line("applied", f"{statement};")
     return 0 if fits else 1
-
-
-def _others(facts: ServerFacts, told: int | None) -> int:
-    if told is not None:
-        return told
-    return facts.others if facts.others_limit is None else max(facts.others_limit, facts.others)
 
 
 class _Report:
@@ -112,7 +113,7 @@ class _Report:
             f" others use {facts.others:,} now, {at_most}",
         )
         verdict = "ok" if budget.fits else f"does not fit: {budget.refused_share:.0%} never get a session"
-        self.line("fits", f"{demand.sessions:,} + {budget.others:,} of {budget.slots:,}: {verdict}")
+        self.line("fits", f"{demand.sessions:,} + {budget.others:,} of {facts.slots:,}: {verdict}")
         functions = "; ".join(
             f"reserved concurrency of {name}: {environments:,}"
             for name, environments in budget.reserved_concurrency.items()

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from asyncdb_guard.cli.examination import examine
+from asyncdb_guard.cli.arguments import add_processes_option, add_server_options, concurrency, server_model
+from asyncdb_guard.cli.examination import Plan, examine
 from asyncdb_guard.cli.findings import Finding, Grade
 from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.fleet.policy import IAM_LOGINS
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields
 from asyncdb_guard.settings.url import parse_database_url
@@ -39,6 +41,9 @@ class Value:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
+    parser.add_argument("--concurrency", type=concurrency, metavar="N", help="environments at most, to judge the fleet")
+    add_processes_option(parser)
+    add_server_options(parser, required=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
 
@@ -60,15 +65,24 @@ def run(options: argparse.Namespace, console: Console) -> int:
         for finding in found:
             _told(console, finding)
     if settings is not None:
-        asyncio.run(_examine(settings, found, None if options.json else console))
+        asyncio.run(_examine(settings, _plan(options, settings), found, None if options.json else console))
     worst = max(finding.grade for finding in found)
     if options.json:
         console.print(_as_json(values, found, worst), markup=False, soft_wrap=True)
     return int(worst)
 
 
-async def _examine(settings: DatabaseSettings, found: list[Finding], console: Console | None) -> None:
-    async for finding in examine(settings):
+def _plan(options: argparse.Namespace, settings: DatabaseSettings) -> Plan:
+    capacity = None
+    if options.vcpu or options.connects_per_second:
+        capacity = server_model(options, iam=settings.iam_auth).capacity
+    elif settings.iam_auth:
+        capacity = IAM_LOGINS
+    return Plan(options.concurrency, options.processes, capacity)
+
+
+async def _examine(settings: DatabaseSettings, plan: Plan, found: list[Finding], console: Console | None) -> None:
+    async for finding in examine(settings, plan):
         found.append(finding)
         if console is not None:
             _told(console, finding)

@@ -10,26 +10,32 @@ import ssl
 import statistics
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
 from asyncdb_guard.bulletin import open_bulletin
+from asyncdb_guard.bulletin.board import fault_of
 from asyncdb_guard.cli import findings
 from asyncdb_guard.cli.findings import Finding, Grade, PoolerKind
-from asyncdb_guard.cognito.caching.redis.client import RedisClient
+from asyncdb_guard.cli.server_facts import read_facts
+from asyncdb_guard.cognito.caching.redis import redis_endpoint
 from asyncdb_guard.cognito.statements import MachineClaims, ProvisionStatement, Statement, UserClaims, refusal
 from asyncdb_guard.connect.aws.boto import off_loop
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import credentials_for
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.node import suits
+from asyncdb_guard.connect.redis import RedisClient
 from asyncdb_guard.connect.server_detection import node_state
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.errors import ConfigurationError, GuardError
+from asyncdb_guard.fleet import OpenPeriods
+from asyncdb_guard.fleet.budget import Budget, Demand, ServerFacts
 from asyncdb_guard.settings import ConnectTarget, DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT
 from asyncdb_guard.settings.problems import label
@@ -45,13 +51,20 @@ _POOLER_TRIES = 4
 _HELD_TIMEOUT = 1.0
 """Seconds after which a statement counts as waiting for the backend that another connection holds."""
 
-_ROLE = "SELECT rolconnlimit, rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user"
-_STORE_REMEDY = "Check its address, its certificate and the security group."
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of the fleet, and of the server's size."""
+
+    environments: int | None = None
+    processes: int = 1
+    capacity: float | None = None
+    """Logins a second."""
 
 
-async def examine(settings: DatabaseSettings) -> AsyncIterator[Finding]:
+async def examine(settings: DatabaseSettings, plan: Plan) -> AsyncIterator[Finding]:
     """Look at everything that the settings lead to, and yield what is found, in order."""
-    async for finding in _way(settings):
+    async for finding in _way(settings, plan):
         yield finding
     if settings.claims_cache_url is not None:
         yield await _cache(settings)
@@ -59,7 +72,7 @@ async def examine(settings: DatabaseSettings) -> AsyncIterator[Finding]:
         yield await _fleet_store(settings)
 
 
-async def _way(settings: DatabaseSettings) -> AsyncIterator[Finding]:
+async def _way(settings: DatabaseSettings, plan: Plan) -> AsyncIterator[Finding]:
     try:
         credentials = credentials_for(settings, None)
         target = await asyncio.wait_for(credentials.complete(settings.target), settings.connect_timeout)
@@ -83,7 +96,7 @@ async def _way(settings: DatabaseSettings) -> AsyncIterator[Finding]:
             yield Finding("login", Grade.BAD, str(error if isinstance(error, GuardError) else refused))
             return
         yield Finding("login", Grade.GOOD, f"{(time.perf_counter() - began) * 1000:.0f} ms")
-        async for finding in _database(settings, connector, connections):
+        async for finding in _database(settings, plan, connector, connections):
             yield finding
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         told = sqlstate_of(error) or type(error).__name__
@@ -143,17 +156,26 @@ async def _tls(target: ConnectTarget, reader: asyncio.StreamReader, writer: asyn
     return findings.certificate(issuer.get("commonName") or issuer.get("organizationName") or "an unnamed CA", days)
 
 
-async def _database(settings: DatabaseSettings, connector: Connector, connections: list[Any]) -> AsyncIterator[Finding]:
+async def _database(
+    settings: DatabaseSettings, plan: Plan, connector: Connector, connections: list[Any]
+) -> AsyncIterator[Finding]:
     connection = connections[0]
+    # what the login told: an old server may not understand the questions
+    version = findings.version(connection.get_server_version().major)
+    yield version
+    if version.grade is Grade.BAD:
+        return
     kind = await _pooler_kind(settings, connector, connections)
     yield findings.pooler(kind, profile=settings.profile is not DIRECT)
-    yield findings.version(int(await connection.fetchval("SELECT current_setting('server_version_num')")))
     state = await node_state(connection)
     wanted = settings.target.target_session_attrs
     if wanted == "any" or not suits(wanted, state):
         yield findings.node(standby=state.standby, read_only=state.read_only)
-    limit, superuser = await connection.fetchrow(_ROLE)
-    yield findings.role(limit, superuser=superuser)
+    facts = await read_facts(connection)
+    assert facts is not None
+    yield findings.role(facts)
+    for finding in _fleet(settings, plan, facts, direct=kind is PoolerKind.NONE):
+        yield finding
     if kind is PoolerKind.NONE and settings.profile is DIRECT:
         yield await _timeouts(settings, connection)
     yield await _round_trip(connection)
@@ -162,6 +184,21 @@ async def _database(settings: DatabaseSettings, connector: Connector, connection
             yield await _prepared(name, statement, connection)
         else:
             yield Finding(name, Grade.GOOD, "not prepared, as behind a pooler that would be another client's, too")
+
+
+def _fleet(settings: DatabaseSettings, plan: Plan, facts: ServerFacts, *, direct: bool) -> Iterator[Finding]:
+    yours = OpenPeriods(settings.breaker_reset_timeout, settings.breaker_reset_timeout_max)
+    if plan.environments is not None:
+        demand = Demand({"": plan.environments}, plan.processes, settings.pool_max)
+        if direct:
+            yield findings.fits(Budget(facts, demand, facts.others_at_most))
+        yield findings.periods(yours, demand, "--concurrency", plan.capacity)
+    elif direct:
+        sessions, source = facts.ceiling
+        pools = max(sessions // settings.pool_max, 1)
+        yield findings.periods(yours, Demand({"": pools}), f"at most, by {source}", plan.capacity)
+    else:
+        yield findings.periods_behind_pooler()
 
 
 async def _pooler_kind(settings: DatabaseSettings, connector: Connector, connections: list[Any]) -> PoolerKind:
@@ -244,7 +281,9 @@ async def _prepared(name: str, statement: Statement[Any] | ConfigurationError, c
 async def _cache(settings: DatabaseSettings) -> Finding:
     began = time.perf_counter()
     try:
-        await asyncio.wrap_future(off_loop(lambda: RedisClient(settings).run(lambda client: client.ping())))
+        await asyncio.wrap_future(
+            off_loop(lambda: RedisClient(redis_endpoint(settings)).run(lambda client: client.ping()))
+        )
     except GuardError as error:
         return Finding("claims cache", Grade.DOUBTFUL, str(error))
     milliseconds = (time.perf_counter() - began) * 1000
@@ -260,9 +299,8 @@ async def _fleet_store(settings: DatabaseSettings) -> Finding:
     began = time.perf_counter()
     try:
         await bulletin.probe()
-    except Exception as error:  # its client's; the type alone, as a text may show its address
-        text = f"{label('fleet_url')} is unavailable ({type(error).__name__}). {_STORE_REMEDY}"
-        return Finding("fleet store", Grade.DOUBTFUL, text)
+    except Exception as error:
+        return Finding("fleet store", Grade.DOUBTFUL, fault_of(error))
     finally:
         bulletin.close()
     milliseconds = (time.perf_counter() - began) * 1000

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
+from asyncdb_guard.fleet import Misfit, OpenPeriods, logins_per_second, open_periods
+from asyncdb_guard.fleet.budget import Budget, Demand, ServerFacts
+from asyncdb_guard.settings.fields import ENV_PREFIX
 from asyncdb_guard.settings.problems import label
 
 
@@ -42,9 +46,8 @@ _CERTIFICATE_SOON = 30.0
 """Days."""
 
 
-def version(number: int) -> Finding:
-    """`number`: server_version_num, such as 160004."""
-    major = number // 10_000
+def version(major: int) -> Finding:
+    """`major`: of the server's version."""
     if major >= _OLDEST_WITH_TIMEOUTS:
         return Finding("version", Grade.GOOD, f"PostgreSQL {major}")
     return Finding(
@@ -103,18 +106,69 @@ def node(*, standby: bool, read_only: bool) -> Finding:
     return Finding("writes", Grade.GOOD, "the server takes writes")
 
 
-def role(limit: int, *, superuser: bool) -> Finding:
-    """`limit`: the role's CONNECTION LIMIT, -1 for none."""
-    if superuser:
+def role(facts: ServerFacts) -> Finding:
+    """Whether the server bounds the fleet."""
+    if facts.role_is_superuser:
         text = "a superuser, whom no limit binds. Log in as an ordinary role."
         return Finding("role", Grade.DOUBTFUL, text)
-    if limit < 0:
+    if facts.role_limit is None:
         text = (
             "no CONNECTION LIMIT, so that this fleet may use up the server. `asyncdb-guard budget` prints the statement"
             " that sets one."
         )
         return Finding("role", Grade.DOUBTFUL, text)
-    return Finding("role", Grade.GOOD, f"CONNECTION LIMIT {limit}")
+    return Finding("role", Grade.GOOD, f"CONNECTION LIMIT {facts.role_limit:,}")
+
+
+def fits(budget: Budget) -> Finding:
+    """Whether every environment gets its sessions."""
+    told = f"{budget.demand.sessions:,} + {budget.others:,} others of {budget.facts.slots:,}"
+    if not budget.fits:
+        remedy = "Use fewer environments, a larger server, or a pooler."
+        return Finding("fits", Grade.BAD, f"{told}: {budget.refused_share:.0%} never get a session. {remedy}")
+    if budget.obstacles:
+        return Finding("fits", Grade.DOUBTFUL, f"{told}. {' '.join(budget.obstacles)}")
+    return Finding("fits", Grade.GOOD, told)
+
+
+def periods(yours: OpenPeriods, demand: Demand, source: str, capacity: float | None) -> Finding:
+    """Whether the breaker's open periods fit the fleet. `source` of the demand; `capacity` in logins a second.
+
+    Without a `capacity`, they are good if a server with one vCPU suffices.
+    """
+    pools, least = demand.pools, logins_per_second(1)
+    needed = yours.capacity_needed(pools)
+    told = f"{yours.first * 1000:.0f} and {yours.longest * 1000:.0f} ms, for {pools:,} pools ({source})"
+    if capacity is None and needed > least:
+        text = (
+            f"{told}, suit a server that takes {needed:,.0f} logins a second ({math.ceil(needed / least)} vCPUs), and"
+            " are too short for a smaller one. Tell the server's size with --vcpu or --connects-per-second."
+        )
+        return Finding("breaker", Grade.DOUBTFUL, text)
+    size = "any server" if capacity is None else f"{capacity:,.0f} logins a second"
+    misfit = yours.misfit(pools, capacity or least)
+    if misfit is None:
+        return Finding("breaker", Grade.GOOD, f"{told} and {size}: all are back within seconds of an outage's end")
+    fitted = open_periods(pools, capacity or least)
+    effect = (
+        "after an outage the fleet asks for more logins than the server takes"
+        if misfit is Misfit.SHORT
+        else f"after an outage the last environments return {yours.longest - fitted.longest:.0f} s late"
+    )
+    text = (
+        f"{told} and {size}, are {misfit.value}: {effect}. Set {ENV_PREFIX}BREAKER_RESET_TIMEOUT_MS={fitted.first_ms}"
+        f" and {ENV_PREFIX}BREAKER_RESET_TIMEOUT_MAX_MS={fitted.longest_ms}."
+    )
+    return Finding("breaker", Grade.DOUBTFUL, text)
+
+
+def periods_behind_pooler() -> Finding:
+    """Nothing is known of the fleet, or of the pooler."""
+    text = (
+        "nobody can tell whether the open periods fit: a pooler tells neither how many clients it has nor how many"
+        " logins it takes. Give --concurrency and --connects-per-second."
+    )
+    return Finding("breaker", Grade.DOUBTFUL, text)
 
 
 def timeouts(wanted: dict[str, str], in_force: dict[str, str | None]) -> Finding:

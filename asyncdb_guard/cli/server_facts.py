@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import asyncpg
 
@@ -30,9 +30,15 @@ _FACTS = """
               AND pid <> pg_backend_pid()) AS others,
            (SELECT CASE WHEN bool_and(rolconnlimit >= 0) THEN sum(rolconnlimit)::int END FROM pg_roles
             WHERE rolcanlogin AND NOT rolsuper AND oid <> fleet.oid) AS others_limit
-    FROM pg_roles AS fleet WHERE fleet.rolname = coalesce($1, current_user)
+    FROM pg_roles AS fleet WHERE fleet.rolname = coalesce($1, session_user)
 """
 _LIMIT = "SELECT format('ALTER ROLE %I CONNECTION LIMIT %s', $1::text, $2::int)"
+
+
+async def read_facts(session: Any, role: str | None = None) -> ServerFacts | None:
+    """What the server says to a pool or a connection; None if it has no such role. `role`: the session's by default."""
+    row = await session.fetchrow(_FACTS, role)
+    return None if row is None else ServerFacts(**dict(row))
 
 
 class ServerQuestions:
@@ -63,10 +69,10 @@ class ServerQuestions:
 
     async def facts(self, role: str | None) -> ServerFacts:
         """What the server says. `role`: the fleet's, unless this session's role is."""
-        row = await self._pool.fetchrow(_FACTS, role)
-        if row is None:
+        facts = await read_facts(self._pool, role)
+        if facts is None:
             raise GuardError("--role names no role of this server. Create the role first, or check its spelling.")
-        return ServerFacts(**dict(row))
+        return facts
 
     async def limit_statement(self, role: str, limit: int) -> str:
         """The statement that makes the server enforce the limit."""

@@ -106,7 +106,7 @@ class Connector:
         """Add a connection that has logged in to the pool."""
         bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
         proxy = await self._pool.adopt(connection)
-        bounds = Bounds(self._settings.command_timeout, bound)
+        bounds = Bounds(self._settings.command_timeout, bound, slow=self._settings.slow_statement)
         wanted = self._settings.target.target_session_attrs
         now = clock.now()
         return PooledConnection(proxy, now, self._draw_expiry(now), self._traits, wanted, bounds)

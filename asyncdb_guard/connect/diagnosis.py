@@ -95,7 +95,7 @@ _NOT_POSTGRESQL = (
     " server"
 )
 
-_OPENSSL_REASON = re.compile("[A-Z0-9_]{1,60}")
+_OPENSSL_REASON = "[A-Z0-9_]{1,60}"
 
 _BY_VERIFY_CODE = {
     9: "is not valid yet; check the clocks",
@@ -109,8 +109,8 @@ _BY_VERIFY_CODE = {
 """By OpenSSL's X509_V_ERR numbers (openssl-verification-options(1)), as OpenSSL's own texts show the host."""
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-_IPV6_ADDRESS = re.compile(r"\('[^']*:[^']*', \d+, \d+, \d+\)")
-_IPV4_ADDRESS = re.compile(r"\('[\d.]+', \d+\)")
+_IPV6_ADDRESS = r"\('[^']*:[^']*', \d+, \d+, \d+\)"
+_IPV4_ADDRESS = r"\('[\d.]+', \d+\)"
 """How asyncio's texts show the addresses that it tried: matched, and never shown."""
 
 
@@ -143,7 +143,7 @@ def _reason(cause: Exception, renewed: bool, passwordless: bool) -> str:
         return f"its TLS certificate {_BY_VERIFY_CODE.get(code, unknown)}"
     if isinstance(cause, ssl.SSLError):
         reason = str(getattr(cause, "reason", None) or "")  # only what OpenSSL raised has one
-        told = f" ({reason})" if _OPENSSL_REASON.fullmatch(reason) else ""
+        told = f" ({reason})" if re.fullmatch(_OPENSSL_REASON, reason) else ""
         return f"the TLS handshake failed{told}; check that the port is PostgreSQL's, and the server's TLS settings"
     if isinstance(cause, OSError):
         return _network(cause)
@@ -170,7 +170,11 @@ def _network(cause: OSError) -> str:
         return "it does not support TLS; enable TLS there, or set LAMBDA_DATABASE_SSLMODE=disable for plain text"
     if isinstance(cause, FileNotFoundError | PermissionError):
         return "nothing listens on its Unix socket; check the directory and its rights, and that the server runs"
-    if cause.errno in _UNREACHABLE and _IPV6_ADDRESS.search(str(cause)) and not _IPV4_ADDRESS.search(str(cause)):
+    if (
+        cause.errno in _UNREACHABLE
+        and re.search(_IPV6_ADDRESS, str(cause))
+        and not re.search(_IPV4_ADDRESS, str(cause))
+    ):
         return (
             "its host has only an IPv6 address, and this network has no route to it; give the subnet IPv6, or use an"
             " address with IPv4, such as that of the platform's pooler"

@@ -30,12 +30,10 @@ SELECT 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setti
 """
 """What differs from a new session. pg_settings lists neither the role nor custom settings (`app.tenant`)."""
 
-_CUSTOM = re.compile(r"\b[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+_CUSTOM = r"\b[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+"
 """What may be the name of a custom setting, in the text or the arguments of a statement."""
 
-_OUTLIVES_STATEMENT = re.compile(
-    r"(?:\A|;)\s*(?:SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|LISTEN\b)", re.IGNORECASE
-)
+_OUTLIVES_STATEMENT = r"(?i)(?:\A|;)\s*(?:SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|LISTEN\b)"
 
 _NOT_THROUGH_POOLER = (
     "init= runs SET or LISTEN, which a transaction pooler applies to whichever session is next. Use ALTER ROLE … SET"
@@ -109,7 +107,7 @@ async def _run(connection: PooledConnection, init: Init, *, resets: bool, pooler
     if connection.needs_cleanup and not await connection.settle():
         raise ConfigurationError(_NOT_CLEAN)
     if pooler:
-        if any(_OUTLIVES_STATEMENT.search(record.query) for record in log):
+        if any(re.search(_OUTLIVES_STATEMENT, record.query) for record in log):
             raise ConfigurationError(_NOT_THROUGH_POOLER)
     elif resets and log:
         rows = await connection.fetch(_SETTINGS, sorted(_custom_names(log)))
@@ -118,4 +116,4 @@ async def _run(connection: PooledConnection, init: Init, *, resets: bool, pooler
 
 def _custom_names(log: Iterable[Any]) -> set[str]:
     texts = [text for record in log for text in (record.query, *(record.args or ())) if isinstance(text, str)]
-    return {name.lower() for text in texts for name in _CUSTOM.findall(text)}
+    return {name.lower() for text in texts for name in re.findall(_CUSTOM, text)}

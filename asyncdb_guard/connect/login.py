@@ -11,7 +11,14 @@ from collections.abc import Coroutine
 
 import asyncpg
 
-from asyncdb_guard.connect.sockets import clear_variables, half_close, transport_of, wait_server_closed
+from asyncdb_guard.connect.sockets import (
+    clear_variables,
+    end_if_lost,
+    give_up_tls,
+    half_close,
+    transport_of,
+    wait_server_closed,
+)
 
 _GOODBYE_TIMEOUT = 0.25
 """Seconds to close, politely, a session that nobody needs any more."""
@@ -45,16 +52,36 @@ class Login:
         transport = transport_of(self._task)
         lingering = half_close(transport)
         try:
+            give_up_tls(transport)
             self._task.cancel()
-            await asyncio.wait({self._task})
+            # somebody else's code may suppress the cancellation: that of a credentials provider
+            await asyncio.wait({self._task}, timeout=max(timeout, _GOODBYE_TIMEOUT))
             if transport is not None:
                 # asyncpg only closes the transport, and a TLS transport then waits half a minute for its peer
                 transport.abort()
-            if not self._task.cancelled() and self._task.exception() is None:
+            if _succeeded(self._task):
                 with contextlib.suppress(Exception):
                     await self._task.result().close(timeout=_GOODBYE_TIMEOUT)
-            elif lingering is not None:
+            elif lingering is not None and self._task.done():
                 await wait_server_closed(lingering, timeout)
         finally:
+            if not self._task.done():
+                self.abandon()
             if lingering is not None:
                 lingering.close()
+
+    def abandon(self) -> None:
+        """Let a login go that does not end. It keeps no session, should it still get one."""
+        self._task.add_done_callback(_terminate)
+        self._task.cancel()
+        end_if_lost(self._task)
+
+
+def _terminate(login: asyncio.Task[asyncpg.Connection]) -> None:
+    if _succeeded(login):
+        login.result().terminate()
+
+
+def _succeeded(task: asyncio.Task[asyncpg.Connection]) -> bool:
+    """Whether a login has got a connection; looks at its error, if it has one, so that asyncio does not log that."""
+    return task.done() and not task.cancelled() and task.exception() is None

@@ -4,8 +4,6 @@ Pure: no I/O. PostgreSQL 14 and later report both facts at startup and whenever 
 to a statement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

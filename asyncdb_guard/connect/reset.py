@@ -4,8 +4,6 @@ asyncpg's own reset keeps the role of SET ROLE, temporary tables, the state of s
 so that the next borrower might run as an administrator. DISCARD ALL would also drop the statements that asyncpg caches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

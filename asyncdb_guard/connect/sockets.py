@@ -33,14 +33,27 @@ def transport_of(task: asyncio.Task[Any]) -> Any:
     """Return the transport of the connect that `task` is making, or None if it has none yet.
 
     asyncpg exposes it only after the login; until then it is a local variable of a suspended coroutine
-    (asyncpg/connect_utils.py: `tr` in `__connect_addr` and `_create_ssl_connection`).
+    (asyncpg/connect_utils.py: `tr` in `__connect_addr` and `_create_ssl_connection`; asyncio/base_events.py:
+    `transport` in `_create_connection_transport`).
     """
     transport = None
     coroutine: Any = task.get_coro()
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
-        transport = frame.f_locals.get("tr", transport)
+        name = "transport" if frame.f_code.co_name == "_create_connection_transport" else "tr"
+        transport = frame.f_locals.get(name, transport)
         coroutine = coroutine.cr_await
     return transport
+
+
+def give_up_tls(transport: Any) -> None:
+    """Have a connect that waits for TLS end in silence.
+
+    asyncpg/connect_utils.py: when the transport is closed, TLSUpgradeProto gives `on_data` an exception, which asyncio
+    logs if nobody awaits `on_data` yet.
+    """
+    answer = getattr(transport.get_protocol(), "on_data", None) if transport is not None else None
+    if answer is not None:
+        answer.cancel()
 
 
 def half_close(transport: Any) -> socket.socket | None:
@@ -98,6 +111,39 @@ def forget_task(task: asyncio.Task[None]) -> None:
     bare._log_destroy_pending = False
     with contextlib.suppress(RuntimeError, AttributeError):  # the loop is closed, or the task waits for nothing
         bare._fut_waiter.cancel()
+
+
+def is_due(task: asyncio.Task[Any]) -> bool:
+    """Whether a suspended task waits for nothing any more, and runs in the loop's next round."""
+    return _wake_up(task) is not None
+
+
+def end_if_lost(task: asyncio.Task[Any]) -> None:
+    """End a task that should run in the loop's next round and does not.
+
+    An exception from a signal handler can cost a task its wake-up. Nothing else ends it then, and asyncio.run() waits
+    for it in its end.
+    """
+    wake_up = _wake_up(task)
+    if wake_up is not None:
+        # the loop calls in the order in which it was asked to, so the task is first
+        task.get_loop().call_soon(_end_if_still, task, wake_up)
+
+
+def _wake_up(task: asyncio.Task[Any]) -> object:
+    bare: Any = task
+    waits_for = bare._fut_waiter
+    if task.done() or (waits_for is not None and not waits_for.done()):
+        return None
+    return waits_for or bare.get_coro()
+
+
+def _end_if_still(task: asyncio.Task[Any], wake_up: object) -> None:
+    if _wake_up(task) is wake_up:
+        coroutine: Any = task.get_coro()
+        with contextlib.suppress(Exception):
+            coroutine.close()
+        asyncio.Future.cancel(task)  # not Task.cancel(), which leaves the rest to the next wake-up
 
 
 def clear_variables(error: BaseException) -> None:

@@ -25,6 +25,27 @@ class ServerFacts:
     others_limit: int | None
     """What CONNECTION LIMIT leaves to all other roles together; None where one of them has none."""
 
+    @property
+    def slots(self) -> int:
+        """What ordinary roles share."""
+        return self.max_connections - self.reserved
+
+    @property
+    def others_at_most(self) -> int:
+        """Slots to leave to other roles, as far as the server can tell."""
+        return self.others if self.others_limit is None else max(self.others_limit, self.others)
+
+    @property
+    def ceiling(self) -> tuple[int, str]:
+        """The sessions that the fleet can hold at most, and what bounds them."""
+        bounds = [(self.slots, "max_connections")]
+        if not self.role_is_superuser:
+            if self.role_limit is not None:
+                bounds.append((self.role_limit, "the role's CONNECTION LIMIT"))
+            if self.database_limit is not None:
+                bounds.append((self.database_limit, "the database's CONNECTION LIMIT"))
+        return min(bounds)
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -56,14 +77,9 @@ class Budget:
     others: int
 
     @property
-    def slots(self) -> int:
-        """What ordinary roles share."""
-        return self.facts.max_connections - self.facts.reserved
-
-    @property
     def limit(self) -> int:
         """The CONNECTION LIMIT that suits the role: what it needs, and never what others need."""
-        return max(0, min(self.demand.sessions, self.slots - self.others))
+        return max(0, min(self.demand.sessions, self.facts.slots - self.others))
 
     @property
     def fits(self) -> bool:

@@ -7,6 +7,7 @@ answer; longer ones keep environments away from a server that is idle.
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 
@@ -22,8 +23,20 @@ _FIRST_MIN, _LONGEST_MIN = 0.5, 2.0
 _MEAN = 0.75
 """Of a period, as jitter is drawn from its upper half."""
 
+_TOO_SHORT, _TOO_LONG = 0.9, 4.0
+"""Of the periods that fit. Up to four times as long costs a small fleet two seconds that few notice."""
+
 _STEP_MS = 100
 """Milliseconds to which a printed setting is rounded up."""
+
+
+class Misfit(enum.Enum):
+    """How open periods do not fit a fleet and its server."""
+
+    SHORT = "too short"
+    """After an outage the fleet asks for more logins than the server can take."""
+    LONG = "too long"
+    """Environments stay away from a server that could take them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,19 @@ class OpenPeriods:
         At a closed port each of these costs the server nothing.
         """
         return environments / (_MEAN * self.longest) / capacity
+
+    def capacity_needed(self, environments: int) -> float:
+        """The logins a second from which on these periods are not too short for that many environments."""
+        return environments * _TOO_SHORT * max(4 / 3 / self.first, 4 / self.longest)
+
+    def misfit(self, environments: int, capacity: float) -> Misfit | None:
+        """How they do not fit that many environments before a server that takes `capacity` logins a second."""
+        fitted = open_periods(environments, capacity)
+        if self.first < _TOO_SHORT * fitted.first or self.longest < _TOO_SHORT * fitted.longest:
+            return Misfit.SHORT
+        if self.first > _TOO_LONG * fitted.first or self.longest > _TOO_LONG * fitted.longest:
+            return Misfit.LONG
+        return None
 
 
 def logins_per_second(vcpu: float, *, iam: bool = False) -> float:

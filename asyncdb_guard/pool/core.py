@@ -9,7 +9,7 @@ from socket import socket
 from typing import TYPE_CHECKING
 
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.bulletin import Bulletin, open_bulletin
+from asyncdb_guard.bulletin import open_bulletin
 from asyncdb_guard.connect.credentials import Credentials, credentials_for
 from asyncdb_guard.connect.initialization import Init, checked
 from asyncdb_guard.connect.sockets import wait_server_closed
@@ -24,6 +24,7 @@ from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT
 
 if TYPE_CHECKING:
+    from asyncdb_guard.bulletin.board import Bulletin
     from asyncdb_guard.pool.feed import Feed
 
 _inherited: list[LoopPool] = []

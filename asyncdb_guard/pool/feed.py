@@ -1,7 +1,5 @@
 """Notifications between the connection that they come from and whoever reads them. No I/O."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import deque

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.initialization import InitFailedError
@@ -26,6 +25,9 @@ from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.redaction import type_name
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.verdict import Verdict, judge, judge_connect
+
+if TYPE_CHECKING:
+    from asyncdb_guard.bulletin.board import Bulletin
 
 _UNWANTED_CONNECT_TIMEOUT = 0.5
 """Seconds for which a connect goes on after the last waiter has left: a healthy one is through by then, and one that

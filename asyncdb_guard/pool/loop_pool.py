@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from socket import socket
+from typing import TYPE_CHECKING
 
 from asyncdb_guard import clock
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.bulletin import Bulletin
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.credentials import Credentials
@@ -26,6 +26,9 @@ from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.workers import Workers
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.verdict import Verdict, judge, server_spoke, unfit
+
+if TYPE_CHECKING:
+    from asyncdb_guard.bulletin.board import Bulletin
 
 _LOOP_CLOSE_TIMEOUT = 1.0
 """Seconds for all goodbyes when the event loop is about to end."""

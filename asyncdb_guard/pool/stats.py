@@ -1,7 +1,5 @@
 """What `GuardedPool.stats()` returns."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import TypedDict, cast
 

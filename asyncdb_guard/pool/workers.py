@@ -19,7 +19,7 @@ from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.connector import Connector
 from asyncdb_guard.connect.login import Login
 from asyncdb_guard.connect.pooled_connection import PooledConnection
-from asyncdb_guard.connect.sockets import forget_task
+from asyncdb_guard.connect.sockets import end_if_lost, forget_task, is_due
 from asyncdb_guard.events import ConnectionClosed, ConnectionOpened, ConnectionReplaced, Events, GrowthPaused, logger
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.connections import Connections
@@ -37,7 +37,7 @@ _LATE_LOGIN_TIMEOUT_MAX = 10.0
 is silently dead looks like a server that is slow to log in."""
 
 _WORKER_GRACE = 0.6
-"""Seconds past its timeout after which a worker is taken for lost; a goodbye and the wait for the server are less."""
+"""Seconds past its timeout after which a worker is overdue; a goodbye and the wait for the server are less."""
 
 ClosingEvent: TypeAlias = ConnectionClosed | ConnectionReplaced
 
@@ -150,7 +150,7 @@ class Workers:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if task not in self._tasks:
-            return  # it was taken for lost
+            return  # `reclaim_all` was first
         in_hand, _ = self._tasks.pop(task)
         self._preparing.discard(task)
         if isinstance(in_hand, ConnectAttempt):
@@ -207,9 +207,13 @@ class Workers:
             return
         connections = self._connections
         now = self._loop.time()
-        for task in [task for task, (_, end) in self._tasks.items() if now > end and not task.done()]:
-            forget_task(task)  # it has lost its wake-up
-            del self._tasks[task]
+        for task, (held, end) in self._tasks.items():
+            if now > end and not task.done():
+                # it stays the owner, as it may be about to run: a frozen process makes every worker overdue
+                self._tasks[task] = held, now + self._late_login_timeout + _WORKER_GRACE
+                if not is_due(task):
+                    task.cancel()
+                end_if_lost(task)
         for task in [task for task in self._tasks if task.done()]:
             self._done(task)  # its callback was torn, or is about to run
         in_hand = {in_hand for in_hand, _ in self._tasks.values()}
@@ -246,6 +250,9 @@ class Workers:
             attempt.late = True
             self._connections.give_up(attempt)
             await self._end_login(attempt, login, connection)
+            raise
+        except GeneratorExit:  # it had lost its wake-up
+            login.abandon()
             raise
         self._connections.connected(attempt, connection)
         self._end_connect(attempt)
@@ -320,7 +327,10 @@ class Workers:
         self._vacate(connection, event)
 
     def _hand_on(self, connection: PooledConnection, now: Instant) -> None:
-        """A connection is clean again: look at it before somebody who waits gets it."""
+        """A connection is clean again: look at it before somebody who waits gets it.
+
+        Also after a reset: its answer may have lain in the socket while the process was frozen, and the end behind it.
+        """
         if self._gate.waiting and health_of(connection, self._idle_timeout, now) is not Health.GOOD:
             self._check(connection)
         else:
@@ -426,6 +436,7 @@ class Workers:
         self._stop()
         for task in self._tasks:
             task.cancel()
+            end_if_lost(task)
         for connection in self._connections.all:
             connection.closing = True
             self._connections.put_to_work(connection)

@@ -53,6 +53,7 @@ class Process:
     def __init__(self) -> None:
         self._runner: asyncio.Runner | None = None
         self._inherited: list[asyncio.Runner] = []
+        self._left_behind: list[asyncio.Task[Any]] = []
         self._prepared = False
         self._guards_sigterm = False
         self._former: Any = None
@@ -136,6 +137,9 @@ class Process:
             pool.abandon()
         for task in asyncio.all_tasks(loop):
             forget_task(task)
+            # kept for good: what suppresses a cancellation suppresses GeneratorExit as well, and would go on in the
+            # thread that collects it
+            self._left_behind.append(task)
         self._runner = None
         with contextlib.suppress(Exception):
             loop.close()

@@ -3,6 +3,8 @@
 A new setting is one new field here, and a property in seconds if it is a duration. The environment variable, the fault
 for a wrong value and the section in docs/settings.md derive from the field. A description ends with the sentences
 "Default: …", where the default is more than the field's own value, and "Verify: …".
+
+It is one module, as it is one table.
 """
 
 import types
@@ -177,6 +179,14 @@ class SettingsFields(BaseSettings):
         " borrowed it; 0 turns that off. Verify: the warning, and the event `connection_held`, while a longer block"
         " still runs.",
     )
+    slow_statement_ms: int = Field(
+        default=0,
+        ge=0,
+        le=_DAY_MS,
+        description="Milliseconds after which a statement is slow: at its end, a warning in the log gives its duration,"
+        " the place in the code and its text, cut to 500 characters and without its arguments; 0 turns that off. A"
+        " literal in the text is shown, too. Verify: the warning, after a `pg_sleep` that is longer.",
+    )
     breaker_fail_max: int = Field(
         default=3,
         ge=1,
@@ -209,6 +219,22 @@ class SettingsFields(BaseSettings):
         " out for itself."
         " Verify: the store receives no command while the database is well, and all environments return within"
         " BREAKER_RESET_TIMEOUT_MS of the first.",
+    )
+    fleet_ssl_root_cert: str | None = Field(
+        default=None,
+        description="PEM file of certificate authorities to trust for a FLEET_URL of Redis, in addition to the system's"
+        " trust store. Needs `rediss://…`. Default: the system's trust store alone. Verify: without it, `asyncdb-guard"
+        " doctor` refuses a server with a certificate of your own authority.",
+    )
+    fleet_ssl_cert: str | None = Field(
+        default=None,
+        description="PEM file of the client certificate for a FLEET_URL of Redis. Needs `rediss://…`. Default: no"
+        " certificate. Verify: a server with `tls-auth-clients yes` accepts the connection.",
+    )
+    fleet_ssl_key: str | None = Field(
+        default=None,
+        description="PEM file of the key of FLEET_SSL_CERT, which is not encrypted. Default: the key is in"
+        " FLEET_SSL_CERT. Verify: as FLEET_SSL_CERT.",
     )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,
@@ -347,6 +373,11 @@ class SettingsFields(BaseSettings):
     def hold_warning(self) -> float:
         """`hold_warning_ms` in seconds; 0 means off."""
         return self.hold_warning_ms / 1000
+
+    @property
+    def slow_statement(self) -> float:
+        """`slow_statement_ms` in seconds; 0 means off."""
+        return self.slow_statement_ms / 1000
 
     @property
     def breaker_reset_timeout(self) -> float:

@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
-from pydantic import ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
+from pydantic import SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from asyncdb_guard.errors import ConfigurationError
 from asyncdb_guard.events import logger
@@ -31,6 +31,9 @@ from asyncdb_guard.settings.server_settings import session_name
 from asyncdb_guard.settings.target import ConnectTarget, connect_target
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
 
+if TYPE_CHECKING:
+    from pydantic.functional_validators import ModelWrapValidatorHandler
+
 _FROZEN = "DatabaseSettings are frozen once built: build new ones with the values that you want."
 
 
@@ -40,32 +43,28 @@ _SAYS_WHERE = ("proxy_host", "proxy_profile", "secret_arn", "iam_auth", "ssl_roo
 _other_prefix: ContextVar[str | None] = ContextVar("_other_prefix", default=None)
 """The prefix of `from_env`, while it builds."""
 
-_PREFIX = re.compile("[A-Z][A-Z0-9_]*_")
+_PREFIX = "[A-Z][A-Z0-9_]*_"
 
 
-class _Environment(EnvSettingsSource):
+def _from_environment() -> dict[str, Any]:
     """All variables with the prefix, unknown ones included, and DATABASE_URL if LAMBDA_DATABASE_URL is not set.
 
-    Under a prefix of the caller's own, that prefix alone.
+    Under a prefix of the caller's own, that prefix alone. pydantic-settings' own source would look for JSON in the type
+    of each field, which takes as long as all the rest, and no setting is JSON.
     """
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        self._other_prefix = _other_prefix.get()
-        super().__init__(settings_cls, env_prefix=self._other_prefix or ENV_PREFIX)
-        # Upper case only, because two spellings of one variable could contradict each other. A blank one is not set.
-        self.env_vars = {name.lower(): value for name, value in os.environ.items() if name.isupper() and value.strip()}
-
-    def __call__(self) -> dict[str, Any]:
-        values = super().__call__()
-        prefix = self._other_prefix or ENV_PREFIX
-        known = {f"{prefix}{setting.upper()}" for setting in SettingsFields.model_fields}
-        unknown = [name for name in os.environ if name.upper().startswith(prefix) and name not in known]
-        # as the faults name them, before `from_env` puts its own prefix there
-        values.update((VARIABLE + _as_default(name, self._other_prefix), None) for name in unknown)
-        if self._other_prefix is None:
-            values.setdefault("url", self.env_vars.get("database_url"))
-        # From here on a SecretStr, so that an error report that includes the variables of each frame shows no secret.
-        return {name: SecretStr(value) if name in SECRETS and value else value for name, value in values.items()}
+    other_prefix = _other_prefix.get()
+    prefix = other_prefix or ENV_PREFIX
+    # Upper case only, because two spellings of one variable could contradict each other. A blank one is not set.
+    given = {name: value for name, value in os.environ.items() if name.isupper() and value.strip()}
+    variables = {f"{prefix}{setting.upper()}": setting for setting in SettingsFields.model_fields}
+    values: dict[str, Any] = {setting: given[name] for name, setting in variables.items() if name in given}
+    unknown = [name for name in os.environ if name.upper().startswith(prefix) and name not in variables]
+    # as the faults name them, before `from_env` puts its own prefix there
+    values.update((VARIABLE + _as_default(name, other_prefix), None) for name in unknown)
+    if other_prefix is None and "DATABASE_URL" in given:
+        values.setdefault("url", given["DATABASE_URL"])
+    # From here on a SecretStr, so that an error report that includes the variables of each frame shows no secret.
+    return {name: SecretStr(value) if name in SECRETS and value else value for name, value in values.items()}
 
 
 @final
@@ -102,7 +101,7 @@ class DatabaseSettings(SettingsFields):
         `from_env("REPLICA_DATABASE_")` reads REPLICA_DATABASE_URL, REPLICA_DATABASE_POOL_MAX and so on, as strictly as
         `DatabaseSettings()` reads its own, and never DATABASE_URL. Raises ConfigurationError.
         """
-        if not _PREFIX.fullmatch(prefix):
+        if not re.fullmatch(_PREFIX, prefix):
             raise ConfigurationError(
                 "The prefix of from_env() must be in upper case and end with an underscore, as in REPLICA_DATABASE_."
             )
@@ -149,7 +148,7 @@ class DatabaseSettings(SettingsFields):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Keyword arguments, then the environment. No files."""
-        return init_settings, _Environment(settings_cls)
+        return init_settings, InitSettingsSource(settings_cls, init_kwargs=_from_environment())
 
     @model_validator(mode="wrap")
     @classmethod

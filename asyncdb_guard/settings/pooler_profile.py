@@ -1,13 +1,9 @@
 """What stands between a connection and PostgreSQL, and what that permits. A new kind of pooler is one new row here."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True)
-class PoolerProfile:
+class PoolerProfile(NamedTuple):
     """How connections behave under one kind of pooler, or without one. Lives as long as the process."""
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import TypeAlias
 
+from pydantic import SecretStr
 from pydantic_core import ErrorDetails
 
 from asyncdb_guard.settings.fields import ENV_PREFIX, SettingsFields, rule
@@ -25,9 +26,6 @@ _REMEDIES = {
     " Use require or verify-full for TLS, disable for none.",
 }
 """What to add to the rule of a setting, where the rule alone does not say what to do."""
-
-
-_CLAIMS_CACHE_FILES = ("claims_cache_ssl_root_cert", "claims_cache_ssl_cert", "claims_cache_ssl_key")
 
 
 def label(setting: str) -> str:
@@ -278,30 +276,13 @@ def _durations(settings: SettingsFields) -> Iterator[Conflict]:
 
 
 def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
-    files = [name for name in _CLAIMS_CACHE_FILES if getattr(settings, name) is not None]
-    if "claims_cache_ssl_key" in files and "claims_cache_ssl_cert" not in files:
-        yield _conflict(
-            "{} is set, but {} is not: set the certificate too, or remove the key.",
-            "claims_cache_ssl_key",
-            "claims_cache_ssl_cert",
-        )
+    yield from _files_of_store(settings, "claims_cache")
     if settings.claims_cache_url is None:
-        for name in files:
-            yield _conflict("{} is set, but {} is not: set the URL, or remove the file.", name, "claims_cache_url")
         return
-    from asyncdb_guard.settings.redis_url import redis_url_faults, uses_tls  # only where needed, for a quick cold start
+    from asyncdb_guard.settings.redis_url import redis_url_faults  # only where needed, for a quick cold start
 
-    url = settings.claims_cache_url.get_secret_value()
-    faults = list(redis_url_faults(url))
-    for fault in faults:
+    for fault in redis_url_faults(settings.claims_cache_url.get_secret_value()):
         yield _conflict(f"{{}} {fault}", "claims_cache_url")
-    if not faults and not uses_tls(url):
-        for name in files:
-            yield _conflict(
-                "{} is set, but {} does not use TLS: start it with rediss://, or remove the file.",
-                name,
-                "claims_cache_url",
-            )
     if settings.claims_cache_ttl_ms == 0:
         yield _conflict(
             "{} is 0, which turns the claims cache off, but {} is set: remove one of them.",
@@ -311,9 +292,36 @@ def _claims_cache(settings: SettingsFields) -> Iterator[Conflict]:
 
 
 def _fleet(settings: SettingsFields) -> Iterator[Conflict]:
+    yield from _files_of_store(settings, "fleet")
     if settings.fleet_url is None:
         return
     from asyncdb_guard.settings.redis_url import fleet_url_faults
 
     for fault in fleet_url_faults(settings.fleet_url.get_secret_value()):
         yield _conflict(f"{{}} {fault}", "fleet_url")
+
+
+def _files_of_store(settings: SettingsFields, store: str) -> Iterator[Conflict]:
+    """The files for TLS with the Redis of `claims_cache` or `fleet`."""
+    url_setting, cert, key = f"{store}_url", f"{store}_ssl_cert", f"{store}_ssl_key"
+    files = [name for name in (f"{store}_ssl_root_cert", cert, key) if getattr(settings, name) is not None]
+    if not files:
+        return
+    if key in files and cert not in files:
+        yield _conflict("{} is set, but {} is not: set the certificate too, or remove the key.", key, cert)
+    secret: SecretStr | None = getattr(settings, url_setting)
+    if secret is None:
+        for name in files:
+            yield _conflict("{} is set, but {} is not: set the URL, or remove the file.", name, url_setting)
+        return
+    from asyncdb_guard.settings.redis_url import is_redis, uses_tls
+
+    url = secret.get_secret_value()
+    if is_redis(url) and not uses_tls(url):
+        sentence = "{} is set, but {} does not use TLS: start it with rediss://, or remove the file."
+    elif url.startswith("dynamodb:"):
+        sentence = "{} is set, but {} names a DynamoDB table, which needs no file: remove the file."
+    else:
+        return
+    for name in files:
+        yield _conflict(sentence, name, url_setting)

@@ -14,6 +14,11 @@ _UNENCODED = re.compile(r"[\x00-\x20\x7f\[\]]")
 _DATABASE = re.compile(r"/?|/[0-9]+")
 
 
+def is_redis(text: str) -> bool:
+    """Whether the URL is one of Redis's without a fault."""
+    return not any(redis_url_faults(text))
+
+
 def uses_tls(text: str) -> bool:
     """Whether the URL's scheme asks for TLS."""
     return text.startswith(("rediss:", "valkeys:"))

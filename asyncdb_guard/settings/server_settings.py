@@ -1,7 +1,5 @@
 """Settings for each session, in libpq's form: `-c name=value` or `--name=value`; and the session's name. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -18,15 +16,15 @@ BOUNDS = {
 }
 """What the pool sets, too, with the setting that it follows: a stricter value counts."""
 
-_WORD = re.compile(r"(?:\\.|[^\\\s])+", re.DOTALL)
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_TO_ESCAPE = re.compile(r"[\\\s]")
-_SETTING = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+_WORD = r"(?s)(?:\\.|[^\\\s])+"
+_ESCAPED = r"(?s)\\(.)"
+_TO_ESCAPE = r"[\\\s]"
+_SETTING = r"(?s)([A-Za-z_][\w.-]*)=(.*)"
 
 _UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "min": 60_000.0, "h": 3_600_000.0, "d": 86_400_000.0, "": 1.0}
 """PostgreSQL's units of time, in milliseconds. A bare number of these settings is in milliseconds."""
 
-_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d|)\s*")
+_TIME = r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d|)\s*"
 
 _NAME_MAX = 63
 """Bytes of an application_name that PostgreSQL keeps."""
@@ -37,13 +35,15 @@ def parse_server_settings(text: str) -> dict[str, str] | None:
 
     As PostgreSQL reads it (src/backend/utils/init/postinit.c, pg_split_opts): a backslash takes what follows literally.
     """
-    words = [_ESCAPED.sub(r"\1", word) for word in _WORD.findall(text)]
+    if not text:
+        return {}
+    words = [re.sub(_ESCAPED, r"\1", word) for word in re.findall(_WORD, text)]
     found: dict[str, str] = {}
     while words:
         word = words.pop(0)
         if word == "-c" and words:
             word = f"-c{words.pop(0)}"
-        match = _SETTING.fullmatch(word[2:]) if word.startswith(("-c", "--")) else None
+        match = re.fullmatch(_SETTING, word[2:]) if word.startswith(("-c", "--")) else None
         if match is None:
             return None
         name = match[1].lower().replace("-", "_")
@@ -54,13 +54,13 @@ def parse_server_settings(text: str) -> dict[str, str] | None:
 
 def write_server_settings(settings: Mapping[str, str]) -> str:
     """One text for the same settings, in whatever order and form they were given."""
-    values = {name: _TO_ESCAPE.sub(lambda found: f"\\{found[0]}", value) for name, value in settings.items()}
+    values = {name: re.sub(_TO_ESCAPE, lambda found: f"\\{found[0]}", value) for name, value in settings.items()}
     return " ".join(f"-c {name.lower()}={value}" for name, value in sorted(values.items()))
 
 
 def milliseconds(value: str) -> int:
     """A duration as PostgreSQL writes one, in milliseconds; 0 if it is none."""
-    match = _TIME.fullmatch(value)
+    match = re.fullmatch(_TIME, value)
     return round(float(match[1]) * _UNITS[match[2]]) if match is not None else 0
 
 

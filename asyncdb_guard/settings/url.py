@@ -1,7 +1,5 @@
 """Parses a database URL: libpq's grammar, and the parameters of url_parameters.py. Pure: returns values and faults."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from ipaddress import IPv6Address
@@ -13,6 +11,7 @@ from pydantic import SecretStr
 
 from asyncdb_guard.settings.url_parameters import ADDRESS_PARAMETERS, URL_PARAMETERS, SessionAttrs, Value
 
+# What only a fault or a rare URL needs is compiled when it is first used: compiling it all delays a cold start.
 _PASTED = re.compile(r"""(?:psql\s+)?(?P<quote>["']?)(?P<url>.*)(?P=quote)""", re.DOTALL)
 """The quotes of an env file or of a shell around the URL, and the psql command in front of it."""
 _URL = re.compile(
@@ -21,14 +20,14 @@ _URL = re.compile(
     re.DOTALL,
 )
 """SQLAlchemy names the driver after a `+`. Here that is always asyncpg."""
-_PRISMAS_OWN = re.compile(r"(?i:prisma(?:\+postgres(?:ql)?)?)://.*", re.DOTALL)
-_KEY_VALUE = re.compile(r"\s*[A-Za-z][\w ]*=.*", re.DOTALL)
+_PRISMAS_OWN = r"(?s)(?i:prisma(?:\+postgres(?:ql)?)?)://.*"
+_KEY_VALUE = r"(?s)\s*[A-Za-z][\w ]*=.*"
 _ENDPOINT = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<name>[\w.-]*))(?::(?P<port>[0-9]{0,5}))?")
-_SOCKET = re.compile(r"(?P<path>(?i:%2f).*?)(?::(?P<port>[0-9]{0,5}))?")
+_SOCKET = r"(?P<path>(?i:%2f).*?)(?::(?P<port>[0-9]{0,5}))?"
 _UNREADABLE_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _SPACE_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
-_PARAMETER_NAME = re.compile(r"[A-Za-z_][\w.-]{0,40}")
-_PLACEHOLDER = re.compile(r"[\[<{][A-Za-z _-]*password[A-Za-z _-]*[\]>}]", re.IGNORECASE)
+_PARAMETER_NAME = r"[A-Za-z_][\w.-]{0,40}"
+_PLACEHOLDER = r"(?i)[\[<{][A-Za-z _-]*password[A-Za-z _-]*[\]>}]"
 """What Supabase, CockroachDB and Azure write where the password belongs."""
 
 
@@ -115,7 +114,7 @@ def parse_database_url(text: str) -> tuple[DatabaseUrl, list[str]]:
     }
     _complete(parts, address_parameters, faults)
     url = DatabaseUrl(**parts, settings=by_setting, **others)
-    if url.password is not None and _PLACEHOLDER.fullmatch(url.password.get_secret_value()):
+    if url.password is not None and re.fullmatch(_PLACEHOLDER, url.password.get_secret_value()):
         faults.append("The database URL contains a placeholder for the password: replace it, brackets included.")
     if faults and "@" in text and "@" not in match["authority"]:
         # A bare `/` or `?` in the password cut the authority short: whether there is a host or a user is unknown.
@@ -124,11 +123,11 @@ def parse_database_url(text: str) -> tuple[DatabaseUrl, list[str]]:
 
 
 def _scheme_fault(text: str) -> str:
-    if _PRISMAS_OWN.fullmatch(text):
+    if re.fullmatch(_PRISMAS_OWN, text):
         return (
             "The database URL leads to Prisma Accelerate, which only Prisma's client can use: use the database's own."
         )
-    if "://" not in text and _KEY_VALUE.fullmatch(text):
+    if "://" not in text and re.fullmatch(_KEY_VALUE, text):
         return (
             "The database URL is in the form `key=value`: write it as postgresql://user:password@host:port/database,"
             " each part percent-encoded."
@@ -147,7 +146,7 @@ def _decoded(text: str, part: str, faults: list[str]) -> str:
 
 
 def _address(raw: str, faults: list[str]) -> tuple[str | None, int | None]:
-    if (socket := _SOCKET.fullmatch(raw)) and _is_port(socket["port"]):
+    if raw.startswith("%2") and (socket := re.fullmatch(_SOCKET, raw)) and _is_port(socket["port"]):
         return _directory(_decoded(socket["path"], "host", faults), faults), _number(socket["port"])
     text = _decoded(raw, "host", faults)
     if "," in text:
@@ -200,7 +199,7 @@ def _parameters(query: str, is_plain: bool, faults: list[str]) -> tuple[dict[str
         if name == "options" and (fault := _foreign_options(value)) is not None:
             faults.append(fault)
         elif parameters is others and name not in known:
-            shown = is_plain and "password" not in address and _PARAMETER_NAME.fullmatch(name)
+            shown = is_plain and "password" not in address and re.fullmatch(_PARAMETER_NAME, name)
             fault = _foreign(name, value, f"{name} in" if shown else f"Parameter {position} of", known)
             faults += [fault] if fault else []
         elif not value:

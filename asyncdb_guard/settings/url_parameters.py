@@ -4,8 +4,6 @@ The parser (url.py), the sentences of the faults (problems.py), the table in doc
 rows.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -20,7 +18,7 @@ SessionAttrs: TypeAlias = Literal["any", "read-write", "read-only", "primary", "
 
 _SESSION_ATTRS: tuple[str, ...] = get_args(SessionAttrs)
 
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_WHOLE_NUMBER = r"[0-9]{1,9}"
 
 
 class UrlParameter(NamedTuple):
@@ -46,7 +44,7 @@ class UrlParameter(NamedTuple):
 
 
 def _parse_whole_number(text: str) -> int | None:
-    return int(text) if _WHOLE_NUMBER.fullmatch(text) else None
+    return int(text) if re.fullmatch(_WHOLE_NUMBER, text) else None
 
 
 def _parse_seconds(text: str) -> int | None:

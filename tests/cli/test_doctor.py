@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 import trustme
 
@@ -18,11 +20,18 @@ from asyncdb_guard.cli.main import main
 from asyncdb_guard.testing.ports import free_port
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
+from tests.support.hot_standby import hot_standby
 from tests.support.pgbouncer import PgBouncer
 from tests.support.redis import RedisServer
-from tests.support.speaker import speaker
+from tests.support.speaker import Platform, speaker
 
 debian = pytest.mark.debian
+
+
+OTHERS_DEFAULTS = {"BREAKER_RESET_TIMEOUT_MS": "10000", "BREAKER_RESET_TIMEOUT_MAX_MS": "60000"}
+
+
+STARTUP_9_4 = ("application_name", "statement_timeout")
 
 
 class Report(NamedTuple):
@@ -36,13 +45,13 @@ class Report(NamedTuple):
 def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`doctor(url, CLAIMS_SQL="…")`: the report on an environment with these variables."""
 
-    def examine(url: str | None, **variables: str) -> Report:
+    def examine(url: str | None, *options: str, **variables: str) -> Report:
         if url is not None:
             monkeypatch.setenv("LAMBDA_DATABASE_URL", url)
         for name, value in variables.items():
             monkeypatch.setenv(f"LAMBDA_DATABASE_{name}", value)
         capsys.readouterr()
-        code = main(["doctor", "--json"])
+        code = main(["doctor", "--json", *options])
         said = json.loads(capsys.readouterr().out)
         texts: dict[str, str] = {}
         for one in said["findings"]:
@@ -73,6 +82,7 @@ def test_all_is_good(doctor: Any, server: Cluster, role: str, url: str) -> None:
     assert report.code == 0
     assert set(report.grades.values()) == {"good"}
     assert report.texts["role"] == "CONNECTION LIMIT 7"
+    assert report.texts["breaker"].startswith("2000 and 5000 ms, for 7 pools (at most, by the role's CONNECTION LIMIT)")
     assert report.texts["pooler"].startswith("direct")
     assert "idle_session_timeout 60250 ms" in report.texts["timeouts"]
     assert report.texts["version"] == f"PostgreSQL {server.version}"
@@ -171,10 +181,22 @@ def test_a_wrong_database(doctor: Any, url: str) -> None:
     assert "does not exist; create it, or correct its name" in text
 
 
-def test_a_full_server(doctor: Any, server: Cluster, role: str, url: str) -> None:
+def test_a_role_without_a_connection_left(doctor: Any, server: Cluster, role: str, url: str) -> None:
     server.psql(f"ALTER ROLE {role} CONNECTION LIMIT 0")
     text = only_bad(doctor(url), "login")
     assert "no connections left; lower LAMBDA_DATABASE_POOL_MAX" in text
+
+
+async def test_a_full_server(doctor: Any) -> None:
+    with Cluster.start(16, settings={"max_connections": "4", "superuser_reserved_connections": "1"}) as server:
+        server.psql("CREATE ROLE someone LOGIN")
+        others = [await asyncpg.connect(server.url(user="someone", sslmode="disable")) for _ in range(3)]
+        try:
+            report = await asyncio.to_thread(doctor, server.url(user="someone"))
+        finally:
+            for other in others:
+                await other.close()
+    assert "no connections left; lower LAMBDA_DATABASE_POOL_MAX" in only_bad(report, "login")
 
 
 def test_an_unknown_variable(doctor: Any, url: str) -> None:
@@ -182,26 +204,36 @@ def test_an_unknown_variable(doctor: Any, url: str) -> None:
     assert "LAMBDA_DATABASE_POOL_SIZE is not a setting: use LAMBDA_DATABASE_POOL_MAX." in text
 
 
-def test_a_read_only_standby(doctor: Any, server: Cluster, role: str, url: str) -> None:
+def test_a_hot_standby(doctor: Any) -> None:
+    with hot_standby("CREATE ROLE someone LOGIN") as pair:
+        assert "writes" not in doctor(pair.standby.url(user="someone", target_session_attrs="standby")).grades
+        text = only_bad(doctor(pair.standby.url(user="someone")), "writes")
+    assert text.startswith("a standby, which refuses writes. Connect to the writer's endpoint")
+    assert "target_session_attrs=read-write" in text
+
+
+def test_a_read_only_server(doctor: Any, server: Cluster, role: str, url: str) -> None:
     server.psql(f"ALTER ROLE {role} SET default_transaction_read_only = on")
     text = only_bad(doctor(url), "writes")
     assert "default_transaction_read_only is on" in text
     assert "connect to the writer" in text
-    hot = findings.node(standby=True, read_only=True)
-    assert hot.grade is Grade.BAD
-    assert "writer's endpoint" in hot.text
 
 
-def test_a_server_that_is_too_old(doctor: Any, server: Cluster, role: str, url: str) -> None:
-    """A real server that says so: the role's search path finds its own function first."""
-    server.psql(
-        f"CREATE FUNCTION {role}.current_setting(text) RETURNS text LANGUAGE sql AS $$ SELECT '110022' $$;"
-        f"ALTER ROLE {role} SET search_path = {role}, pg_catalog"
-    )
-    text = only_bad(doctor(url), "version")
-    assert text.startswith("PostgreSQL 11 is too old")
+@pytest.mark.parametrize("version", ["9.4.26", "11.22"])
+async def test_a_server_that_is_too_old(doctor: Any, version: str) -> None:
+    """It refuses the startup parameters that it does not know, and is asked no question that it may not understand."""
+    old = Platform(version=version, knows=("user", "database", "client_encoding", *STARTUP_9_4))
+    async with old.serve() as url:
+        report = await asyncio.to_thread(doctor, url)
+    text = only_bad(report, "version")
+    assert text.startswith(f"PostgreSQL {version.partition('.')[0]} is too old")
     assert text.endswith("Upgrade to 14 or later.")
-    assert findings.version(130_010).grade is Grade.DOUBTFUL
+    assert all("pg_backend_pid" in asked for asked in old.asked), "the login's own question, which any version answers"
+    assert list(report.grades)[-1] == "version"
+
+
+def test_a_server_that_is_almost_too_old() -> None:
+    assert findings.version(13).grade is Grade.DOUBTFUL
 
 
 def test_a_server_that_refuses_a_question(doctor: Any, server: Cluster, role: str, url: str) -> None:
@@ -266,7 +298,9 @@ def test_stores_that_are_away(doctor: Any, url: str) -> None:
     nobody = f"redis://127.0.0.1:{free_port()}"
     report = doctor(url, FLEET_URL=nobody, CLAIMS_CACHE_URL=nobody)
     assert report.grades["fleet store"] == report.grades["claims cache"] == "doubtful"
-    assert "is unavailable (ConnectionError). Check its address" in report.texts["fleet store"]
+    assert (
+        "is unavailable (ConnectionError). Check the server, the network and fleet_url" in report.texts["fleet store"]
+    )
 
 
 def test_a_store_without_its_extra(doctor: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +309,52 @@ def test_a_store_without_its_extra(doctor: Any, url: str, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "redis", None)
     report = doctor(url, FLEET_URL="redis://127.0.0.1:1")
     assert "needs the extra `redis`" in report.texts["fleet store"]
+
+
+# The fleet
+
+
+FITS = "all are back within seconds"
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "grade", "told"),
+    [
+        (("--concurrency", "80", "--vcpu", "2"), {}, "good", FITS),
+        (("--concurrency", "80", "--processes", "10", "--vcpu", "1"), {}, "doubtful", "=5400"),
+        (("--concurrency", "80", "--connects-per-second", "40"), {}, "doubtful", "RESET_TIMEOUT_MAX_MS=8000"),
+        (("--concurrency", "80", "--vcpu", "2"), OTHERS_DEFAULTS, "doubtful", "return 58 s late"),
+        (("--concurrency", "8000"), {}, "doubtful", "(29 vCPUs)"),
+        (("--concurrency", "80"), {}, "good", FITS),
+        ((), {}, "good", "for 97 pools (at most, by max_connections)"),
+        (("--vcpu", "0.1"), {}, "doubtful", "are too short"),
+        ((), OTHERS_DEFAULTS, "doubtful", "Set LAMBDA_DATABASE_BREAKER_RESET_TIMEOUT_MS=700 and"),
+    ],
+)
+def test_open_periods_must_fit_the_fleet(
+    doctor: Any, url: str, options: tuple[str, ...], variables: dict[str, str], grade: str, told: str
+) -> None:
+    report = doctor(url, *options, **variables)
+    assert report.grades["breaker"] == grade
+    assert told in report.texts["breaker"]
+
+
+def test_what_budget_prints_is_what_doctor_wants(doctor: Any, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = ("--concurrency", "90", "--connects-per-second", "30")
+    doctor(url)
+    main(["budget", *fleet])
+    periods = dict(re.findall(r"LAMBDA_DATABASE_(BREAKER_\w+)=(\d+)", capsys.readouterr().out))
+    assert doctor(url, *fleet).grades["breaker"] == "doubtful"
+    assert doctor(url, *fleet, **periods).grades["breaker"] == "good"
+
+
+def test_a_fleet_that_does_not_fit(doctor: Any, server: Cluster, role: str, url: str) -> None:
+    assert doctor(url, "--concurrency", "20").grades["fits"] == "good"
+    assert "% never get a session" in only_bad(doctor(url, "--concurrency", "200"), "fits")
+    server.psql(f"ALTER ROLE {role} CONNECTION LIMIT 7")
+    report = doctor(url, "--concurrency", "20")
+    assert report.grades["fits"] == "doubtful"
+    assert "CONNECTION LIMIT of 7 is too low: raise it" in report.texts["fits"]
 
 
 # With Debian's programs
@@ -313,6 +393,21 @@ def test_tls_in_all_its_ways(doctor: Any, tls_server: tuple[Cluster, str], tmp_p
 
 
 @debian
+@pytest.mark.parametrize("options", [(), ("--vcpu", "8")])
+def test_iam_logins_are_throttled(
+    doctor: Any, monkeypatch: pytest.MonkeyPatch, tls_server: tuple[Cluster, str], options: tuple[str, ...]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    server, authority = tls_server
+    server.psql("CREATE ROLE someone LOGIN")
+    url = f"postgresql://someone@{server.host}:{server.port}/postgres"
+    report = doctor(url, "--concurrency", "1000", *options, IAM_AUTH="true", SSL_ROOT_CERT=authority)
+    assert "200 logins a second, are too short" in report.texts["breaker"]
+
+
+@debian
 def test_encryption_without_verification_is_doubtful(doctor: Any, tls_server: tuple[Cluster, str]) -> None:
     server, _ = tls_server
     server.psql("CREATE ROLE someone LOGIN")
@@ -344,6 +439,16 @@ def test_a_pooler_is_proved(doctor: Any, server: Cluster, role: str, mode: str, 
         assert report.code == 2
         assert "Set proxy_profile (LAMBDA_DATABASE_PROXY_PROFILE) to true" in report.texts["pooler"]
     assert report.texts["claims_sql"].startswith("not prepared")
+    assert "Give --concurrency and --connects-per-second" in report.texts["breaker"]
+
+
+@debian
+def test_a_pooler_is_judged_by_the_logins_that_it_takes(doctor: Any, server: Cluster, role: str) -> None:
+    with PgBouncer(server, {role: ""}) as bouncer:
+        fleet = ("--concurrency", "1000", "--connects-per-second", "2000")
+        report = doctor(bouncer.url(role), *fleet, PROXY_PROFILE="true")
+    assert report.grades["breaker"] == "good"
+    assert "fits" not in report.grades
 
 
 IGNORED = "idle_session_timeout,idle_in_transaction_session_timeout,client_connection_check_interval,statement_timeout"

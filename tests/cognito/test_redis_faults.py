@@ -12,17 +12,17 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 from asyncdb_guard import CacheUnavailableError, ConfigurationError, TriggerFailedError
 from asyncdb_guard.cognito import CacheKey, CognitoTriggers
 from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
 from asyncdb_guard.cognito.caching.key import user_key
+from asyncdb_guard.connect.redis import RedisUnavailableError
 from asyncdb_guard.testing.ports import LOOPBACK
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.cognito.conftest import MakePool, returning, role_of
 from tests.cognito.events import confirmation_event, id_claims, token_event
-from tests.support.redis import RedisCluster, RedisServer, cache_on
+from tests.support.redis import Authority, RedisCluster, RedisServer, cache_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -256,7 +256,7 @@ async def test_what_is_on_no_list_is_told_without_its_text(answer: bytes, told: 
 
 
 async def test_a_server_that_hangs_up_or_is_silent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncdb_guard.connect.redis_client._SOCKET_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncdb_guard.connect.redis.opening._SOCKET_TIMEOUT", 0.05)
     with TcpProxy(LOOPBACK, 1) as path:
         url = f"redis://{path.host}:{path.port}"
         path.refuse = True
@@ -277,7 +277,7 @@ def test_calls_that_fail_together_replace_the_client_once(redis: RedisServer) ->
 
     with ThreadPoolExecutor(2) as threads:
         for failed in [threads.submit(client.run, fail) for _ in range(2)]:
-            with pytest.raises(CacheUnavailableError, match=r"is unavailable \(RuntimeError\)"):
+            with pytest.raises(RedisUnavailableError, match=r"is unavailable \(RuntimeError\)"):
                 failed.result()
     assert clients[0] is clients[1]
     assert client.run(lambda client: client is not clients[0] and client.ping())
@@ -478,26 +478,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-class Authority:
-    """A certificate authority, a server's files and a client's."""
-
-    def __init__(self, directory: Path) -> None:
-        authority = trustme.CA()
-        self.ca = str(directory / "ca.pem")
-        authority.cert_pem.write_to_path(self.ca)
-        self.cert, self.key, self.both = (str(directory / f"{name}.pem") for name in ("cert", "key", "both"))
-        issued = authority.issue_cert(LOOPBACK)
-        issued.cert_chain_pems[0].write_to_path(self.cert)
-        issued.private_key_pem.write_to_path(self.key)
-        issued.private_key_and_cert_chain_pem.write_to_path(self.both)
-
-    def server(self, clients: str) -> RedisServer:
-        return RedisServer(
-            "--tls-cert-file", self.cert, "--tls-key-file", self.key, "--tls-ca-cert-file", self.ca,
-            "--tls-auth-clients", clients, tls=True,
-        )  # fmt: skip
-
-
 async def test_a_server_of_ones_own_authority_is_trusted_if_the_setting_says_so(authority: Authority) -> None:
     with authority.server("no") as redis:
         for scheme in ("rediss", "valkeys"):
@@ -522,8 +502,8 @@ async def test_a_server_that_asks_for_a_client_certificate_gets_it(authority: Au
 async def test_plain_text_where_tls_is_expected_and_the_reverse_are_told(
     redis: RedisServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncdb_guard.connect.redis_client._CONNECT_TIMEOUT", 0.05)
-    monkeypatch.setattr("asyncdb_guard.connect.redis_client._SOCKET_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncdb_guard.connect.redis.opening._CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncdb_guard.connect.redis.opening._SOCKET_TIMEOUT", 0.05)
     error = await refusal(cache_on(f"rediss://{redis.host}:{redis.port}"))
     assert "with rediss://, whether it uses TLS" in str(error)
     with authority.server("no") as server:

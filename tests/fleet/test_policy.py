@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncdb_guard.fleet import OpenPeriods, logins_per_second, open_periods
+from asyncdb_guard.fleet import Misfit, OpenPeriods, logins_per_second, open_periods
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,28 @@ def test_in_a_long_outage_the_fleet_asks_for_a_third_of_what_the_server_can_take
 
 def test_a_small_fleet_asks_for_less() -> None:
     assert open_periods(50, 400.0).trial_share(50, 400.0) < 0.1
+
+
+@pytest.mark.parametrize("environments", [50, 1_000, 100_000])
+@pytest.mark.parametrize(
+    ("factor", "misfit"), [(0.8, Misfit.SHORT), (0.95, None), (1, None), (3.9, None), (4.1, Misfit.LONG)]
+)
+def test_periods_fit_from_nine_tenths_of_what_they_should_be_to_four_times(
+    environments: int, factor: float, misfit: Misfit | None
+) -> None:
+    fitted = open_periods(environments, 800.0)
+    assert OpenPeriods(factor * fitted.first, factor * fitted.longest).misfit(environments, 800.0) is misfit
+
+
+@pytest.mark.parametrize("factor", [0.8, 4.1])
+def test_each_of_both_periods_counts(factor: float) -> None:
+    fitted = open_periods(1_000, 800.0)
+    assert OpenPeriods(factor * fitted.first, fitted.longest).misfit(1_000, 800.0)
+    assert OpenPeriods(fitted.first, factor * fitted.longest).misfit(1_000, 800.0)
+
+
+@pytest.mark.parametrize("periods", [OpenPeriods(2.0, 5.0), OpenPeriods(1.0, 10.0)])
+def test_the_capacity_that_periods_need_is_where_they_stop_to_be_too_short(periods: OpenPeriods) -> None:
+    needed = periods.capacity_needed(10_000)
+    assert periods.misfit(10_000, 0.99 * needed) is Misfit.SHORT
+    assert periods.misfit(10_000, 1.01 * needed) is None

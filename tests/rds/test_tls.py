@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import gc
 import socket
 import ssl
 import uuid
@@ -348,3 +350,25 @@ def test_a_context_is_made_once_and_the_systems_store_is_read_only_where_it_is_n
         first = contexts.context(made.target)
         assert contexts.context(made.target) is first
         assert len(loads) == loaded
+
+
+@pytest.mark.parametrize("rounds", range(3, 13))
+def test_a_connect_that_is_given_up_in_any_round_of_the_loop_leaves_no_noise(rounds):
+    """TCP is connected, and nobody answers the request for TLS: asyncio would log that an error was never retrieved."""
+    noise: list[object] = []
+
+    async def give_up(url: str) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+        pool = GuardedPool(DatabaseSettings(url=url))
+        asking = asyncio.create_task(pool.ping())
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        pool.terminate()
+        await asyncio.gather(asking, return_exceptions=True)
+        for _ in range(20):  # all of it has to end by itself
+            await asyncio.sleep(0)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(give_up(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app?sslmode=require"))
+    gc.collect()
+    assert noise == []

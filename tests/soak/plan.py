@@ -19,6 +19,11 @@ SILENT = ("silence", "silence", "deaf")
 """Faults that it does not: a session whose client vanished unseen lasts until the server's own timeouts."""
 
 
+COVERING = (2, 4, 5, 7, 8, 9)
+"""Seeds that between them cover each way to the server, pool size, reset and event loop, eager tasks, silent faults and
+a crowd. A test says so."""
+
+
 class Fault(NamedTuple):
     """One fault: how long it lasts, in seconds, and the pause after it."""
 

@@ -59,6 +59,8 @@ class Schedule:
         self.faults: list[str] = []
         """What does not hold, a sentence each."""
         self.served = self.asked = 0
+        self.did = 0
+        """How many faults it brought about."""
 
     def run(self, seconds: float) -> None:
         plan, server = self._plan, self._server
@@ -98,6 +100,8 @@ class Schedule:
         end = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             group.create_task(self._spoil(end, pool, proxy, bouncer))
+            if bouncer is not None:
+                group.create_task(self._watch_clients(end, proxy))
             for _ in range(plan.borrowers):
                 group.create_task(borrowers.keep_asking(end))
         await self._check_recovery(pool)
@@ -128,12 +132,24 @@ class Schedule:
             await asyncio.sleep(0.01)
             self._lag = max(self._lag, time.monotonic() - started - 0.01)
 
+    async def _watch_clients(self, end: float, proxy: TcpProxy) -> None:
+        """A pooler's server shows the pooler's sessions; this pool's are the connections to the pooler."""
+        crowded_since: float | None = None
+        while (now := time.monotonic()) < end:
+            if proxy.open_connections <= self._plan.pool_max:
+                crowded_since = None
+            elif now - (crowded_since := crowded_since or now) > CROWDED + self._slack:
+                self._bad(f"{proxy.open_connections} connections to the pooler for {now - crowded_since:.2f} s")
+                return
+            await asyncio.sleep(0.005)
+
     # -- the faults --------------------------------------------------------------------------------------------------
 
     async def _spoil(self, end: float, pool: GuardedPool, proxy: TcpProxy, bouncer: PgBouncer | None) -> None:
         for fault in self._plan.faults():
             if time.monotonic() >= end:
                 return
+            self.did += fault.name != "quiet"
             try:
                 await self._do(fault, pool, proxy, bouncer)
             finally:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import trustme
+
 from asyncdb_guard import DatabaseSettings
 from asyncdb_guard.cognito.caching.redis import RedisCache
 from asyncdb_guard.testing.ports import LOOPBACK, free_port
@@ -135,3 +137,24 @@ class RedisCluster:
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
             node.close()
+
+
+class Authority:
+    """A certificate authority, a server's files and a client's; all in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = trustme.CA()
+        self.ca = str(directory / "ca.pem")
+        authority.cert_pem.write_to_path(self.ca)
+        self.cert, self.key, self.both = (str(directory / f"{name}.pem") for name in ("cert", "key", "both"))
+        issued = authority.issue_cert(LOOPBACK)
+        issued.cert_chain_pems[0].write_to_path(self.cert)
+        issued.private_key_pem.write_to_path(self.key)
+        issued.private_key_and_cert_chain_pem.write_to_path(self.both)
+
+    def server(self, clients: str) -> RedisServer:
+        """One with TLS; `clients`: whether it asks them for a certificate, `yes` or `no`."""
+        return RedisServer(
+            "--tls-cert-file", self.cert, "--tls-key-file", self.key, "--tls-ca-cert-file", self.ca,
+            "--tls-auth-clients", clients, tls=True,
+        )  # fmt: skip

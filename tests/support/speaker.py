@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from asyncdb_guard.testing.ports import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Container
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
@@ -45,8 +45,20 @@ async def speaker(*said: bytes) -> AsyncIterator[str]:
 class Platform:
     """A server that takes simple queries alone, and refuses some, as platforms do which are almost PostgreSQL."""
 
-    def __init__(self, refuses: Callable[[str], str | None], *, counts: Callable[[str], int] = lambda _: 0) -> None:
-        """`refuses(sql)` gives the SQLSTATE of a refusal, or None; `counts(sql)` the rows of a SELECT in its tag."""
+    def __init__(
+        self,
+        refuses: Callable[[str], str | None] = lambda _: None,
+        *,
+        counts: Callable[[str], int] = lambda _: 0,
+        version: str = "16.0",
+        knows: Container[str] | None = None,
+    ) -> None:
+        """`refuses(sql)` gives the SQLSTATE of a refusal, or None; `counts(sql)` the rows of a SELECT in its tag.
+
+        `knows`: the startup parameters that `version` has; any other one is refused, as an old server does.
+        """
+        self._version = version
+        self._knows = knows
         self._refuses = refuses
         self._counts = counts
         self.logins = 0
@@ -59,13 +71,21 @@ class Platform:
         async with server:
             yield f"postgresql://user@{LOOPBACK}:{server.sockets[0].getsockname()[1]}/db?sslmode=disable"
 
+    def _is_known(self, parameter: str) -> bool:
+        return self._knows is None or parameter in self._knows
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ready = message(b"Z", b"I")
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            await reader.readexactly(struct.unpack("!i", await reader.readexactly(4))[0] - 4)
+            startup = await reader.readexactly(struct.unpack("!i", await reader.readexactly(4))[0] - 4)
+            parameters = startup[4:].decode().split("\0")[::2]
+            if unknown := next((name for name in parameters if name and not self._is_known(name)), None):
+                writer.write(refusal("42704", f'unrecognized configuration parameter "{unknown}"'))
+                writer.close()
+                return
             self.logins += 1
             told = {
-                "server_version": "16.0",
+                "server_version": self._version,
                 "client_encoding": "UTF8",
                 "TimeZone": "UTC",
                 "session_authorization": "user",

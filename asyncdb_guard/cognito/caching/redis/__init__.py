@@ -1,5 +1,5 @@
 """A claims cache in Redis or Valkey, shared by a fleet. Needs the extra `redis`."""
 
-from asyncdb_guard.cognito.caching.redis.cache import RedisCache
+from asyncdb_guard.cognito.caching.redis.cache import RedisCache, redis_endpoint
 
-__all__ = ["RedisCache"]
+__all__ = ["RedisCache", "redis_endpoint"]

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from asyncdb_guard.cognito.caching.key import CacheKey
 from asyncdb_guard.cognito.caching.protocol import Found
-from asyncdb_guard.cognito.caching.redis.client import RedisClient
-from asyncdb_guard.connect.redis_client import MAX_CONNECTIONS
+from asyncdb_guard.connect.redis import MAX_CONNECTIONS, RedisClient, RedisEndpoint, RedisUnavailableError
+from asyncdb_guard.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from asyncdb_guard.settings import DatabaseSettings
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 _PREFIX = "asyncdb_guard:claims:1"
 """The number is the version of the entries' format."""
+_KEYS = "asyncdb_guard:claims:*"
+"""Those of every version."""
 _GENERATION_TTL = 90_000
 """Seconds that Redis keeps a user's generation: longer than the longest TTL of an entry, one day."""
 _NO_GENERATION = ""
@@ -58,7 +60,7 @@ class RedisCache:
         self._start()
 
     def _start(self) -> None:
-        self._client = RedisClient(self._settings)
+        self._client = RedisClient(redis_endpoint(self._settings))
         self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="asyncdb_guard-claims-cache")
         self._pid = os.getpid()
 
@@ -95,7 +97,19 @@ class RedisCache:
     async def _run(self, command: Callable[[Any], T]) -> T:
         if self._pid != os.getpid():  # a forked child has none of its parent's threads, which may have held a lock
             self._start()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.run, command)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.run, command)
+        except RedisUnavailableError as error:
+            raise CacheUnavailableError(str(error), answered=error.answered) from error
+
+
+def redis_endpoint(settings: DatabaseSettings) -> RedisEndpoint:
+    """Where these settings keep the claims cache."""
+    assert settings.claims_cache_url is not None
+    return RedisEndpoint(
+        settings.claims_cache_url, "claims_cache", "claims cache", f"EVAL, GET, MGET and SET on `{_KEYS}`",
+        settings.claims_cache_ssl_root_cert, settings.claims_cache_ssl_cert, settings.claims_cache_ssl_key,
+    )  # fmt: skip
 
 
 def _claims_of(text: str, generation: str) -> str | None:

@@ -1,15 +1,13 @@
-"""What an error of the cache's client means, and the remedy. Pure; it shows no text of the server's or the client's."""
+"""What an error of redis-py means, and the remedy. Pure; it shows no text of the server's or the client's."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
+from asyncdb_guard.connect.redis.endpoint import RedisEndpoint
 from asyncdb_guard.settings.problems import label
 from asyncdb_guard.verdict import chain_of
-
-_URL = label("claims_cache_url")
-_ROOT_CERT = label("claims_cache_ssl_root_cert")
 
 _CODES = {
     "AskError": "ASK",
@@ -30,22 +28,21 @@ _ANSWERS = {
     "ASK": "is a cluster that is moving its slots. Try again later",
     "BUSY": "is busy with a script. Look for a slow script on the server",
     "CLUSTERDOWN": "is a cluster with slots that no node serves. Repair the cluster",
-    "CROSSSLOT": "is a cluster that refuses one user's keys in one command. Check what is between it and this client",
+    "CROSSSLOT": "is a cluster that refuses these keys in one command. Check what is between it and this client",
     "LOADING": "is still loading its data. Wait until it has started",
     "MASTERDOWN": "is a replica that has lost its primary. Repair the replication",
     "MISCONF": "cannot save its data and therefore refuses writes. Check its disk and its log",
     "MOVED": "is a cluster that sends this client from node to node. Check the addresses that its nodes announce",
-    "NOAUTH": f"requires a login. Add the user and the password to {_URL}",
-    "NOPERM": "refuses a command or a key to this user. Allow EVAL, GET, MGET and SET on `asyncdb_guard:claims:*`,"
-    " and in a cluster CLUSTER SLOTS and COMMAND",
+    "NOAUTH": "requires a login. Add the user and the password to {url}",
+    "NOPERM": "refuses a command or a key to this user. Allow {rights}, and in a cluster CLUSTER SLOTS and COMMAND",
     "NOREPLICAS": "has too few replicas and therefore refuses writes. Repair the replication",
     "OOM": "has no memory left for new entries. Raise its `maxmemory`, or set `maxmemory-policy` to `allkeys-lru`",
-    "READONLY": f"is a replica, which refuses writes. Set {_URL} to the endpoint of the primary",
+    "READONLY": "is a replica, which refuses writes. Set {url} to the endpoint of the primary",
     "TRYAGAIN": "is a cluster that is moving its slots. Try again later",
-    "WRONGPASS": f"refused the login. Correct the user and the password in {_URL}",
+    "WRONGPASS": "refused the login. Correct the user and the password in {url}",
 }
-"""What is said of the cache, with the remedy. Sources: redis.io, "Redis serialization protocol", and the server's own
-`shared` error texts in server.c."""
+"""What is said of it, with the remedy; in braces, what the endpoint knows. Sources: redis.io, "Redis serialization
+protocol", and the server's own `shared` error texts in server.c."""
 
 _CLUSTER_CODES = frozenset({"ASK", "CROSSSLOT", "MOVED"})
 """The answers that only a cluster gives, and only to a client that does not know it."""
@@ -54,12 +51,12 @@ _NO_CLUSTER = "cluster support disabled"
 
 _TEXTS = {
     "max number of clients": "has no connection left. Raise its `maxclients`, or lower the number of its clients",
-    "DB index is out of range": f"has no database of this number. Correct the number at the end of {_URL}",
-    "in cluster mode": f"is a cluster, which has only database 0. Remove the number from {_URL}",
-    "unknown command": "lacks a command. Allow EVAL, GET, MGET and SET, or use a server that has them",
-    _NO_CLUSTER: f"is no longer a cluster. Check {_URL}",
+    "DB index is out of range": "has no database of this number. Correct the number at the end of {url}",
+    "in cluster mode": "is a cluster, which has only database 0. Remove the number from {url}",
+    "unknown command": "lacks a command. Allow {rights}, or use a server that has them",
+    _NO_CLUSTER: "is no longer a cluster. Check {url}",
 }
-"""What is said of the cache if the answer has no code of its own, by a part of the answer's text."""
+"""What is said of it if the answer has no code of its own, by a part of the answer's text."""
 
 _CODE = re.compile(r"[A-Z][A-Z0-9]{1,19}(?= |$)")
 _SCRIPT_CODE = re.compile(r"-([A-Z][A-Z0-9]{1,19}) ")
@@ -67,7 +64,7 @@ _SCRIPT_CODE = re.compile(r"-([A-Z][A-Z0-9]{1,19}) ")
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong with the cache."""
+    """What is wrong with it."""
 
     text: str
     """Two sentences: what happened, and the remedy."""
@@ -78,10 +75,16 @@ class Diagnosis(NamedTuple):
     timed_out: bool = False
 
 
-def diagnose(error: BaseException) -> Diagnosis:
+def diagnose(error: BaseException, endpoint: RedisEndpoint) -> Diagnosis:
     """Explain an error of redis-py, by its most telling cause."""
     causes = list(chain_of(error))
-    return next(filter(None, map(_explain_answer, causes)), None) or _explain_silence(error, causes)
+    explained = next(filter(None, map(_explain_answer, causes)), None) or _explain_silence(error, causes)
+    names = {
+        "url": label(endpoint.url_setting),
+        "root_cert": label(f"{endpoint.prefix}_ssl_root_cert"),
+        "rights": endpoint.rights,
+    }
+    return explained._replace(text=f"The {endpoint.subject} {explained.text.format_map(names)}")
 
 
 def _explain_answer(error: BaseException) -> Diagnosis | None:
@@ -89,7 +92,7 @@ def _explain_answer(error: BaseException) -> Diagnosis | None:
     code = _code(error, text)
     if code in _ANSWERS:
         is_cluster = code in _CLUSTER_CODES or None
-        return Diagnosis(_sentences(f"{_ANSWERS[code]}", code), answered=True, is_cluster=is_cluster)
+        return Diagnosis(_sentences(_ANSWERS[code], code), answered=True, is_cluster=is_cluster)
     for part, said in _TEXTS.items():
         if part in text:
             return Diagnosis(_sentences(said), answered=True, is_cluster=False if part == _NO_CLUSTER else None)
@@ -103,17 +106,15 @@ def _explain_silence(error: BaseException, causes: list[BaseException]) -> Diagn
     kinds = {kind for cause in causes for kind in _kinds(cause)}
     timed_out = "TimeoutError" in kinds
     if "SSLCertVerificationError" in kinds:
-        said = f"has a certificate that is not trusted. Set {_ROOT_CERT} to its CA, and use the host name that is in it"
+        said = "has a certificate that is not trusted. Set {root_cert} to its CA, and use the host name that is in it"
     elif "SSLError" in kinds:
-        said = f"and this client do not agree on TLS. Check redis:// or rediss:// in {_URL}, and the client certificate"
+        said = "and this client do not agree on TLS. Check redis:// or rediss:// in {url}, and the client certificate"
     elif timed_out:
         said = "did not answer in time. Check its load, the security group and, with rediss://, whether it uses TLS"
     elif "InvalidResponse" in kinds:
-        said = f"does not speak Redis's protocol. Check the host and the port in {_URL}"
+        said = "does not speak Redis's protocol. Check the host and the port in {url}"
     else:
-        said = (
-            f"is unavailable. Check the server, the network and {_URL}; with TLS, rediss:// and the client certificate"
-        )
+        said = "is unavailable. Check the server, the network and {url}; with TLS, rediss:// and the client certificate"
     return Diagnosis(_sentences(said, type(error).__name__), answered=False, timed_out=timed_out)
 
 
@@ -135,4 +136,4 @@ def _code(error: BaseException, text: str) -> str | None:
 
 def _sentences(said: str, code: str | None = None) -> str:
     meaning, _, remedy = said.partition(". ")
-    return f"The claims cache {meaning}{f' ({code})' if code else ''}. {remedy}."
+    return f"{meaning}{f' ({code})' if code else ''}. {remedy}."
