@@ -62,7 +62,7 @@ def covered(session: nox.Session, *arguments: str) -> None:
 
 ONCE = (
     "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py",
-    "test_mutation.py", "test_public_api.py", "cli", "fleet", "testing",
+    "test_mutation.py", "test_public_api.py", "cli", "docs", "fleet", "testing",
 )  # fmt: skip
 """Tests that run on the main Python alone: no version changes what they show, or `examples` shows it on each."""
 
@@ -140,7 +140,7 @@ def mutation(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A burst of sign-ups against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
+    """A burst of sign-ups against a real PostgreSQL, for three fleets, with a table and a picture at the end."""
     session.install(".[demo]")
     # Ctrl-C also reaches the demo, which takes a moment to stop its servers and its fleet.
     session.run("python", "-m", "examples.burst", *session.posargs, interrupt_timeout=10, terminate_timeout=5)

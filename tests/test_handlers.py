@@ -143,7 +143,10 @@ def test_hostile_callbacks_give_safe_text_in_time_and_the_process_lives(
     runtime_api: RuntimeApi, statements: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(HOSTILE)
-    env = {"LAMBDA_DATABASE_URL": statements["LAMBDA_DATABASE_URL"], "PYTHONPATH": str(ROOT)}
+    env = {
+        "LAMBDA_DATABASE_URL": statements["LAMBDA_DATABASE_URL"], "LAMBDA_DATABASE_COMMAND_TIMEOUT_MS": "500",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
     with runtime_api.environment("app.load_claims", env=env, cwd=tmp_path) as environment:
         pid = environment.pid
         for deed in ("reserved", "nan", "cancel", "exit", "violate", "sleep"):

@@ -650,7 +650,7 @@ def test_powertools_typed_events_around_a_trigger(deploy: Deploy, url: str) -> N
     """It is answered as the plain event is, and it is Cognito's, so that errors stay inside."""
     environment = deploy(TYPED, LAMBDA_DATABASE_URL=url)
     event = token_event(2, sub="s", metadata={"role": "admin"})
-    answer = environment.invoke(event)
+    answer = environment.invoke(event, timeout=60.0)  # on a busy machine, all those imports take their time
     assert answer.error is None, environment.logs
     assert id_claims(answer.payload) == {"role": "admin"}
     assert {name: answer.payload[name] for name in event if name != "response"} == {

@@ -40,6 +40,7 @@ NUMBERS = {
     "command_timeout_ms": (3000, 1, 900_000),
     "handler_budget_ms": (4000, 1, 5000),
     "hold_warning_ms": (0, 0, 86_400_000),
+    "slow_statement_ms": (0, 0, 86_400_000),
     "breaker_fail_max": (3, 1, 1000),
     "breaker_reset_timeout_ms": (2000, 1, 3_600_000),
     "breaker_reset_timeout_max_ms": (5000, 1, 3_600_000),
@@ -71,6 +72,7 @@ SECONDS = [
     ("command_timeout", 3.0),
     ("handler_budget", 4.0),
     ("hold_warning", 0.0),
+    ("slow_statement", 0.0),
     ("breaker_reset_timeout", 2.0),
     ("breaker_reset_timeout_max", 5.0),
     ("claims_cache_ttl", 60.0),
@@ -195,7 +197,7 @@ def test_a_dotenv_file_is_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_a_bad_environment_harms_no_import() -> None:
     environment = {f"{PREFIX}POOL_MAX": "none", f"{PREFIX}PLOO": "1", "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings.model"]
+    command = [sys.executable, "-W", "error", "-c", "import asyncdb_guard.settings.building"]
     assert subprocess.run(command, env=environment, check=False).returncode == 0
 
 

@@ -33,7 +33,11 @@ async def test_a_login_that_was_given_up_keeps_its_place_until_the_server_lets_g
     url = slow_server.url(user="app")
     allow(slow_server, url, 1)
     failures = []
-    settings = DatabaseSettings(url=url, connect_timeout_ms=300, breaker_fail_max=1000)
+    # a given-up login keeps its place for 4 s at most: much longer than this server needs, on a busy machine, too
+    settings = DatabaseSettings(
+        url=url, connect_timeout_ms=800, breaker_fail_max=1000, breaker_reset_timeout_ms=50,
+        breaker_reset_timeout_max_ms=50,
+    )  # fmt: skip
     async with GuardedPool(settings) as pool:
         end = time.monotonic() + 3 * DELAY
         while time.monotonic() < end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -201,17 +202,22 @@ async def _longer(refused_for: Callable[[], Any]) -> bool:
 
 
 async def test_a_table_that_is_missing_is_one_warning_and_no_delay(
-    make_environment: MakeEnvironment, proxy: TcpProxy, table: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+    make_environment: MakeEnvironment, proxy: TcpProxy, table: Any, caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
+) -> None:  # fmt: skip
     pool = make_environment(fleet_url="dynamodb://another", breaker_reset_timeout_ms=5000)
     await pool.ping()
     go_down(proxy)
     await trip(pool)
-    began = time.monotonic()
-    with pytest.raises(CircuitOpenError):
-        await pool.ping()
-    assert time.monotonic() - began < 0.1
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = await eventually(lambda: [record for record in caplog.records if record.levelno >= logging.WARNING])
+    waited: list[float] = []
+    for _ in range(5):
+        began = time.monotonic()
+        with pytest.raises(CircuitOpenError):
+            await pool.ping()
+        waited.append(time.monotonic() - began)
+    assert statistics.median(waited) < 0.1
+    (record,) = warnings
     assert "The fleet store failed with ResourceNotFoundException." in record.getMessage()
 
 
