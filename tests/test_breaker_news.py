@@ -334,3 +334,17 @@ def test_the_delay_after_false_news_is_drawn_from_its_upper_half(environment: En
     environment.fail()
     environment.seconds += 0.5
     assert environment.missing(last=0.1, recovery="b", since=2 * FIRST) == pytest.approx(FIRST - 0.5)
+
+
+def test_the_edges_of_what_is_believed() -> None:
+    at, name = (5.0, 5.0), "a" * 64
+    assert believed(at, 0.0, name, 0.0, 0) == News(at, 0.0, name, 0.0, 0)
+    assert believed(at, LAST_LIFE, name, RECOVERY_LIFE, 1) == News(at, LAST_LIFE, name, RECOVERY_LIFE, 1)
+    assert believed(at, 0.0, name + "a", None, 0).recovery is None
+
+
+def test_a_success_speaks_for_a_quarter_of_a_second() -> None:
+    at = (5.0, 5.0)
+    assert News(at, last=0.0).speaks_for_recovery((5.2, 5.2))
+    assert not News(at, last=0.0).speaks_for_recovery((5.25, 5.25))
+    assert not News(at, last=0.125).speaks_for_recovery((5.125, 5.125))

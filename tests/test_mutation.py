@@ -61,3 +61,7 @@ def test_every_survivor_that_is_explained_still_exists():
     assert explained() <= there
     entries = tomllib.loads((HERE / "survivors.toml").read_text(encoding="utf-8"))["survivor"]
     assert all(entry["reason"].strip() for entry in entries)
+
+
+def test_the_tests_of_each_part_exist():
+    assert all((HERE.parents[1] / name).exists() for target in targets() for name in target.tests)
