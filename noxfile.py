@@ -34,6 +34,8 @@ SUPPORTED_RUNTIMES = ["3.11", "3.12", "3.13", "3.14"]
 SERVERS = ["16", "18"]
 # The installed ones, so that the commands also work on a machine with only one Python.
 PYTHONS = [version for version in SUPPORTED if version == CURRENT or works(version)] or [CURRENT]
+MAIN = "3.13" if "3.13" in PYTHONS else PYTHONS[-1]
+"""Where all tests run, and the coverage is measured."""
 
 
 def group(name: str) -> list[str]:
@@ -58,17 +60,17 @@ def covered(session: nox.Session, *arguments: str) -> None:
 
 
 ONCE = (
-    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "fleet",
-    "testing",
+    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "docs",
+    "fleet", "testing",
 )  # fmt: skip
-"""Tests that run on the newest Python alone: no version changes what they show, or `examples` shows it on each."""
+"""Tests that run on the main Python alone: no version changes what they show, or `examples` shows it on each."""
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests that need only Python packages, with PostgreSQL 16 or 18; all of them on the newest Python."""
+    """The tests that need only Python packages, with PostgreSQL 16 or 18; all of them on the main Python."""
     session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
-    if session.python == PYTHONS[-1]:
+    if session.python == MAIN:
         shutil.rmtree(COVERAGE, ignore_errors=True)
         covered(session, "-m", "not debian", "--server=18", *(["--thorough"] if os.environ.get("CI") else []))
     else:
@@ -78,7 +80,7 @@ def tests(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", *AT_ONCE, "-m", these, f"--server={server}", *others, *session.posargs)
 
 
-@nox.session(python=PYTHONS[-1])
+@nox.session(python=MAIN)
 def services(session: nox.Session) -> None:
     """The tests that need Debian's pgbouncer, redis-server and postgresql. After `tests`, every branch is covered."""
     session.install("-e", ".[aws,cli,redis,demo,otel,sqlalchemy]", *group("tests"))
@@ -91,20 +93,20 @@ def services(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A burst of sign-ups against a real PostgreSQL, unguarded and guarded, with a table and a picture at the end."""
+    """A burst of sign-ups against a real PostgreSQL, for three fleets, with a table and a picture at the end."""
     session.install(".[demo]")
     # Ctrl-C also reaches the demo, which takes a moment to stop its servers and its fleet.
     session.run("python", "-m", "examples.burst", *session.posargs, interrupt_timeout=10, terminate_timeout=5)
 
 
-@nox.session(python=PYTHONS[-1])
+@nox.session(python=MAIN)
 def bench(session: nox.Session) -> None:
     """Measure the speed against the alternatives. `-- --quick` only checks that the benchmark runs."""
     session.install("-e", ".[sqlalchemy]", *group("bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
-@nox.session(python=PYTHONS[-1])
+@nox.session(python=MAIN)
 def fleet(session: nox.Session) -> None:
     """48 real environments through an outage, beside the simulation; `-- --quick` only to see that it runs.
 
@@ -113,7 +115,7 @@ def fleet(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks.fleet", *session.posargs)
 
 
-@nox.session(python=PYTHONS[-1])
+@nox.session(python=MAIN)
 def soak(session: nox.Session) -> None:
     """Random faults by seed, for about 30 s; `-- --seeds 100 --seconds 20` takes its time.
 
@@ -133,7 +135,7 @@ def examples(session: nox.Session) -> None:
     """The examples' own tests against the built wheel: the services, and the test suite in each way to run it."""
     ways = [(), SESSION_LOOP, ("-n", "2"), ("-c", "anyio.ini"), ("-c", "anyio.ini", "-n", "2")]
     services = SERVICES
-    if session.python != PYTHONS[-1]:
+    if session.python != MAIN:
         ways, services = [("-c", "anyio.ini", "-n", "2")], ()
     wheel = built_wheel(session)
     session.install(f"{wheel}[testing,sqlalchemy]", *group("examples"))
@@ -170,8 +172,8 @@ def lambda_package(session: nox.Session) -> None:
     here = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
     # Each Python compiles its own packages; what is not installed is built once, without that.
     others = [version for version in SUPPORTED_RUNTIMES if version not in PYTHONS]
-    for version in [str(session.python), *(others if session.python == PYTHONS[-1] else [])]:
-        for architecture in ("x86_64", "arm64") if session.python == PYTHONS[-1] else (here,):
+    for version in [str(session.python), *(others if session.python == MAIN else [])]:
+        for architecture in ("x86_64", "arm64") if session.python == MAIN else (here,):
             output = build / f"{version}-{architecture}"
             session.run(
                 "python", str(LAMBDA / "package.py"), "--python", version, "--architecture", architecture,

@@ -7,17 +7,22 @@ import contextlib
 import inspect
 import os
 from pathlib import Path
+from types import FrameType
 
 _OURS = str(Path(__file__).resolve().parent) + os.sep
 _ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
 _CONTEXTLIB = contextlib.__file__
+_SQLALCHEMY = "sqlalchemy"
 
 
 def caller() -> str:
-    """The nearest place outside of this package, as "file:line in function"; in a task of ours, where it began."""
+    """The nearest place outside of this package and SQLAlchemy, as "file:line in function".
+
+    In a task of ours, where it began.
+    """
     frame = inspect.currentframe()
     assert frame is not None
-    while _is_passing(frame.f_code.co_filename):
+    while _is_passing(frame):
         outer = frame.f_back
         if outer is None or outer.f_code.co_filename.startswith(_ASYNCIO):
             break
@@ -25,8 +30,10 @@ def caller() -> str:
     return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
-def _is_passing(file: str) -> bool:
-    return file.startswith(_OURS) or file == _CONTEXTLIB
+def _is_passing(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return file.startswith(_OURS) or file == _CONTEXTLIB or package == _SQLALCHEMY
 
 
 def _short(file: str) -> str:

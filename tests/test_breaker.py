@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
 from asyncdb_guard.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRejected
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 
 FAIL_MAX, FIRST, LONGEST, LEASE = 3, 10.0, 60.0, 5.0
 START = (1000.0, 1_700_000_000.0)

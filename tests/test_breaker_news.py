@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
 from asyncdb_guard.events import Event
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.news import LAST_LIFE, RECOVERY_LIFE, News, believed
 
 FIRST, LONGEST = 2.0, 5.0

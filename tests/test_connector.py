@@ -42,6 +42,7 @@ RELIED_UPON = {
     "_uid": "test_a_number_goes_up_with_each_new_statement",
     "_get_statement": "test_statements_go_through_two_methods",
     "_do_execute": "test_statements_go_through_two_methods",
+    "_query": "test_what_belongs_to_a_connection_can_get_another_class",
     "_connection": "test_what_belongs_to_a_connection_can_get_another_class",
     "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
     "_con": "test_a_statement_can_be_prepared_from_the_cache",
@@ -189,6 +190,8 @@ async def test_what_belongs_to_a_connection_can_get_another_class(pool: asyncpg.
             kind = type(resource)
             assert resource._connection is connection._con, f"{ASYNCPG}: {kind.__name__}._connection"
             resource.__class__ = type(kind.__name__, (kind,), {"__slots__": ()})
+            if kind is not asyncpg.transaction.Transaction:
+                assert resource._query == "SELECT 1", f"{ASYNCPG}: {kind.__name__}._query"
 
 
 async def test_a_connection_remembers_a_transaction_that_did_not_begin(pool: asyncpg.Pool) -> None:

@@ -6,20 +6,25 @@ import asyncio
 import math
 import re
 import signal
+import socket
 import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
+from asyncdb_guard import DatabaseSettings
+from asyncdb_guard.bulletin import open_bulletin
 from examples.burst.__main__ import main
 from examples.burst.measurements import Run, Sample, SignUp, Visit, shown
 from examples.burst.picture import draw
 from examples.burst.report import meaning
 from examples.burst.scenario import Scenario
+from examples.burst.store import Store, StoreError, running_store
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
     from examples.burst.scenario import PoolName
 
-SMALL = ("--processes", "6", "--max-connections", "24", "--seconds", "7")
+SMALL = ("--processes", "6", "--max-connections", "24", "--seconds", "6")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -92,41 +97,43 @@ async def running(*arguments: str, cwd: Path) -> AsyncGenerator[Demo, None]:
         await asyncio.gather(*jobs)
 
 
-def figures(output: str, row: str) -> tuple[int, int]:
-    """A row of the table: the plain run's figure and the guarded one's."""
-    found = re.search(rf"{re.escape(row)}\W+([\d,]+)\D+?([\d,]+)", output)
+def figures(output: str, row: str) -> tuple[int, int, int]:
+    """A row of the table: the figures of the three runs."""
+    found = re.search(rf"{re.escape(row)}\W+([\d,]+)\D+?([\d,]+)\D+?([\d,]+)", output)
     assert found, f"No row {row!r} in:\n{output}"
-    plain, guarded = (int(figure.replace(",", "")) for figure in found.groups())
-    return plain, guarded
+    plain, guarded, fleet = (int(figure.replace(",", "")) for figure in found.groups())
+    return plain, guarded, fleet
 
 
 @pytest.mark.timeout(120)
 async def test_a_short_run_tells_the_whole_story_and_leaves_nothing_behind(tmp_path: Path) -> None:
     async with running(*SMALL, cwd=tmp_path) as demo:
         assert await demo.process.wait() == 0, demo.output
-        assert len(demo.descendants) >= 2 * 6 + 1, "Two fleets of six and a server were to be seen."
+        assert len(demo.descendants) >= 3 * 6 + 2, "Three fleets of six, a server and a store were to be seen."
         assert demo.directories
         await demo.leaves_nothing()
     said = demo.output
 
     for answer in ('"claimsOverrideDetails"', '"idTokenGeneration"', '"accessTokenGeneration"', '"role": "member"'):
         assert answer in said
-    peak, guarded_peak = figures(said, "Peak sessions (limit 24)")
+    assert figures(said, "Environments") == (6, 6, 30), "half as many again as the server's 20 seats"
+    assert "ALTER ROLE app CONNECTION LIMIT 12" in said
+    assert "a fleet store: " in said
+    peak, guarded_peak, fleet_peak = figures(said, "Peak sessions (limit 24)")
     assert peak > 10
     assert guarded_peak == 6
-    turned_away, guarded_turned_away = figures(said, "Bystander's requests failed")
+    assert 6 < fleet_peak <= 12
+    turned_away, *guarded_turned_away = figures(said, "Bystander's requests failed")
     assert turned_away > 0
-    assert guarded_turned_away == 0
-    done, guarded_done = figures(said, "Sign-ups completed in total")
-    assert 0 < done < guarded_done
-    done, guarded_done = figures(said, "Sign-ups completed before the outage")
-    assert done < guarded_done
-    attempts, guarded_attempts = figures(said, "attempts during outage")
+    assert guarded_turned_away == [0, 0]
+    done, guarded_done, fleet_done = figures(said, "Sign-ups completed in total")
+    assert 0 < done < min(guarded_done, fleet_done)
+    attempts, guarded_attempts, fleet_attempts = figures(said, "Connects tried in the outage")
     assert guarded_attempts <= 6 * 4 < attempts  # three failures, and a trial
-    p50, guarded_p50 = figures(said, "p50")
-    p99, guarded_p99 = figures(said, "p99")
-    assert 10 <= p50 <= p99
-    assert 10 <= guarded_p50 <= guarded_p99
+    assert fleet_attempts < attempts
+    p50, p99 = figures(said, "p50"), figures(said, "p99")
+    assert all(10 <= half <= most for half, most in zip(p50, p99, strict=True))
+    assert "The last of them after" in said
     assert "\x1b" not in said, "Escape codes have no place in a file."
     assert (tmp_path / "burst.png").read_bytes().startswith(PNG)
 
@@ -202,12 +209,26 @@ def test_percentiles_are_those_of_the_successful_sign_ups() -> None:
     assert math.isnan(Run("plain", run.scenario).percentile(50))
 
 
+def test_failures_after_the_outage_are_those_of_attempts() -> None:
+    run = seen("guarded", [])
+    run.sign_ups = [
+        SignUp(at=1.0, seconds=3.0, error=None, failures=[3.5, 2.5]),
+        SignUp(at=4.0, seconds=0.1, error="CircuitOpenError", failures=[4.1]),
+    ]
+    assert run.failures == [2.5, 3.5, 4.1]
+    assert run.failed_after == 2
+    assert run.last_failure == pytest.approx(1.1)
+    assert seen("guarded", []).last_failure == 0
+
+
 def test_a_run_that_shows_no_difference_says_so() -> None:
     harmless, harmful = seen("plain", [None, None]), seen("plain", [None, "TooManyConnectionsError"])
-    assert shown(harmful, seen("guarded", [None]))
-    assert meaning(harmful, seen("guarded", [None])).startswith("What it means")
-    assert not shown(harmless, seen("guarded", [None]))
-    assert meaning(harmless, seen("guarded", [None])).startswith("The runs did not show")
+    fleet = seen("fleet", [None])
+    assert shown(harmful, seen("guarded", [None]), fleet)
+    assert meaning(harmful, seen("guarded", [None]), fleet).startswith("What it means")
+    assert not shown(harmless, seen("guarded", [None]), fleet)
+    assert meaning(harmless, seen("guarded", [None]), fleet).startswith("The runs did not show")
+    assert not shown(harmful, seen("guarded", [None]), seen("fleet", ["TooManyConnectionsError"]))
     assert not shown(harmful, seen("guarded", ["TooManyConnectionsError"]))
     assert not shown(harmful, replace(seen("guarded", [None]), attempts=101))
     assert not shown(harmful, replace(seen("guarded", [None]), sign_ups=[]))
@@ -215,5 +236,50 @@ def test_a_run_that_shows_no_difference_says_so() -> None:
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
-    draw(seen("plain", [None, "TooManyConnectionsError"]), seen("guarded", [None]), tmp_path / "burst.png")
+    runs = (seen("plain", [None, "TooManyConnectionsError"]), seen("guarded", [None]), seen("fleet", [None]))
+    draw(runs, tmp_path / "burst.png")
     assert (tmp_path / "burst.png").read_bytes().startswith(PNG)
+
+
+async def answers(store: Store) -> None:
+    """It does what an environment wants of it."""
+    bulletin = open_bulletin(DatabaseSettings(url="postgresql://app@127.0.0.1/app", fleet_url=store.url))
+    assert bulletin is not None
+    bulletin.tell_open()
+    await bulletin.settle(2.0)
+    assert (await bulletin.probe()).open == 1
+    bulletin.tell_recovered()
+    await bulletin.settle(2.0)
+    news = await bulletin.probe()
+    assert news.open == 0
+    assert news.recovery is not None
+    bulletin.close()
+
+
+async def test_without_a_redis_server_a_stand_in_speaks_its_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with running_store() as store:
+        assert "fakeredis, a stand-in" in store.name
+        await answers(store)
+    assert_closed(store)
+
+
+@pytest.mark.debian
+async def test_a_redis_server_that_is_found_is_used() -> None:
+    with running_store() as store:
+        assert store.name == "a real Redis"
+        await answers(store)
+    assert_closed(store)
+
+
+def assert_closed(store: Store) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", urlsplit(store.url).port or 0), timeout=1.0)
+
+
+def test_a_store_that_does_not_start_is_one_clear_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr("examples.burst.store.free_port", lambda: taken.getsockname()[1])
+        with pytest.raises(StoreError, match="did not start"), running_store():
+            pass

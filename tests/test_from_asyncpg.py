@@ -1,40 +1,21 @@
-"""One program, asyncpg's pool and ours: the program is that of docs/from_asyncpg.md."""
+"""What asyncpg's pool has, too."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import aiosql
-import asyncpg
 import pytest
 
 from asyncdb_guard import ConfigurationError, DatabaseSettings, GuardedPool
 from tests.support.bound import at_rest
-
-PAGE = Path(__file__).parents[1] / "docs" / "from_asyncpg.md"
 
 
 @pytest.fixture
 async def pool(url: str) -> AsyncIterator[GuardedPool]:
     async with GuardedPool(DatabaseSettings(url=url, pool_max=2)) as pool:
         yield pool
-
-
-async def test_one_program_runs_on_both(url: str) -> None:
-    names: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0], names)
-    program, init = names["program"], names["register_codecs"]
-    async with asyncpg.create_pool(url, min_size=1, max_size=1, init=init) as theirs:
-        expected = await program(theirs)
-        await theirs.execute("DROP TABLE note")
-    async with GuardedPool(DatabaseSettings(url=url), init=init) as ours:
-        # a release of ours never waits: the connection is idle once its reset is answered
-        *found, idle = await program(ours)
-        assert (*found, idle + ours.stats()["lent"]) == expected
 
 
 async def test_the_copies(pool: GuardedPool) -> None:

@@ -25,7 +25,7 @@ FLOORS = (
     {"pool"},
     {"bulletin"},
     {"connect"},
-    {"breaker", "failure_kind", "failure_report", "news", "redaction", "verdict"},
+    {"breaker", "failure_report", "failures", "news", "redaction"},
     {"settings"},
     {"call_site", "clock", "errors", "events", "lambda_environment"},
 )
@@ -46,7 +46,7 @@ DOORS = {
     "rich": {"cli"},
     "matplotlib": {"cli.picture"},
     "opentelemetry": {"otel"},
-    "sqlalchemy": {"sqlalchemy"},
+    "sqlalchemy": {"call_site", "sqlalchemy"},
 }
 
 MODULES = {

@@ -539,3 +539,19 @@ async def test_a_slow_database_is_waited_for_no_longer_than_the_bound(url_via_tc
         proxy.go_deaf()
         with pytest.raises(AcquireTimeoutError):
             await engine.connect()
+
+
+async def test_the_log_leads_to_the_applications_code(url, caplog):
+    async with (
+        GuardedPool(DatabaseSettings(url=url, slow_statement_ms=15, hold_warning_ms=15)) as pool,
+        AsyncSession(create_async_engine(pool)) as session,
+    ):
+        await session.execute(text("SELECT pg_sleep(0.03), :a"), {"a": "an argument"})
+        rows = await session.stream(text("SELECT pg_sleep(0.03)"))
+        assert len(await rows.all()) == 1
+    lines = [line for line in caplog.messages if "pg_sleep" in line or "held" in line]
+    assert len(lines) == 3, "a block that was held, and two statements"
+    for line in lines:
+        assert "test_sqlalchemy.py:" in line
+        assert "in test_the_log_leads_to_the_applications_code" in line
+        assert "an argument" not in line

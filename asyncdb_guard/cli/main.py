@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # here, as these modules import rich
-    from asyncdb_guard.cli import budget, doctor, simulate
+    from asyncdb_guard.cli import budget, doctor, simulate, watch
 
     parser = argparse.ArgumentParser(
-        prog="asyncdb-guard", description="Plan and examine a fleet of environments before one PostgreSQL."
+        prog="asyncdb-guard", description="Plan, examine and watch a fleet of environments before one PostgreSQL."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    modules: tuple[Command, ...] = (doctor, budget, simulate)
+    modules: tuple[Command, ...] = (doctor, budget, simulate, watch)
     for module in modules:
         command = commands.add_parser(module.NAME, help=module.SUMMARY, description=module.DESCRIPTION)
         module.add_options(command)

@@ -26,12 +26,12 @@ from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.failures import Verdict, judge_connect, login_refused
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget, is_socket
 from asyncdb_guard.settings.url_parameters import SessionAttrs
-from asyncdb_guard.verdict import Verdict, judge_connect, login_refused
 
 _CHANCE = random.SystemRandom()
 """Not the module's generator: after a SnapStart restore its state is the same in all environments."""
@@ -106,7 +106,7 @@ class Connector:
         """Add a connection that has logged in to the pool."""
         bound = self._traits.statement_bound if self._profile.sends_startup_timeouts else None
         proxy = await self._pool.adopt(connection)
-        bounds = Bounds(self._settings.command_timeout, bound)
+        bounds = Bounds(self._settings.command_timeout, bound, slow=self._settings.slow_statement)
         wanted = self._settings.target.target_session_attrs
         now = clock.now()
         return PooledConnection(proxy, now, self._draw_expiry(now), self._traits, wanted, bounds)

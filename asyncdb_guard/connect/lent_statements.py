@@ -17,7 +17,7 @@ from asyncpg.transaction import Transaction
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.errors import StatementTimeoutError
-from asyncdb_guard.verdict import bound_of, raised_by_driver, says
+from asyncdb_guard.failures import bound_of, raised_by_driver, says
 
 T = TypeVar("T")
 
@@ -55,6 +55,8 @@ class Bounds(NamedTuple):
     """Seconds after which the server ends a statement; None if we set no bound."""
     reset: str = "RESET statement_timeout"
     """How to return to that bound after a longer one."""
+    slow: float = 0.0
+    """Seconds after which a statement is logged; 0 means never."""
 
 
 def timed_out(error: BaseException, since: Instant, now: Instant, bounds: Bounds) -> StatementTimeoutError | None:
@@ -78,8 +80,21 @@ def timed_out(error: BaseException, since: Instant, now: Instant, bounds: Bounds
 
 
 def _ended(resource: Any, error: BaseException, since: Instant) -> StatementTimeoutError | None:
-    lent = resource._connection._proxy  # None if the borrow ended meanwhile
-    return timed_out(error, since, clock.now(), lent.bounds) if lent is not None else None
+    bounds = bounds_of(resource)
+    return timed_out(error, since, clock.now(), bounds) if bounds is not None else None
+
+
+def bounds_of(resource: Any) -> Bounds | None:
+    """The bounds of a statement, a cursor or a transaction; None if the borrow has ended meanwhile."""
+    lent = resource._connection._proxy
+    bounds: Bounds | None = lent.bounds if lent is not None else None
+    return bounds
+
+
+def text_of(resource: Any) -> str:
+    """The text of a prepared statement or a cursor, of which asyncpg offers only the former's."""
+    text: str = resource._query
+    return text
 
 
 def _converting(method: Any) -> Any:

@@ -48,6 +48,12 @@ _CUT_OFF_TIME = CLIENT_CHECK_INTERVAL + 0.1
 _driver: Any = asyncpg.connection
 
 
+def _timed_connection() -> type[LentConnection]:
+    from asyncdb_guard.connect.slow_statements import TimedConnection  # only where it is needed, for a quick cold start
+
+    return TimedConnection
+
+
 class PooledConnection:
     """One server session, checked out of asyncpg's pool; lives as long as that session."""
 
@@ -58,6 +64,7 @@ class PooledConnection:
         "_kept",
         "_known_statements",
         "_leaves_names",
+        "_lent_kind",
         "_needs_writer",
         "_prepared",
         "_protocol",
@@ -117,6 +124,7 @@ class PooledConnection:
         self.expires_at = expires_at
         """When it is to be replaced, at its next borrow."""
         self._bounds = bounds
+        self._lent_kind: type[LentConnection] = _timed_connection() if bounds.slow else LentConnection
         self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
         """The callbacks and the listeners of `init=`."""
         self._restore: tuple[Part, ...] = ()
@@ -143,7 +151,7 @@ class PooledConnection:
 
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
-        lent = LentConnection(self._holder, self._connection)
+        lent = self._lent_kind(self._holder, self._connection)
         lent.bounds = self._bounds
         return lent
 

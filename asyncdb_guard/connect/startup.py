@@ -13,8 +13,8 @@ import asyncpg
 from asyncdb_guard.connect.read_only import ReadOnlySessions
 from asyncdb_guard.connect.reset import ResetPlan
 from asyncdb_guard.events import logger
+from asyncdb_guard.failures import sqlstate_of
 from asyncdb_guard.settings.server_settings import milliseconds
-from asyncdb_guard.verdict import sqlstate_of
 
 CLIENT_CHECK_INTERVAL = 0.25
 """Seconds between the server's checks, during a statement, that the client is there

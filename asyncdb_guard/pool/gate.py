@@ -18,13 +18,12 @@ from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.initialization import InitFailedError
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
-from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.failures import FailureKind, Verdict, failure_kind, judge, judge_connect
 from asyncdb_guard.news import News
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.redaction import type_name
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import Verdict, judge, judge_connect
 
 if TYPE_CHECKING:
     from asyncdb_guard.bulletin.board import Bulletin

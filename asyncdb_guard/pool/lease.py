@@ -39,7 +39,10 @@ class Lease:
         self.lent: LentConnection = connection.lend()
 
     def __del__(self) -> None:
-        number = getattr(self, "number", 0)  # an exception from outside may have torn __init__
-        if number and self.connection.lease == number:
+        try:
+            forgotten = self.connection.lease == self.number
+        except AttributeError:  # an exception from outside has torn __init__
+            return
+        if forgotten:
             self.connection.holder = None
-            self._reclaim(self.connection, number)
+            self._reclaim(self.connection, self.number)

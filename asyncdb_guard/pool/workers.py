@@ -327,7 +327,10 @@ class Workers:
         self._vacate(connection, event)
 
     def _hand_on(self, connection: PooledConnection, now: Instant) -> None:
-        """A connection is clean again: look at it before somebody who waits gets it."""
+        """A connection is clean again: look at it before somebody who waits gets it.
+
+        Also after a reset: its answer may have lain in the socket while the process was frozen, and the end behind it.
+        """
         if self._gate.waiting and health_of(connection, self._idle_timeout, now) is not Health.GOOD:
             self._check(connection)
         else:

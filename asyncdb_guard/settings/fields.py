@@ -179,6 +179,14 @@ class SettingsFields(BaseSettings):
         " borrowed it; 0 turns that off. Verify: the warning, and the event `connection_held`, while a longer block"
         " still runs.",
     )
+    slow_statement_ms: int = Field(
+        default=0,
+        ge=0,
+        le=_DAY_MS,
+        description="Milliseconds after which a statement is slow: at its end, a warning in the log gives its duration,"
+        " the place in the code and its text, cut to 500 characters and without its arguments; 0 turns that off. A"
+        " literal in the text is shown, too. Verify: the warning, after a `pg_sleep` that is longer.",
+    )
     breaker_fail_max: int = Field(
         default=3,
         ge=1,
@@ -365,6 +373,11 @@ class SettingsFields(BaseSettings):
     def hold_warning(self) -> float:
         """`hold_warning_ms` in seconds; 0 means off."""
         return self.hold_warning_ms / 1000
+
+    @property
+    def slow_statement(self) -> float:
+        """`slow_statement_ms` in seconds; 0 means off."""
+        return self.slow_statement_ms / 1000
 
     @property
     def breaker_reset_timeout(self) -> float:

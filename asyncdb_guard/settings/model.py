@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
-from pydantic import ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
+from pydantic import SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from asyncdb_guard.errors import ConfigurationError
@@ -30,6 +30,9 @@ from asyncdb_guard.settings.problems import (
 from asyncdb_guard.settings.server_settings import session_name
 from asyncdb_guard.settings.target import ConnectTarget, connect_target
 from asyncdb_guard.settings.url import DatabaseUrl, parse_database_url
+
+if TYPE_CHECKING:
+    from pydantic.functional_validators import ModelWrapValidatorHandler
 
 _FROZEN = "DatabaseSettings are frozen once built: build new ones with the values that you want."
 

@@ -1,1 +1,1 @@
-"""The demo: what a fleet of default pools does to a database, and how a guarded fleet avoids it."""
+"""The demo: what a fleet of default pools does to a database, and how guarded fleets avoid it."""

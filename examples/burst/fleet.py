@@ -42,7 +42,12 @@ class Fleet:
         with tempfile.TemporaryFile() as log:
             try:
                 for number in range(scenario.processes):
-                    order = {"name": pool, "number": number, "arrivals": scenario.arrivals}
+                    order = {
+                        "name": pool,
+                        "number": number,
+                        "environments": scenario.environments_per_process(pool),
+                        "arrivals": scenario.arrivals,
+                    }
                     workers.append(await _spawn(json.dumps(order), environment, log))
                 yield cls(scenario, workers, log)
             finally:

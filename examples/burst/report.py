@@ -1,8 +1,8 @@
-"""The output: the live view of a run, the table of both runs, and what they mean."""
+"""The output: the live view of a run, the table of all runs, and what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -14,7 +14,17 @@ from rich.table import Table
 from examples.burst.measurements import Run, shown
 from examples.burst.scenario import PoolName
 
-NAMES: dict[PoolName, str] = {"plain": "asyncpg.create_pool()", "guarded": "GuardedPool()"}
+NAMES: dict[PoolName, str] = {
+    "plain": "asyncpg.create_pool()",
+    "guarded": "GuardedPool()",
+    "fleet": "GuardedPool() with a role limit and a fleet store",
+}
+HEADS: dict[PoolName, str] = {
+    "plain": "asyncpg's\npool",
+    "guarded": "GuardedPool()",
+    "fleet": "GuardedPool()\nrole limit\nfleet store",
+}
+STYLES: dict[PoolName, str] = {"plain": "red", "guarded": "green", "fleet": "cyan"}
 LINE_EVERY = 2.0
 BAR_WIDTH = 30
 
@@ -32,40 +42,47 @@ def progress(console: Console) -> Generator[Show, None, None]:
         yield printer.show
 
 
-def table(plain: Run, guarded: Run) -> Table:
-    """Both runs side by side."""
+def table(runs: Sequence[Run]) -> Table:
+    """All runs side by side."""
+    plain = runs[0]
     rows: list[tuple[str, Callable[[Run], str]]] = [
+        ("Environments", lambda run: f"{run.scenario.environments(run.pool):,}"),
         (f"Peak sessions (limit {plain.scenario.max_connections})", lambda run: f"{run.peak}"),
         ("Bystander's requests failed", lambda run: f"{run.turned_away:,}"),
         ("Bystander's requests served", lambda run: f"{run.served:,}"),
-        ("Sign-ups completed before the outage", lambda run: f"{run.done_before_outage:,}"),
+        ("Sign-ups before the outage", lambda run: f"{run.done_before_outage:,}"),
         ("Sign-ups completed in total", lambda run: f"{run.done:,}"),
         ("Sign-ups failed", lambda run: f"{run.failed:,}"),
         ("Sign-up time, p50", lambda run: f"{run.percentile(50) * 1000:,.0f} ms"),
         ("Sign-up time, p99", lambda run: f"{run.percentile(99) * 1000:,.0f} ms"),
-        ("Connection attempts during outage", lambda run: f"{run.attempts:,}"),
+        ("Connects tried in the outage", lambda run: f"{run.attempts:,}"),
+        ("Attempts failed afterwards", lambda run: f"{run.failed_after:,}"),
+        ("The last of them after", lambda run: f"{run.last_failure:.1f} s"),
     ]
     result = Table()
-    result.add_column("")
-    result.add_column(NAMES["plain"], justify="right", style="red")
-    result.add_column(NAMES["guarded"], justify="right", style="green")
+    result.add_column("", no_wrap=True)
+    for run in runs:
+        result.add_column(HEADS[run.pool], no_wrap=True, justify="right", style=STYLES[run.pool])
     for name, figure in rows:
-        result.add_row(name, figure(plain), figure(guarded))
+        result.add_row(name, *map(figure, runs))
     return result
 
 
-def meaning(plain: Run, guarded: Run) -> str:
+def meaning(plain: Run, guarded: Run, fleet: Run) -> str:
     """Return the conclusion, or what the runs should have shown and did not."""
-    if not shown(plain, guarded):
+    if not shown(plain, guarded, fleet):
         return (
-            "The runs did not show what they should: the plain fleet locks the bystander out; the guarded fleet never "
-            "does, completes more sign-ups, and makes fewer connection attempts during the outage. Run the demo again "
-            "on an idle machine."
+            "The runs did not show what they should: the plain fleet locks the bystander out; the guarded fleets never "
+            "do, complete more sign-ups, and make fewer connection attempts during the outage. Run the demo again on "
+            "an idle machine."
         )
+    environments = fleet.scenario.environments(fleet.pool)
     return (
         f"What it means: with asyncpg's default of ten connections each, {plain.scenario.processes} processes lock out "
         "every other client of the database, and keep trying to connect while it is down. Limited to one connection "
-        "each, behind a circuit breaker, the same processes complete more sign-ups, and no other client is affected."
+        "each, behind a circuit breaker, the same processes complete more sign-ups, and no other client is affected. "
+        f"Even {environments} environments do not fill the server, whose limit on their role is {fleet.limit}, and a "
+        "word in the fleet store brings them back together."
     )
 
 

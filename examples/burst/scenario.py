@@ -1,11 +1,14 @@
-"""The load on the fleet: how many people, how fast, and when the database goes down. The same for both runs."""
+"""The load on the fleet: how many people, how fast, and when the database goes down. The same for all runs."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-PoolName: TypeAlias = Literal["plain", "guarded"]
+PoolName: TypeAlias = Literal["plain", "guarded", "fleet"]
+"""asyncpg's pool; ours; and ours with all that a fleet has which is larger than its server."""
+POOLS: tuple[PoolName, ...] = ("plain", "guarded", "fleet")
 
 FLEET, BYSTANDER = "app", "reports"
 """Two ordinary roles. Connections are reserved for superusers, not for these."""
@@ -24,6 +27,14 @@ ASYNCPG_DEFAULT_POOL = 10
 """The number of sessions that asyncpg.create_pool() opens at once by default."""
 RESERVED_FOR_SUPERUSERS = 3
 """PostgreSQL's default: ordinary roles are refused when no more than this many connections are free."""
+TOO_MANY = 1.5
+"""Environments of the third run, for each seat of the server."""
+SEATS_FOR_OTHERS = 8
+"""What the role's limit leaves to everybody else in the third run."""
+LOGINS_PER_SECOND = 400.0
+"""What a machine with two cores can take."""
+IDLE_MS = 1000
+"""IDLE_TIMEOUT_MS of the third run: an environment that the burst has started, and that rests after it, makes room."""
 TRIES = 3
 """Cognito calls a trigger up to three times before it gives up."""
 TRY_SECONDS = 5.0
@@ -40,7 +51,7 @@ class Scenario:
 
     processes: int = 48
     max_connections: int = 100
-    seconds: float = 24.0
+    seconds: float = 20.0
     """How long people keep arriving."""
     burst: int = 10
     """Sign-ups that reach every process at the start."""
@@ -55,7 +66,7 @@ class Scenario:
     @property
     def outage(self) -> float:
         """How long it stays down."""
-        return min(4.0, self.seconds / 6)
+        return min(4.0, self.seconds / 5)
 
     @property
     def arrivals(self) -> list[float]:
@@ -64,14 +75,31 @@ class Scenario:
         return [0.0] * self.burst + [number / self.rate for number in range(1, steady + 1)]
 
     @property
+    def seats(self) -> int:
+        """What is left to ordinary roles, beside the superuser who observes."""
+        return self.max_connections - RESERVED_FOR_SUPERUSERS - 1
+
+    @property
+    def role_limit(self) -> int:
+        """CONNECTION LIMIT of the fleet's role in the third run."""
+        return max(self.seats - SEATS_FOR_OTHERS, self.seats // 2)
+
+    def environments_per_process(self, pool: PoolName) -> int:
+        """Pools of one process, each with its own circuit breaker, like as many environments."""
+        return math.ceil(TOO_MANY * self.seats / self.processes) if pool == "fleet" else 1
+
+    def environments(self, pool: PoolName) -> int:
+        """Environments of the whole fleet."""
+        return self.processes * self.environments_per_process(pool)
+
+    @property
     def plain_demand(self) -> int:
         """The number of sessions that the plain fleet wants."""
         return self.processes * ASYNCPG_DEFAULT_POOL
 
     def fault(self) -> str | None:
         """Why this scenario would show nothing, with the remedy; None if it is fine."""
-        observer = 1
-        seats = self.max_connections - RESERVED_FOR_SUPERUSERS - observer
+        seats = self.seats
         if self.seconds < 3:
             return "--seconds must be at least 3, to leave time for the outage."
         if self.processes >= seats:

@@ -1,4 +1,4 @@
-"""One environment of the fleet: a process with its own pool that signs people up.
+"""One environment of the fleet: a process with its own pool that signs people up. In the third run it is several.
 
 It prints `{"ready": true}`, waits for a line on stdin, and then prints one JSON line for each sign-up.
 It ends as an environment does, without closing anything, at the latest when its parent has ended.
@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import asyncpg
@@ -23,7 +23,7 @@ SIGN_UP = "INSERT INTO app_user (cognito_sub, email) VALUES ($1, $2) ON CONFLICT
 
 
 class Pool(Protocol):
-    """What both pools have in common."""
+    """What all pools have in common."""
 
     def acquire(self) -> AbstractAsyncContextManager[Any]: ...
 
@@ -44,27 +44,47 @@ class PlainPool:
             yield conn
 
 
-def open_pool(name: PoolName) -> Pool:
-    """The only difference between the two runs. Both pools read DATABASE_URL, and neither connects yet."""
+def open_pools(name: PoolName, environments: int) -> list[Pool]:
+    """The only difference between the runs. All pools read DATABASE_URL, and none connects yet."""
     if name == "plain":
-        return PlainPool()
+        return [PlainPool() for _ in range(environments)]
     # Imported here, because the plain fleet does not need it.
     from asyncdb_guard import GuardedPool
 
-    return GuardedPool()
+    return [GuardedPool() for _ in range(environments)]
 
 
-async def sign_up(pool: Pool, sub: str) -> str | None:
+class Environments:
+    """Gives each call to the first one that is least busy, as a platform does which prefers those it has just used."""
+
+    def __init__(self, pools: list[Pool]) -> None:
+        self._pools = pools
+        self._calls = [0] * len(pools)
+
+    @contextmanager
+    def one(self) -> Generator[Pool, None, None]:
+        """The pool of one of them, for one call."""
+        number = self._calls.index(min(self._calls))
+        self._calls[number] += 1
+        try:
+            yield self._pools[number]
+        finally:
+            self._calls[number] -= 1
+
+
+async def sign_up(environments: Environments, sub: str, failed: Callable[[], None]) -> str | None:
     """Sign one person up as Cognito would: three attempts of five seconds. Return the last error's name or None."""
     error = ""
     for attempt in range(TRIES):
         await asyncio.sleep(RETRY_PAUSE if attempt else 0)
         try:
-            async with asyncio.timeout(TRY_SECONDS), pool.acquire() as conn, conn.transaction():
-                await conn.execute(SIGN_UP, sub, f"{sub}@example.com")
-                await conn.execute("SELECT pg_sleep($1)", TRANSACTION_SECONDS)
+            with environments.one() as pool:
+                async with asyncio.timeout(TRY_SECONDS), pool.acquire() as conn, conn.transaction():
+                    await conn.execute(SIGN_UP, sub, f"{sub}@example.com")
+                    await conn.execute("SELECT pg_sleep($1)", TRANSACTION_SECONDS)
         except Exception as exception:
             error = type(exception).__name__
+            failed()
         else:
             return None
     return error
@@ -74,21 +94,26 @@ def say(**facts: object) -> None:
     print(json.dumps(facts), flush=True)
 
 
-async def serve(name: PoolName, number: int, arrivals: list[float]) -> None:
-    """Be one environment, from `ready` to the last sign-up."""
+async def serve(name: PoolName, number: int, environments: int, arrivals: list[float]) -> None:
+    """Be one environment, or several, from `ready` to the last sign-up."""
     # The load is meant for the database, not for the processes that observe it.
     os.nice(10)
     parent = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
-    pool = open_pool(name)
+    fleet = Environments(open_pools(name, environments))
     say(ready=True)
     await parent.readline()
     start = time.monotonic()
 
     async def person(index: int, at: float) -> None:
         await asyncio.sleep(start + at - time.monotonic())
-        error = await sign_up(pool, f"{name}-{number}-{index}")
-        say(at=at, seconds=round(time.monotonic() - start - at, 4), error=error)
+        failures: list[float] = []
+
+        def failed() -> None:
+            failures.append(round(time.monotonic() - start, 4))
+
+        error = await sign_up(fleet, f"{name}-{number}-{index}", failed)
+        say(at=at, seconds=round(time.monotonic() - start - at, 4), error=error, failures=failures)
 
     async def end_with_parent() -> None:
         await parent.read()

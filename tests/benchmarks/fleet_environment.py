@@ -6,7 +6,6 @@ It says `{"ready": true}`, reads the instant of the end from stdin, and then say
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import random
 import sys
@@ -17,12 +16,7 @@ from asyncdb_guard import DatabaseSettings, GuardedPool
 
 async def serve(url: str, rate: float) -> None:
     """Serve from `ready` to the end. Instants are those of the monotonic clock, which all processes share."""
-    settings = DatabaseSettings(url=url)  # and what the environment says
-    pool = GuardedPool(settings)
-    if settings.fleet_url is not None:
-        # A quarter of a second of CPU, which an environment of Lambda has for itself. Here all share the server's
-        # two cores, and would import at the moment at which it starts.
-        importlib.import_module("redis")
+    pool = GuardedPool(DatabaseSettings(url=url))  # and what the environment says
     await pool.ping()
     requests: list[tuple[float, bool]] = []
 

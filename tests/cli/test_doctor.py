@@ -442,6 +442,15 @@ def test_a_pooler_is_proved(doctor: Any, server: Cluster, role: str, mode: str, 
     assert "Give --concurrency and --connects-per-second" in report.texts["breaker"]
 
 
+@debian
+def test_a_pooler_is_judged_by_the_logins_that_it_takes(doctor: Any, server: Cluster, role: str) -> None:
+    with PgBouncer(server, {role: ""}) as bouncer:
+        fleet = ("--concurrency", "1000", "--connects-per-second", "2000")
+        report = doctor(bouncer.url(role), *fleet, PROXY_PROFILE="true")
+    assert report.grades["breaker"] == "good"
+    assert "fits" not in report.grades
+
+
 IGNORED = "idle_session_timeout,idle_in_transaction_session_timeout,client_connection_check_interval,statement_timeout"
 
 

@@ -54,3 +54,23 @@ def test_processes_and_places_multiply() -> None:
 )
 def test_a_limit_below_the_demand_is_an_obstacle(changed: dict[str, object], obstacles: int) -> None:
     assert len(budget(100, facts=replace(SERVER, **changed)).obstacles) == obstacles
+
+
+@pytest.mark.parametrize(
+    ("changed", "ceiling"),
+    [
+        ({}, (997, "max_connections")),
+        ({"role_limit": 50}, (50, "the role's CONNECTION LIMIT")),
+        ({"role_limit": 50, "database_limit": 20}, (20, "the database's CONNECTION LIMIT")),
+        ({"role_limit": 50, "role_is_superuser": True}, (997, "max_connections")),
+        ({"role_limit": 5000}, (997, "max_connections")),
+    ],
+)
+def test_the_lowest_limit_bounds_the_fleet(changed: dict[str, int], ceiling: tuple[int, str]) -> None:
+    assert replace(SERVER, **changed).ceiling == ceiling
+
+
+def test_what_is_left_to_others_is_what_they_use_or_may_use() -> None:
+    assert SERVER.others_at_most == 40
+    assert replace(SERVER, others_limit=60).others_at_most == 60
+    assert replace(SERVER, others_limit=10).others_at_most == 40

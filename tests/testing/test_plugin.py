@@ -38,9 +38,10 @@ def postgres_schema():
 class Suite:
     """A folder with somebody's tests."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ini: str | None = INI) -> None:
         self.folder = folder
-        (folder / "pytest.ini").write_text(INI)
+        if ini is not None:
+            (folder / "pytest.ini").write_text(ini)
 
     def write(self, tests: str, conftest: str = CONFTEST) -> None:
         (self.folder / "conftest.py").write_text(conftest)

@@ -9,13 +9,11 @@ from asyncdb_guard.cognito.caching.key import CacheKey, cache_key, client_key, s
 from asyncdb_guard.cognito.caching.memory import MemoryCache
 from asyncdb_guard.cognito.caching.plain import PlainBackend
 from asyncdb_guard.cognito.caching.protocol import ClaimsBackend, ClaimsCache
-from asyncdb_guard.cognito.caching.redis import RedisCache
 from asyncdb_guard.cognito.caching.single_flight import Lead, SingleFlight
 from asyncdb_guard.cognito.claims import Overrides, restore
 from asyncdb_guard.cognito.deadline import Deadline
 from asyncdb_guard.cognito.event import TokenRequest
 from asyncdb_guard.cognito.outcome import Outcome
-from asyncdb_guard.connect.redis import MAX_CONNECTIONS
 from asyncdb_guard.events import logger
 from asyncdb_guard.settings import DatabaseSettings
 
@@ -137,5 +135,9 @@ def open_store(settings: DatabaseSettings, cache: ClaimsCache | None, *, keep_st
     if cache is not None:
         backend = FailFastCache(PlainBackend(cache))
     elif settings.claims_cache_url is not None:
+        # only where needed, for a quick cold start
+        from asyncdb_guard.cognito.caching.redis import RedisCache
+        from asyncdb_guard.connect.redis import MAX_CONNECTIONS
+
         backend = FailFastCache(RedisCache(settings), concurrency=MAX_CONNECTIONS)
     return ClaimsStore(backend, ttl=settings.claims_cache_ttl, keep_stale=keep_stale)
