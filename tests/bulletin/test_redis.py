@@ -23,6 +23,7 @@ from asyncdb_guard import (
 )
 from asyncdb_guard.bulletin import open_bulletin
 from asyncdb_guard.bulletin.board import database_key
+from asyncdb_guard.connect.redis.opening import create_client
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.bulletin.conftest import MakeEnvironment, fail_trials, go_down, tell_of_others, trip
 from tests.support.eventually import Eventually
@@ -553,3 +554,9 @@ async def test_the_missing_extra_is_named(make_environment: MakeEnvironment, mon
     pool = make_environment(fleet_url="redis://127.0.0.1:1")
     with pytest.raises(ConfigurationError, match=r"FLEET_URL\) needs the extra `redis`"):
         await pool.ping()
+
+
+def test_a_url_that_redis_py_alone_refuses_is_a_fault_of_the_settings() -> None:
+    with pytest.raises(ConfigurationError, match=r"FLEET_URL\) must be a URL that redis-py accepts") as refused:
+        create_client("redis://fleet.example:zz", "fleet_url")
+    assert "zz" not in str(refused.value)
