@@ -29,6 +29,7 @@ from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.cognito.conftest import SUB, TABLE
 from tests.cognito.events import confirmation_event, machine_event, token_event
 from tests.rds.conftest import aws, guarded_server, secrets_manager  # noqa: F401 -- fixtures
+from tests.support.pgbouncer import PgBouncer
 from tests.support.speaker import message, refusal, speaker
 
 if TYPE_CHECKING:
@@ -470,6 +471,23 @@ ROWS = [
     ),
 ]
 
+POOLER_ROWS = [
+    Row(
+        "a pooler that no setting mentions",
+        ("transaction pooler", "LAMBDA_DATABASE_PROXY_PROFILE=true"),
+        answered=True,
+    ),
+    Row(
+        "a pooler that does not know the database user",
+        ("check the user", "LAMBDA_DATABASE_URL"),
+        lambda lab: {"url": lab.url.replace(lab.role, "nobody")},
+    ),
+    Row(
+        "a pooler that has stopped", ("nothing listens at its host and port; check both",), lambda lab: {"url": lab.url}
+    ),
+]
+"""Through a real PgBouncer, whose port takes the place of the server's."""
+
 
 @pytest.fixture
 async def lab(
@@ -504,11 +522,35 @@ async def test_the_log_says_what_to_do(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "function")
     given = row.settings(lab)
     settings = await given if asyncio.iscoroutine(given) else given
     if "secret_arn" in settings:
         request.getfixturevalue("secrets_manager")
+    await break_and_read(row, lab, settings, caplog, monkeypatch)
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("row", POOLER_ROWS, ids=lambda row: row.name)
+async def test_the_log_says_what_to_do_behind_a_real_pooler(
+    row: Row, lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.server.psql(f"ALTER ROLE {lab.role} SET search_path = {lab.role}")  # startup parameters do not pass a pooler
+    with PgBouncer(lab.server, {lab.role: ""}) as bouncer:
+        settings = row.settings(lab)
+        settings["url"] = settings["url"].replace(f":{lab.server.port}/", f":{bouncer.port}/")
+        if "stopped" in row.name:
+            bouncer.stop()
+        await break_and_read(row, lab, settings, caplog, monkeypatch)
+
+
+async def break_and_read(
+    row: Row,
+    lab: Lab,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "function")
     pool = GuardedPool()
     for name, value in settings.items():
         monkeypatch.setenv(f"LAMBDA_DATABASE_{name.upper()}", str(value))

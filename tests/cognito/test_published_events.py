@@ -69,6 +69,44 @@ async def test_a_confirmation_event_is_answered(pool: GuardedPool) -> None:
     assert await CognitoTriggers(pool, provision="SELECT $1").provision_user(event) is event
 
 
+@pytest.mark.parametrize("version", ["1", "string"])
+async def test_a_confirmed_new_password_is_left_as_it_is(pool: GuardedPool, version: str) -> None:
+    """Powertools' sample and Go's: the same trigger, and no new user."""
+    event = confirmation_event("s", "PostConfirmation_ConfirmForgotPassword") | {"version": version}
+    event["request"] |= {"clientMetadata": {"from": "the sample"}}
+    asked = list[object]()
+
+    async def provision(conn: object, user: object) -> None:
+        asked.append(user)
+
+    assert await CognitoTriggers(pool, provision=provision).provision_user(event) is event
+    assert asked == []
+
+
+V1_RESPONSES = {
+    "empty": {},
+    "null, as in Go's": {"claimsOverrideDetails": None},
+    "filled in, as in the guide": {
+        "claimsOverrideDetails": {
+            "claimsToAddOrOverride": {"role": "guest"},
+            "claimsToSuppress": ["email"],
+            "groupOverrideDetails": {"groupsToOverride": ["admins"], "iamRolesToOverride": [], "preferredRole": "x"},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("response", V1_RESPONSES.values(), ids=V1_RESPONSES)
+@pytest.mark.parametrize("roles", [[], None], ids=["a list of roles", "no roles"])
+async def test_version_1_responses_are_replaced(
+    pool: GuardedPool, response: dict[str, Any], roles: list[str] | None
+) -> None:
+    groups = {"groupsToOverride": ["staff"], "iamRolesToOverride": roles, "preferredRole": roles}
+    event = token_event("1", sub="s", groupConfiguration=groups) | {"response": copy.deepcopy(response)}
+    answered = await CognitoTriggers(pool, claims=returning({"role": "x"})).load_claims(event)
+    assert answered["response"] == {"claimsOverrideDetails": {"claimsToAddOrOverride": {"role": "x"}}}
+
+
 async def test_a_sample_without_a_sub_is_refused_by_name(pool: GuardedPool) -> None:
     """It is nobody's: a real event always has one."""
     event = confirmation_event("s")
