@@ -24,7 +24,7 @@ from asyncdb_guard.events import (
     CircuitRejected,
     Event,
 )
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.news import STRETCH_MAX, WITNESSES, WITNESSES_MAX, News
 
 CircuitState: TypeAlias = Literal["closed", "open", "half_open"]

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asyncdb_guard.errors import GuardError
+from asyncdb_guard.failures import chain_of, sqlstate_of
 from asyncdb_guard.redaction import describe, raised_by_us, type_name, where
-from asyncdb_guard.verdict import chain_of, sqlstate_of
 
 _REMEDIES = {
     "23502": "a column that must not be NULL got none; pass a value, or give the column a default",

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from types import FrameType, TracebackType
 
 from asyncdb_guard.errors import GuardError
-from asyncdb_guard.verdict import chain_of, sqlstate_of
+from asyncdb_guard.failures import chain_of, sqlstate_of
 
 _CAUSES_MAX = 12
 """Errors of one chain that are told: a group may hold thousands."""

@@ -20,7 +20,7 @@ from aiobreaker import CircuitBreakerError
 
 from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool, StatementTimeoutError
 from asyncdb_guard.breaker import CircuitBreaker
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -196,7 +196,7 @@ OPENS_AT = """
 OUR_RETRY_AFTER = """
     from asyncdb_guard.breaker import CircuitBreaker
     from asyncdb_guard.clock import now
-    from asyncdb_guard.failure_kind import FailureKind
+    from asyncdb_guard.failures import FailureKind
     from asyncdb_guard.errors import CircuitOpenError
     breaker = CircuitBreaker(fail_max=1, reset_timeout=60.0, reset_timeout_max=60.0, trial_lease=5.0, emit=repr)
     breaker.failed(breaker.admit(now()), now(), FailureKind.ANSWERED, alone=False)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
 from asyncdb_guard.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRejected
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 
 FAIL_MAX, FIRST, LONGEST, LEASE = 3, 10.0, 60.0, 5.0
 START = (1000.0, 1_700_000_000.0)
@@ -422,3 +422,10 @@ def test_a_listener_sees_the_breaker_as_it_is_after_the_change():
     breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=True)
     breaker.succeeded(breaker.admit((START[0] + FIRST, START[1])))
     assert seen == [("circuit_opened", "open"), ("circuit_half_opened", "half_open"), ("circuit_closed", "closed")]
+
+
+def test_the_openings_are_counted_from_none():
+    bench = Bench()
+    assert bench.breaker.openings == 0
+    bench.trip()
+    assert bench.breaker.openings == 1

@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 
 FAIL_MAX, FIRST, LONGEST, LEASE = 3, 8.0, 20.0, 4.0
 KINDS = st.sampled_from(FailureKind)

@@ -9,7 +9,7 @@ import pytest
 
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.errors import ConnectFailedError, ConnectTimeoutError, DeadlineExceededError
-from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.failures import FailureKind, failure_kind
 
 ANSWERED, STARTING, FULL, SILENT = FailureKind.ANSWERED, FailureKind.STARTING, FailureKind.FULL, FailureKind.SILENT
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.fleet.words import StoreModel
 from asyncdb_guard.news import STRETCH_MAX, News
 

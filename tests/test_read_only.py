@@ -10,9 +10,9 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.read_only import REPLACE_INTERVAL, ReadOnlySessions
+from asyncdb_guard.failures import unfit
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
-from asyncdb_guard.verdict import unfit
 from tests.support.bound import at_rest
 
 if TYPE_CHECKING:

@@ -34,13 +34,13 @@ from asyncdb_guard.connect.server_detection import node_state
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.errors import ConfigurationError, GuardError
+from asyncdb_guard.failures import sqlstate_of
 from asyncdb_guard.fleet import OpenPeriods
 from asyncdb_guard.fleet.budget import Budget, Demand, ServerFacts
 from asyncdb_guard.settings import ConnectTarget, DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT
 from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import is_socket
-from asyncdb_guard.verdict import sqlstate_of
 
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """protocol-message-formats: SSLRequest."""

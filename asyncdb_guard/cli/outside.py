@@ -18,10 +18,10 @@ from asyncdb_guard.connect.credentials import credentials_for
 from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import GuardError
+from asyncdb_guard.failures import sqlstate_of
 from asyncdb_guard.fleet.budget import ServerFacts
 from asyncdb_guard.news import WITNESSES_MAX, News
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import sqlstate_of
 
 _ANSWER_TIMEOUT = 2.0
 """Seconds for each answer of the server, and of the fleet store."""

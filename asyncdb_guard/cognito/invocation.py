@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from asyncdb_guard.cognito.deadline import CLEANUP_TIMEOUT, BudgetSpentError, Deadline
 from asyncdb_guard.cognito.outcome import Outcome
 from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError, StatementTimeoutError
-from asyncdb_guard.verdict import Verdict, is_lost, judge, sqlstate_of
+from asyncdb_guard.failures import Verdict, is_lost, judge, sqlstate_of
 
 if TYPE_CHECKING:
     from asyncdb_guard.pool import GuardedPool

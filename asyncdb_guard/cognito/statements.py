@@ -12,7 +12,7 @@ from asyncdb_guard.cognito.locking import ISOLATION, lock
 from asyncdb_guard.cognito.placeholders import Scan, StatementError, scan
 from asyncdb_guard.cognito.values import ClaimError
 from asyncdb_guard.errors import ConfigurationError, GuardError
-from asyncdb_guard.verdict import sqlstate_of
+from asyncdb_guard.failures import sqlstate_of
 
 S = TypeVar("S", CognitoUser, CognitoClient)
 

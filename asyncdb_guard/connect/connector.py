@@ -26,12 +26,12 @@ from asyncdb_guard.connect.sockets import wait_server_closed
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.connect.tls import TlsContexts
 from asyncdb_guard.errors import ConfigurationError
+from asyncdb_guard.failures import Verdict, judge_connect, login_refused
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.settings.pooler_profile import DIRECT, TRANSACTION_POOLER, PoolerProfile
 from asyncdb_guard.settings.problems import label
 from asyncdb_guard.settings.target import ConnectTarget, is_socket
 from asyncdb_guard.settings.url_parameters import SessionAttrs
-from asyncdb_guard.verdict import Verdict, judge_connect, login_refused
 
 _CHANCE = random.SystemRandom()
 """Not the module's generator: after a SnapStart restore its state is the same in all environments."""

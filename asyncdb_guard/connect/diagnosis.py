@@ -10,8 +10,8 @@ import ssl
 import asyncpg
 
 from asyncdb_guard.errors import ConnectFailedError, ConnectTimeoutError
+from asyncdb_guard.failures import login_refused, raised_by_driver, says, sqlstate_of
 from asyncdb_guard.redaction import type_name
-from asyncdb_guard.verdict import login_refused, raised_by_driver, says, sqlstate_of
 
 _POOLER = (
     "the server refused a startup parameter, as poolers do; set LAMBDA_DATABASE_PROXY_PROFILE=true, or pgbouncer=true"

@@ -17,7 +17,7 @@ from asyncpg.transaction import Transaction
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.errors import StatementTimeoutError
-from asyncdb_guard.verdict import bound_of, raised_by_driver, says
+from asyncdb_guard.failures import bound_of, raised_by_driver, says
 
 T = TypeVar("T")
 

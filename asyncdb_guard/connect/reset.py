@@ -10,7 +10,7 @@ from typing import NamedTuple
 import asyncpg
 
 from asyncdb_guard.events import logger
-from asyncdb_guard.verdict import sqlstate_of
+from asyncdb_guard.failures import sqlstate_of
 
 
 class Part(NamedTuple):

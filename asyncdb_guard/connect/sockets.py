@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from asyncdb_guard.verdict import chain_of
+from asyncdb_guard.failures import chain_of
 
 
 def socket_probe(descriptor: int | None) -> Callable[[], object]:

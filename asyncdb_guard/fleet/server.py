@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.fleet.policy import LOGINS_PER_VCPU
 from asyncdb_guard.fleet.processor import Job, Processor
 from asyncdb_guard.fleet.scenarios import Reach

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.errors import CircuitOpenError
 from asyncdb_guard.events import Event
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.fleet.policy import OpenPeriods
 from asyncdb_guard.fleet.results import Result, Series
 from asyncdb_guard.fleet.scenarios import Reach, Scenario

@@ -18,13 +18,12 @@ from asyncdb_guard.connect.diagnosis import connect_error
 from asyncdb_guard.connect.initialization import InitFailedError
 from asyncdb_guard.errors import AcquireTimeoutError, CircuitOpenError, GuardError, PoolClosedError
 from asyncdb_guard.events import AcquireTimeout, Events
-from asyncdb_guard.failure_kind import FailureKind, failure_kind
+from asyncdb_guard.failures import FailureKind, Verdict, failure_kind, judge, judge_connect
 from asyncdb_guard.news import News
 from asyncdb_guard.pool.connect_attempt import ConnectAttempt
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.redaction import type_name
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import Verdict, judge, judge_connect
 
 if TYPE_CHECKING:
     from asyncdb_guard.bulletin.board import Bulletin
@@ -191,10 +190,13 @@ class Gate:
         self._timer = None
         usual = self._usual
         now = self._loop.time()
-        while usual and (usual[0].future.done() or usual[0].deadline <= now):
-            self._time_out(usual.popleft())
-        if usual:
-            self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
+        try:
+            while usual and (usual[0].future.done() or usual[0].deadline <= now):
+                self._time_out(usual[0])
+                usual.popleft()
+        finally:  # also where an exception from a signal handler comes in between
+            if usual:
+                self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
 
     def _time_out(self, waiter: Waiter) -> None:
         if waiter.future.done():

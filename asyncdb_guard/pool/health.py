@@ -13,7 +13,7 @@ import asyncpg
 from asyncdb_guard import clock
 from asyncdb_guard.clock import Instant, elapsed, has_come
 from asyncdb_guard.connect.pooled_connection import PooledConnection
-from asyncdb_guard.verdict import server_spoke
+from asyncdb_guard.failures import server_spoke
 
 PING_AFTER = 1.0
 """Seconds of idleness after which a clean socket no longer proves anything: a path can die silently."""

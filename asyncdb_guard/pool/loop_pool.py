@@ -18,14 +18,13 @@ from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.startup import ServerTraits
 from asyncdb_guard.errors import AcquireTimeoutError
 from asyncdb_guard.events import ConnectionClosed, ConnectionHeld, Events, logger
-from asyncdb_guard.failure_kind import failure_kind
+from asyncdb_guard.failures import Verdict, failure_kind, judge, server_spoke, unfit
 from asyncdb_guard.pool.connections import Connections
 from asyncdb_guard.pool.gate import Gate
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.stats import Counters
 from asyncdb_guard.pool.workers import Workers
 from asyncdb_guard.settings import DatabaseSettings
-from asyncdb_guard.verdict import Verdict, judge, server_spoke, unfit
 
 if TYPE_CHECKING:
     from asyncdb_guard.bulletin.board import Bulletin

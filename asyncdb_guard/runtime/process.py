@@ -21,9 +21,9 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from asyncdb_guard.connect.sockets import forget_task
 from asyncdb_guard.events import logger
+from asyncdb_guard.failures import raised_by_driver
 from asyncdb_guard.pool.registry import open_pools
 from asyncdb_guard.redaction import describe
-from asyncdb_guard.verdict import raised_by_driver
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.fleet import ServerModel
 from asyncdb_guard.fleet.scenarios import Reach
 from asyncdb_guard.fleet.server import Connect, Server

@@ -6,8 +6,8 @@ import re
 from typing import NamedTuple
 
 from asyncdb_guard.connect.redis.endpoint import RedisEndpoint
+from asyncdb_guard.failures import chain_of
 from asyncdb_guard.settings.problems import label
-from asyncdb_guard.verdict import chain_of
 
 _CODES = {
     "AskError": "ASK",

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from asyncdb_guard import clock
-from asyncdb_guard.failure_kind import FailureKind
+from asyncdb_guard.failures import FailureKind
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.testing.pools.inside import breaker_of
 

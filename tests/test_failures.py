@@ -29,10 +29,8 @@ from asyncdb_guard.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
 )
-from asyncdb_guard.failure_kind import FailureKind
-from asyncdb_guard.testing.postgres.observer import Observer
-from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
-from asyncdb_guard.verdict import (
+from asyncdb_guard.failures import (
+    FailureKind,
     Verdict,
     is_lost,
     judge,
@@ -41,6 +39,8 @@ from asyncdb_guard.verdict import (
     server_spoke,
     sqlstate_of,
 )
+from asyncdb_guard.testing.postgres.observer import Observer
+from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.support.eventually import eventually
 from tests.support.speaker import message, refusal, speaker
 

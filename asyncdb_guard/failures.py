@@ -1,4 +1,4 @@
-"""What the end of a block, or of a connect, says about the database. Pure: no I/O, no clock, no state.
+"""What counts as a failure of the database, and of which kind: the end of a block, or of a connect. Pure: no state.
 
 Three questions decide, no list of errors. Was it a connect? Is it about this statement? Is it about this session or
 this node? Nothing here raises, whatever an error of somebody else's does when it is looked at: a judge that fails would
@@ -8,6 +8,7 @@ cost the pool the session's place.
 from __future__ import annotations
 
 import enum
+import errno
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from asyncdb_guard.errors import ConnectFailedError, DeadlineExceededError, GuardError, StatementTimeoutError
+from asyncdb_guard.errors import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    GuardError,
+    StatementTimeoutError,
+)
 
 if TYPE_CHECKING:
     from typing import TypeGuard, TypeVar
@@ -30,6 +37,19 @@ class Verdict(enum.Enum):
     SUCCESS = "success"
     FAILURE = "failure"
     NEUTRAL = "neutral"
+
+
+class FailureKind(enum.Enum):
+    """How the database failed; decides how long the circuit stays open."""
+
+    ANSWERED = "answered"
+    """The server or its host answered: nothing listens there, a session was reset, the server went down."""
+    STARTING = "starting"
+    """57P03: the server is starting up or shutting down."""
+    FULL = "full"
+    """Class 53: the server has no connections or memory left. A refusal costs it nearly as much as a login."""
+    SILENT = "silent"
+    """No answer at all: a caller waited until a timeout."""
 
 
 _FORM = "[0-9A-Z]{5}"
@@ -60,6 +80,11 @@ _ENDS_SESSION = frozenset({"FATAL", "PANIC"})
 # asyncpg/connection.py: COPY opens, reads and writes files in a thread of concurrent.futures, where nothing else of
 # asyncpg's runs; so that package is not seen through, and a full disk is not the database's failure.
 _SEEN_THROUGH = (sys.stdlib_module_names | {"uvloop"}) - {"concurrent"}
+
+_CANNOT_CONNECT_NOW = "57P03"
+_INSUFFICIENT_RESOURCES = "53"
+_NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH})
+_TIMEOUTS = (TimeoutError, ConnectTimeoutError, DeadlineExceededError)
 
 
 def judge(
@@ -189,6 +214,36 @@ def login_refused(error: BaseException) -> bool:
     """Whether other credentials might have done. PgBouncer says 08P01 for a wrong password, and only its text tells."""
     sqlstate = sqlstate_of(error) or ""
     return sqlstate[:2] == _LOGIN or (sqlstate == "08P01" and says(error, "authentication failed"))
+
+
+def failure_kind(error: BaseException | None) -> FailureKind:
+    """Return the kind of the failure that ended a connect or a block.
+
+    | what ended it                                                            | kind     |
+    |--------------------------------------------------------------------------|----------|
+    | SQLSTATE 57P03                                                           | starting |
+    | SQLSTATE class 53                                                        | full     |
+    | a timeout, no route to the host, a deadline that was spent in a statement | silent   |
+    | anything else: refused, reset, 57P01, 57P02, class 08, a lost session    | answered |
+
+    An error that wraps the driver's counts as its cause, and a group as the member that needs the longest pause.
+    """
+    kinds = (
+        [_own_kind(one) for member in members(error) for one in (member, cause_of(member))] if error is not None else []
+    )
+    return max(kinds, key=list(FailureKind).index, default=FailureKind.ANSWERED)
+
+
+def _own_kind(error: BaseException | None) -> FailureKind:
+    if isinstance(error, asyncpg.PostgresError):
+        sqlstate = sqlstate_of(error) or ""
+        if sqlstate == _CANNOT_CONNECT_NOW:
+            return FailureKind.STARTING
+        if sqlstate[:2] == _INSUFFICIENT_RESOURCES:
+            return FailureKind.FULL
+    elif isinstance(error, _TIMEOUTS) or (isinstance(error, OSError) and error.errno in _NO_ROUTE):
+        return FailureKind.SILENT
+    return FailureKind.ANSWERED
 
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
