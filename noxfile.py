@@ -278,6 +278,7 @@ def package(session: nox.Session) -> None:
             "files = [p for p in files if p.parts[0] != '..']\n"
             "names = {p.parts[0] for p in files} - {'__pycache__'}\n"
             "assert names == {'asyncdb_guard', 'asyncdb_guard_pytest.py'}, files\n"
+            "assert '](docs/' not in str(m.metadata('asyncdb-guard')), 'its description has links to files'\n"
             "assert all(p.suffix in ('.py', '.pyc') or p.name == 'py.typed' for p in files), files\n",
         )  # fmt: skip
     folder = Path(session.create_tmp()).resolve() / "tests_alone"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def rows(page: str, line: str) -> list[list[str]]:
     lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert lines, f"{page} has no table below {line!r}"
     return [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines[0].splitlines()[2:]]
+
+
+def test_a_package_index_shows_no_link_that_leads_nowhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        shown = re.sub(change["pattern"], change["replacement"], shown)
+    links = re.findall(r"\]\(([^)]+)\)", shown)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    named = re.findall(r" \(`([^`]+)`\)", shown)
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert [name for name in named if not any(f"/{name}".startswith(part) for part in included)] == []
 
 
 FAULTS = rows("docs/reliability.md", "## Fault by fault")

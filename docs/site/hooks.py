@@ -90,6 +90,26 @@ def example_page(name: str) -> str:
     return "\n".join(parts)
 
 
+def indented(markdown: str) -> Iterator[str]:
+    """The lines, with what is in an item of a list indented by 4 columns, as Python-Markdown wants it.
+
+    In the pages it begins below the item's text, as forges want it.
+    """
+    offsets: list[int] = []  # where the text of each open item begins
+    after_blank = True
+    for line in markdown.split("\n"):
+        column = len(line) - len(line.lstrip(" "))
+        item = re.match(r" *([-*]|\d+\.) +", line)
+        if line.strip() and (after_blank or item):
+            while offsets and column < offsets[-1]:
+                offsets.pop()
+        inside = column - offsets[-1] if offsets else column
+        yield " " * (4 * len(offsets) + max(inside, 0)) + line.lstrip(" ") if line.strip() else ""
+        if item and inside == 0:
+            offsets.append(item.end())
+        after_blank = not line.strip()
+
+
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Turn links to files of the repository into links to pages of the site."""
     uri = page.file.src_uri
@@ -104,7 +124,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
     lines: list[str] = []
     fence = ""
-    for line in markdown.split("\n"):
+    for line in indented(markdown):
         if mark := re.match(r" *(`{3,})", line):
             fence = "" if fence == mark[1] else fence or mark[1]
         lines.append(line if fence else re.sub(r"\]\(([^)\s]+)\)", turned, line))
