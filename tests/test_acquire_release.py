@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from asyncdb_guard import CircuitOpenError, Connection, DatabaseSettings, GuardedPool, PoolClosedError
+from asyncdb_guard import CircuitOpenError, Connection, DatabaseSettings, GuardedPool, PoolClosedError, PoolInUseError
 from tests.support.bound import assert_accounts_balance, at_rest
 
 if TYPE_CHECKING:
@@ -61,6 +61,16 @@ async def test_a_foreign_connection_is_refused(pool: GuardedPool, url: str) -> N
                 await pool.release(foreign)  # type: ignore[arg-type]
         await other.release(of_another)
     await own.close()
+
+
+async def test_a_release_in_another_thread_is_refused_and_changes_nothing(pool: GuardedPool) -> None:
+    connection = await pool.acquire()
+    with pytest.raises(PoolInUseError, match="Release it there"):
+        await asyncio.to_thread(lambda: asyncio.run(pool.release(connection)))
+    assert await connection.fetchval("SELECT 1") == 1
+    await pool.release(connection)
+    assert await pool.fetchval("SELECT 1") == 1
+    assert pool.stats()["connects"] == 1
 
 
 async def test_a_block_returns_its_own(pool: GuardedPool) -> None:

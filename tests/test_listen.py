@@ -225,6 +225,22 @@ async def test_a_reader_that_gives_up_waiting_may_come_back(pool):
         assert (await following(notes)).payload == "x"
 
 
+async def test_a_reader_that_gives_up_while_it_begins_to_listen_again_may_come_back(url_via_tcp_proxy, proxy):
+    """It need not wait for the next check of the connection, and is told of what it has missed."""
+    async with (
+        GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, pool_max=2)) as pool,
+        pool.listen("jobs") as notes,
+    ):
+        proxy.hang = True
+        proxy.reset_all()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(notes), 0.1)
+        proxy.hang = False
+        assert await following(notes) == NotificationsMissed()
+        await notify(pool, "jobs", "x")
+        assert (await following(notes)).payload == "x"
+
+
 async def test_a_slow_reader_is_told_what_it_has_missed(pool, monkeypatch, eventually):
     monkeypatch.setattr(feed, "_NOTES_MAX", 3)
     async with pool.listen("jobs") as notes:

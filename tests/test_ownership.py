@@ -156,6 +156,12 @@ async def test_a_connection_that_the_driver_takes_for_busy_is_not_lent_again(url
         assert pool.stats()["connects"] == 2
 
 
+FEW_MS: dict[str, Any] = {
+    "connect_timeout_ms": 100, "breaker_fail_max": 1000, "breaker_reset_timeout_ms": 20,
+    "breaker_reset_timeout_max_ms": 20,
+}  # fmt: skip
+
+
 class Alarm(Exception):
     """As a signal handler raises it, at any bytecode."""
 
@@ -211,6 +217,26 @@ async def test_an_exception_out_of_nowhere_in_any_step_of_a_borrow(
         assert await pool.fetchval("SELECT 1") == 1
 
 
+async def test_an_exception_out_of_nowhere_costs_no_waiter_its_timeout(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    def trace(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_time_out":
+            sys.setprofile(None)
+            raise Alarm
+
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, **FEW_MS)) as pool:
+        proxy.hang = True
+        waiting = asyncio.gather(*(pool.ping() for _ in range(3)), return_exceptions=True)
+        sys.setprofile(trace)
+        try:
+            failures = await asyncio.wait_for(waiting, 5)
+        finally:
+            sys.setprofile(None)
+    assert all(isinstance(failure, GuardError) for failure in failures)
+    assert [type(error) for error in told] == [Alarm]
+
+
 def lose_wake_up(coroutine: str) -> bool:
     """Have a task lose its wake-up, as an exception of a signal handler between two callbacks of the loop does."""
     for task in asyncio.all_tasks():
@@ -232,12 +258,6 @@ async def ahead(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         monkeypatch.setattr(loop, "time", lambda: time() + seconds)
 
     return ahead
-
-
-FEW_MS: dict[str, Any] = {
-    "connect_timeout_ms": 100, "breaker_fail_max": 1000, "breaker_reset_timeout_ms": 20,
-    "breaker_reset_timeout_max_ms": 20,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("step", ["_connect_it", "_without_variables", "_reset_it", "_close_it"])

@@ -33,6 +33,8 @@ def refusal(sqlstate: str, text: str) -> asyncpg.PostgresError:
         pytest.param("08P01", "unsupported startup parameter: idle_session_timeout", (), id="PgBouncer"),
         pytest.param("0A000", "Feature not supported: RDS Proxy supports no startup parameters", (), id="RDS Proxy"),
         pytest.param("42704", "unrecognized parameter", (), id="unnamed"),
+        pytest.param("XX000", "startup option statement_timeout is not allowed", OURS[:3], id="a code of its own"),
+        pytest.param("42501", 'permission denied to set parameter "idle_session_timeout"', OURS[1:], id="forbidden"),
     ],
 )
 def test_a_refused_parameter_is_left_out_from_now_on_and_told_once(

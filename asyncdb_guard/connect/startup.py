@@ -28,7 +28,10 @@ STATEMENT_TIMEOUT_GRACE = 0.5
 
 _PARAMETER_REFUSED = frozenset({"08P01", "0A000", "22023", "42704"})
 """How servers and poolers refuse a startup parameter: PgBouncer, RDS Proxy, PostgreSQL without POLLRDHUP (Windows,
-older macOS), PostgreSQL before 14."""
+older macOS), PostgreSQL before 14. Others use codes of their own, and name the parameter."""
+
+_OF_THE_LOGIN = frozenset({"28", "3D"})
+"""Classes of SQLSTATE: the user, the password or the database, whose name the text contains."""
 
 _POOLERS = frozenset({"08P01", "0A000"})
 
@@ -78,7 +81,10 @@ class ServerTraits:
         named = [name for name in self.timeouts if name in text]
         if any(f'"{name}"' in text.lower() for name in self._own.keys() - self.timeouts.keys()):
             return False
-        if sqlstate not in _PARAMETER_REFUSED or not self.timeouts or not (named or "parameter" in text):
+        if sqlstate is not None and sqlstate[:2] in _OF_THE_LOGIN:
+            return False
+        # whatever else names one of ours refuses it, in any words and with any code
+        if not named and not (self.timeouts and sqlstate in _PARAMETER_REFUSED and "parameter" in text):
             return False
         if sqlstate in _POOLERS or not named:
             named = list(self.timeouts)

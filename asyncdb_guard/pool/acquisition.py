@@ -14,6 +14,7 @@ from asyncdb_guard import clock
 from asyncdb_guard.call_site import caller
 from asyncdb_guard.clock import elapsed
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.errors import PoolInUseError
 from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.pool.lease import Lease
 from asyncdb_guard.pool.loop_pool import LoopPool
@@ -22,6 +23,11 @@ _FOREIGN = "release() got a connection that was not acquired from this pool. Rel
 _OF_A_BLOCK = (
     "release() got a connection of an `async with` block, which returns it at its end. Release only what `await"
     " pool.acquire()` returned."
+)
+
+
+_OF_ANOTHER_LOOP = (
+    "The connection was acquired on another event loop, which is still running: in another thread. Release it there."
 )
 
 
@@ -111,6 +117,12 @@ class Acquisition:
             self._core.observers.released(elapsed(since, clock.now()))
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether it was made on another event loop, which is still running."""
+        loop = self._loop_pool.loop
+        return loop is not asyncio.get_running_loop() and loop.is_running()
+
+    @property
     def core(self) -> PoolCore:
         """What it borrows from."""
         return self._core
@@ -160,5 +172,7 @@ def take_acquisition(connection: object, core: PoolCore) -> Acquisition | None:
         raise asyncpg.InterfaceError(_OF_A_BLOCK)
     if acquisition.core is not core:
         raise asyncpg.InterfaceError(_FOREIGN)
+    if acquisition.is_elsewhere:
+        raise PoolInUseError(_OF_ANOTHER_LOOP)
     lent.acquisition = None
     return acquisition

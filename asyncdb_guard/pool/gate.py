@@ -190,10 +190,13 @@ class Gate:
         self._timer = None
         usual = self._usual
         now = self._loop.time()
-        while usual and (usual[0].future.done() or usual[0].deadline <= now):
-            self._time_out(usual.popleft())
-        if usual:
-            self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
+        try:
+            while usual and (usual[0].future.done() or usual[0].deadline <= now):
+                self._time_out(usual[0])
+                usual.popleft()
+        finally:  # also where an exception from a signal handler comes in between
+            if usual:
+                self._timer = self._loop.call_at(usual[0].deadline, self._time_out_usual)
 
     def _time_out(self, waiter: Waiter) -> None:
         if waiter.future.done():

@@ -111,7 +111,8 @@ class GuardedPool:
 
         Call it in a `finally`: the breaker judges the error that is being handled as if it had ended a block. A release
         never waits, so that there is nothing for `timeout` to bound; it is asyncpg's. Raises asyncpg.InterfaceError for
-        a connection of another pool, or of an `async with` block.
+        a connection of another pool, or of an `async with` block, and PoolInUseError for one that was acquired on
+        another event loop which is still running.
         """
         acquisition = take_acquisition(connection, self._core)
         if acquisition is not None:

@@ -115,6 +115,9 @@ class Listening:
         except _LOST:
             feed.lost = True
             await feed.wait(_RETRY_AFTER)
+        except BaseException:  # the reader was cancelled, or `init=` failed: it listens again at its next step
+            feed.lost = True
+            raise
         else:
             feed.notes.append(NotificationsMissed())
 
