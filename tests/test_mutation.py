@@ -48,10 +48,11 @@ def test_each_mutant_is_the_source_with_its_change():
 
 @pytest.mark.slow
 def test_a_change_that_a_test_notices():
+    change = "self._enter(_HALF_OPEN) -> nothing"
+    program = "-m tests.mutation --module breaker --tests tests/test_breaker.py --only".split()
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.mutation", "--module", "breaker", "--only", "self._enter(_HALF_OPEN) -> nothing"],
-        cwd=HERE.parents[1], capture_output=True, text=True, timeout=50, check=False,
-    )  # fmt: skip
+        [sys.executable, *program, change], cwd=HERE.parents[1], capture_output=True, text=True, timeout=50, check=False
+    )
     assert "breaker: 100.0 % noticed: 1 by a failure" in ended.stdout, ended.stdout + ended.stderr
     assert ended.returncode == 0
 

@@ -35,11 +35,21 @@ class Target(NamedTuple):
     name: str
     modules: tuple[str, ...]
     tests: tuple[str, ...]
+    slow: bool
+    """Whether those of them that are marked slow run, too."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """For pytest."""
+        return ["-m", "not debian" if self.slow else "not debian and not slow", *self.tests]
 
 
 def targets() -> list[Target]:
     tables = tomllib.loads((HERE / "targets.toml").read_text(encoding="utf-8"))
-    return [Target(name, tuple(table["modules"]), tuple(table["tests"])) for name, table in tables.items()]
+    return [
+        Target(name, tuple(table["modules"]), tuple(table["tests"]), table.get("slow", False))
+        for name, table in tables.items()
+    ]
 
 
 def explained() -> set[tuple[str, str, str]]:
@@ -69,7 +79,7 @@ class Bench:
     def baseline(self) -> float:
         """Seconds that the tests take unchanged. Raises SystemExit where they fail."""
         with tempfile.TemporaryFile("w+") as output:
-            run = zygote.Run(self._target.tests, 600.0, self._server, None, output.fileno())
+            run = zygote.Run(self._target.arguments, 600.0, self._server, None, output.fileno())
             while (result := run.result()) is None:
                 time.sleep(0.02)
             if result != "passed":
@@ -85,7 +95,9 @@ class Bench:
                 while waiting and len(running) < self._jobs:
                     mutant = waiting.pop()
                     change = self._change(mutant)
-                    running[mutant] = zygote.Run(self._target.tests, seconds, self._server, change, nowhere.fileno())
+                    running[mutant] = zygote.Run(
+                        self._target.arguments, seconds, self._server, change, nowhere.fileno()
+                    )
                 for mutant, run in list(running.items()):
                     if (result := run.result()) is not None:
                         del running[mutant]
@@ -108,15 +120,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time (2)")
     parser.add_argument("--only", help="only the mutants whose line of text contains this")
+    parser.add_argument(
+        "--tests", nargs="+", metavar="PATH", help="with these tests, in place of the ones in targets.toml"
+    )
     options = parser.parse_args()
 
     zygote.warm_up()
     known, total = explained(), Counter[str]()
     with ExitStack() as stack:
         server: Any = None
-        for target in targets():
-            if options.module and target.name not in options.module:
-                continue
+        for target in _chosen(options):
             chosen = [one for one in mutants_of(target) if options.only is None or options.only in str(one)]
             whole = len(chosen)
             if options.sample is not None and options.sample < whole:
@@ -139,6 +152,13 @@ def main() -> int:
             total += count
     print(f"all: {_report(total)}")
     return 0 if _score(total) >= BAR else 1
+
+
+def _chosen(options: argparse.Namespace) -> list[Target]:
+    chosen = [target for target in targets() if not options.module or target.name in options.module]
+    if options.tests:
+        chosen = [target._replace(tests=tuple(options.tests), slow=False) for target in chosen]
+    return chosen
 
 
 def _score(count: Counter[str]) -> float:

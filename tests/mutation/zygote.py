@@ -89,7 +89,7 @@ def _in_the_child(tests: Sequence[str], server: Any, change: tuple[str, CodeType
         hypothesis.settings.load_profile("mutation")
         # What this process has imported is nothing to warn of.
         options = "-x -q --tb=line -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning --server=16"
-        arguments = [*options.split(), "-m", "not debian and not slow", *tests]
+        arguments = [*options.split(), *tests]
         code = int(pytest.main(arguments, plugins=[_Shared(server)]))
     except BaseException:
         traceback.print_exc()
