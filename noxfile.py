@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["tests", "lint", "types", "docs", "package", "examples", "lambda_package"]
@@ -60,8 +61,8 @@ def covered(session: nox.Session, *arguments: str) -> None:
 
 
 ONCE = (
-    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py", "cli", "docs",
-    "fleet", "testing",
+    "test_benchmarks.py", "test_demo.py", "test_docs.py", "test_fleet_benchmark.py", "test_house.py",
+    "test_mutation.py", "test_public_api.py", "cli", "docs", "fleet", "testing",
 )  # fmt: skip
 """Tests that run on the main Python alone: no version changes what they show, or `examples` shows it on each."""
 
@@ -89,6 +90,52 @@ def services(session: nox.Session) -> None:
         environment = {"COVERAGE_FILE": str(COVERAGE / "data")}
         session.run("coverage", "combine", "--quiet", "--keep", env=environment)
         session.run("coverage", "report", env=environment)
+
+
+QUICK = ("test_acquire_release.py", "test_errors.py", "test_pool.py", "test_release.py", "cognito/test_load_claims.py")
+DRIVEN = (
+    "test_acquire_release.py", "test_aiobreaker_traps.py", "test_connector.py", "test_otel.py", "test_pool.py",
+    "test_public_api.py", "test_settings.py", "test_sqlalchemy.py", "test_url.py", "cognito/test_load_claims.py",
+    "cognito/test_provision_user.py", "cli/test_doctor.py", "rds/test_secrets_manager.py",
+)  # fmt: skip
+"""Tests of what depends on the versions of other packages."""
+
+
+def lowest_allowed() -> list[str]:
+    """Each dependency, those of the extras included, in the lowest version that pyproject.toml allows."""
+    project = PROJECT["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    floors = []
+    for requirement in map(Requirement, {*project["dependencies"], *extras}):
+        (floor,) = (bound.version for bound in requirement.specifier if bound.operator == ">=")
+        floors.append(f"{requirement.name}{sorted(requirement.extras) or ''}=={floor}".replace("'", ""))
+    return floors
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Quick tests with the lowest version of each dependency that is allowed. All other sessions use the newest."""
+    floors = lowest_allowed()
+    taken = {Requirement(floor).name for floor in floors}
+    # What has to be of the same age as OpenTelemetry's API.
+    same_age = ["opentelemetry-sdk==1.30.0", "opentelemetry-instrumentation-asyncpg==0.51b0"]
+    taken |= {Requirement(one).name for one in same_age}
+    others = [one for one in group("tests") if Requirement(one).name not in taken]
+    session.install("-e", ".", *floors, *same_age, *others)
+    chosen = [f"tests/{name}" for name in DRIVEN]
+    # It compares texts with those of the newest conventions.
+    newest = "tests/test_otel.py::test_names_units_and_kinds_are_those_of_the_conventions"
+    options = ("-m", "not debian and not slow", "--server=16", "--deselect", newest)
+    session.run("python", "-m", "pytest", *AT_ONCE, *options, *chosen, *session.posargs)
+
+
+@nox.session(python=MAIN)
+def mutation(session: nox.Session) -> None:
+    """Change the package in one place at a time, and see whether a test notices. All of it takes hours.
+
+    `-- --module breaker` takes minutes; `-- --sample 20 --seed 7` draws from each module."""
+    session.install("-e", ".[aws,redis,otel,sqlalchemy]", *group("tests"))
+    session.run("python", "-m", "tests.mutation", *session.posargs)
 
 
 @nox.session
@@ -217,9 +264,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """The built wheel, in its own environment: it can be imported, is typed, and contains nothing else."""
+    """The built wheel, with the source gone: it can be imported, is typed, contains nothing else, and passes tests."""
     wheel = built_wheel(session)
-    session.install("--force-reinstall", str(wheel))
+    session.install(str(wheel), *group("tests"))
+    session.install("--force-reinstall", "--no-deps", str(wheel))
     with session.chdir(wheel.parent):
         session.run(
             "python", "-c",
@@ -232,3 +280,28 @@ def package(session: nox.Session) -> None:
             "assert names == {'asyncdb_guard', 'asyncdb_guard_pytest.py'}, files\n"
             "assert all(p.suffix in ('.py', '.pyc') or p.name == 'py.typed' for p in files), files\n",
         )  # fmt: skip
+    folder = Path(session.create_tmp()).resolve() / "tests_alone"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree("tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("pyproject.toml", folder)
+    with session.chdir(folder):
+        quick = [f"tests/{name}" for name in QUICK]
+        session.run("python", "-m", "pytest", *AT_ONCE, "-m", "not debian and not slow", "--server=16", *quick)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build what a release consists of, in dist/, and check it. It publishes nothing: it prints what to do next."""
+    session.install(*group("release"))
+    dist = Path("dist")
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    files = sorted(dist.iterdir())
+    session.run("twine", "check", "--strict", *map(str, files))
+    version = files[0].name.split("-")[1]
+    if f"## [{version}]" not in Path("CHANGELOG.md").read_text(encoding="utf-8"):
+        session.error(f"CHANGELOG.md has no section for {version}. Add it, with its date and its upgrade notes.")
+    session.log(
+        f"dist/ holds {version}. Next: run .ci/run on a clean clone; tag the commit v{version}; twine upload dist/*;"
+        " then begin a new section Unreleased in CHANGELOG.md."
+    )

@@ -23,7 +23,7 @@ from asyncdb_guard.events import Event, EventName, Listener, log_events
 from asyncdb_guard.pool import GuardedPool, Notification, NotificationsMissed, PoolStats
 from asyncdb_guard.settings import ConnectTarget, DatabaseSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AcquireTimeoutError",

@@ -422,3 +422,10 @@ def test_a_listener_sees_the_breaker_as_it_is_after_the_change():
     breaker.failed(breaker.admit(START), START, FailureKind.ANSWERED, alone=True)
     breaker.succeeded(breaker.admit((START[0] + FIRST, START[1])))
     assert seen == [("circuit_opened", "open"), ("circuit_half_opened", "half_open"), ("circuit_closed", "closed")]
+
+
+def test_the_openings_are_counted_from_none():
+    bench = Bench()
+    assert bench.breaker.openings == 0
+    bench.trip()
+    assert bench.breaker.openings == 1

@@ -301,3 +301,50 @@ def test_one_success_speaks_for_all_for_a_quarter_of_a_second() -> None:
     assert not news.speaks_for_recovery((0.2, 0.2))
     assert not News((0.0, 0.0)).speaks_for_recovery((0.0, 0.0))
     assert [News((0.0, 0.0), open=known).speaks_for_open() for known in (7, 8)] == [False, True]
+
+
+def test_the_next_outage_begins_without_the_others_of_the_last_one(environment: Environment) -> None:
+    environment.trip()
+    environment.hear(open=2)
+    environment.seconds += FIRST
+    environment.breaker.succeeded(environment.breaker.admit(environment.now))
+    environment.trip()
+    environment.seconds += 0.1
+    assert environment.missing(last=0.0, recovery="a") == pytest.approx(FIRST)
+
+
+def test_the_next_outage_begins_without_the_delay_that_followed_false_news(environment: Environment) -> None:
+    environment.trip()
+    environment.seconds += 0.5
+    assert environment.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+    environment.fail(FailureKind.STARTING)
+    environment.breaker.hear(None, environment.now)
+    environment.seconds += FIRST
+    environment.breaker.succeeded(environment.breaker.admit(environment.now))
+    environment.trip()
+    environment.seconds += 0.1
+    assert environment.missing(last=0.0, recovery="b", since=FIRST) == 0.0
+
+
+def test_the_delay_after_false_news_is_drawn_from_its_upper_half(environment: Environment) -> None:
+    environment.trip()
+    environment.seconds += 0.5
+    assert environment.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+    environment.jitter = 0.0
+    environment.fail()
+    environment.seconds += 0.5
+    assert environment.missing(last=0.1, recovery="b", since=2 * FIRST) == pytest.approx(FIRST - 0.5)
+
+
+def test_the_edges_of_what_is_believed() -> None:
+    at, name = (5.0, 5.0), "a" * 64
+    assert believed(at, 0.0, name, 0.0, 0) == News(at, 0.0, name, 0.0, 0)
+    assert believed(at, LAST_LIFE, name, RECOVERY_LIFE, 1) == News(at, LAST_LIFE, name, RECOVERY_LIFE, 1)
+    assert believed(at, 0.0, name + "a", None, 0).recovery is None
+
+
+def test_a_success_speaks_for_a_quarter_of_a_second() -> None:
+    at = (5.0, 5.0)
+    assert News(at, last=0.0).speaks_for_recovery((5.2, 5.2))
+    assert not News(at, last=0.0).speaks_for_recovery((5.25, 5.25))
+    assert not News(at, last=0.125).speaks_for_recovery((5.125, 5.125))

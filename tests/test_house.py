@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "asyncdb_guard"
@@ -204,3 +206,15 @@ print(*seen, sep="\\n")
 def test_the_watch_of_the_test_above_sees_something() -> None:
     code = "import os, sys; sys.addaudithook(lambda event, arguments: print(event)); import socket; socket.socket()"
     assert "socket.__new__" in run(code)
+
+
+def test_the_public_forges_workflow_calls_sessions_that_exist():
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    sessions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    plain = [re.sub(r'-\$\{\{.*?\}\}|"', "", run) for run in commands]
+    called = {name for run in plain if run.startswith("nox -s") for name in run.split()[2:]}
+    assert called
+    assert called <= sessions
+    assert ".ci/run" in commands

@@ -1,0 +1,157 @@
+"""`python -m tests.mutation`: how many small changes of the package some test notices, and which none does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.mutation import zygote
+from tests.mutation.mutants import Mutant, compiled, mutants
+
+HERE = Path(__file__).parent
+BAR = 90.0
+"""Per cent of the mutants, those that nothing could notice apart."""
+NO_SERVER = (
+    "tests/test_breaker.py",
+    "tests/test_breaker_news.py",
+    "tests/test_breaker_machine.py",
+    "tests/test_connections.py",
+)
+
+
+class Target(NamedTuple):
+    """Modules, and the tests that must notice a change in them."""
+
+    name: str
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+def targets() -> list[Target]:
+    tables = tomllib.loads((HERE / "targets.toml").read_text(encoding="utf-8"))
+    return [Target(name, tuple(table["modules"]), tuple(table["tests"])) for name, table in tables.items()]
+
+
+def explained() -> set[tuple[str, str, str]]:
+    """The mutants that no test could notice: module, place and change."""
+    tables = tomllib.loads((HERE / "survivors.toml").read_text(encoding="utf-8"))["survivor"]
+    return {(table["module"], table["where"], table["change"]) for table in tables}
+
+
+def source_of(module: str) -> Path:
+    """The file of a module of the package, without an import of it."""
+    root = Path(zygote.PACKAGE, *module.split("."))
+    return (root / "__init__.py" if root.is_dir() else root.with_suffix(".py")).resolve()
+
+
+def mutants_of(target: Target) -> list[Mutant]:
+    return [one for module in target.modules for one in mutants(module, source_of(module).read_text(encoding="utf-8"))]
+
+
+class Bench:
+    """Runs a target's tests, unchanged or with a mutant, `jobs` at a time."""
+
+    def __init__(self, target: Target, jobs: int, server: Any) -> None:
+        self._target = target
+        self._jobs = jobs
+        self._server = server
+
+    def baseline(self) -> float:
+        """Seconds that the tests take unchanged. Raises SystemExit where they fail."""
+        with tempfile.TemporaryFile("w+") as output:
+            run = zygote.Run(self._target.tests, 600.0, self._server, None, output.fileno())
+            while (result := run.result()) is None:
+                time.sleep(0.02)
+            if result != "passed":
+                output.seek(0)
+                sys.exit(f"{output.read()[-4000:]}\n{self._target.name}: the unchanged tests do not pass: {result}")
+            return time.monotonic() - run.started
+
+    def results(self, chosen: list[Mutant], seconds: float) -> Iterator[tuple[Mutant, str]]:
+        """Each mutant with what became of its run, in the order in which they end."""
+        waiting, running = list(reversed(chosen)), dict[Mutant, zygote.Run]()
+        with Path(os.devnull).open("w") as nowhere:
+            while waiting or running:
+                while waiting and len(running) < self._jobs:
+                    mutant = waiting.pop()
+                    change = self._change(mutant)
+                    running[mutant] = zygote.Run(self._target.tests, seconds, self._server, change, nowhere.fileno())
+                for mutant, run in list(running.items()):
+                    if (result := run.result()) is not None:
+                        del running[mutant]
+                        yield mutant, result
+                time.sleep(0.01)
+
+    @staticmethod
+    def _change(mutant: Mutant) -> tuple[str, Any]:
+        path = source_of(mutant.module)
+        return f"{zygote.PACKAGE}.{mutant.module}", compiled(mutant, path.read_text(encoding="utf-8"), str(path))
+
+
+def main() -> int:
+    names = [target.name for target in targets()]
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument(
+        "--module", action="append", choices=names, help="only this part of the package; may be repeated"
+    )
+    parser.add_argument("--sample", type=int, metavar="N", help="only N mutants of each part, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time (2)")
+    parser.add_argument("--only", help="only the mutants whose line of text contains this")
+    options = parser.parse_args()
+
+    zygote.warm_up()
+    known, total = explained(), Counter[str]()
+    with ExitStack() as stack:
+        server: Any = None
+        for target in targets():
+            if options.module and target.name not in options.module:
+                continue
+            chosen = [one for one in mutants_of(target) if options.only is None or options.only in str(one)]
+            whole = len(chosen)
+            if options.sample is not None and options.sample < whole:
+                chosen = random.Random(options.seed).sample(chosen, options.sample)
+            if server is None and not set(target.tests) <= set(NO_SERVER):
+                from asyncdb_guard.testing import TemporaryPostgres
+
+                server = stack.enter_context(TemporaryPostgres.start(16))
+            bench, count = Bench(target, options.jobs, server), Counter[str]()
+            seconds = bench.baseline()
+            for mutant, result in bench.results(chosen, 5.0 + 4.0 * seconds):
+                if result != "passed":
+                    count[result] += 1
+                elif (mutant.module, mutant.where, mutant.change) in known:
+                    count["explained"] += 1
+                else:
+                    count["survived"] += 1
+                    print(f"survived: {mutant}", flush=True)
+            print(f"{target.name}: {_report(count)}, of {whole} mutants; {seconds:.1f} s for the tests", flush=True)
+            total += count
+    print(f"all: {_report(total)}")
+    return 0 if _score(total) >= BAR else 1
+
+
+def _score(count: Counter[str]) -> float:
+    noticed, possible = count["failed"] + count["timeout"], count.total() - count["explained"]
+    return 100.0 * noticed / possible if possible else 100.0
+
+
+def _report(count: Counter[str]) -> str:
+    return (
+        f"{_score(count):.1f} % noticed: {count['failed']} by a failure, {count['timeout']} by a test without an end,"
+        f" {count['survived']} survived, {count['explained']} cannot be noticed"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
