@@ -290,6 +290,23 @@ async def test_a_worker_that_has_lost_its_wake_up(
             await eventually(lambda: serves(pool))
 
 
+async def test_a_worker_whose_timeout_is_lost(
+    proxy: TcpProxy, url_via_tcp_proxy: str, ahead: Callable[[float], None]
+) -> None:
+    """Nothing else would end a reset on a dead path."""
+    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, **FEW_MS)) as pool:
+        async with pool.acquire():
+            proxy.silence_all()
+        await asyncio.sleep(0)
+        loop: Any = asyncio.get_running_loop()
+        timers = [timer for timer in loop._scheduled if "_on_timeout" in repr(timer)]
+        assert timers
+        for timer in timers:
+            timer.cancel()
+        ahead(60)
+        await eventually(lambda: serves(pool))
+
+
 async def test_a_worker_that_is_overdue_as_the_process_was_frozen_stays_the_owner(
     proxy: TcpProxy, url_via_tcp_proxy: str, ahead: Callable[[float], None]
 ) -> None:
