@@ -198,15 +198,15 @@ class SettingsFields(BaseSettings):
         default=2000,
         ge=1,
         le=_HOUR_MS,
-        description="Milliseconds of the first open period. Each failed trial doubles it, and it is twice as long after"
-        " silence and for a full server. Verify: `retry_after` of CircuitOpenError.",
+        description="Milliseconds of the first open period. Each failed trial doubles it, and it is twice as long if"
+        " the server did not answer or was full. Verify: `retry_after` of CircuitOpenError.",
     )
     breaker_reset_timeout_max_ms: int = Field(
         default=5000,
         ge=1,
         le=_HOUR_MS,
-        description="Milliseconds of the longest open period, and half of the longest after silence and for a full"
-        " server; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
+        description="Milliseconds of the longest open period, which is twice as long if the server did not answer or"
+        " was full; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
     )
     fleet_url: Secret = Field(
         default=_UNSET,
