@@ -33,7 +33,7 @@ from asyncdb_guard.events import logger
 from asyncdb_guard.redaction import type_name
 
 TEXT_MAX = 500
-"""Characters of a statement that are told."""
+"""Characters of a statement in the log."""
 
 _CUT = " …"
 
@@ -42,7 +42,7 @@ _COPIES = {
     "copy_to_table": "COPY {} FROM STDIN",
     "copy_records_to_table": "COPY {} FROM STDIN",
 }
-"""What is told of a COPY, whose text asyncpg builds itself."""
+"""What the log shows of a COPY, whose text asyncpg builds itself."""
 
 _WITH_TEXT = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "fetchmany", "copy_from_query")
 """The methods whose first argument is a statement."""
