@@ -212,7 +212,7 @@ class SettingsFields(BaseSettings):
         default=_UNSET,
         repr=False,
         exclude=True,
-        description="Store in which the environments tell each other of an outage's end:"
+        description="Store in which the environments announce the end of an outage to each other:"
         " `redis://user:password@host:port/number`, `rediss://…` for TLS, `valkey://…`, `valkeys://…`, or"
         " `dynamodb://table`. It is asked only after a failure; while it answers, the longest open period of a large"
         " fleet is up to four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds"
