@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -241,6 +242,27 @@ def lint(session: nox.Session) -> None:
     pins = set(re.findall(r"[\w-]+==[\w.]+", Path(".pre-commit-config.yaml").read_text(encoding="utf-8")))
     if strangers := pins - set(group("lint")):
         session.error(f".pre-commit-config.yaml pins what the group lint does not: {', '.join(sorted(strangers))}")
+
+
+@nox.session(python=MAIN)
+def cdk(session: nox.Session) -> None:
+    """The example's CDK app: it is synthesised and linted, and is the same stack as template.yaml. Needs Node.js."""
+    if shutil.which("node") is None:
+        session.error("The AWS CDK runs in Node.js, and there is no `node` on the PATH: install Node.js 22 or later")
+    session.install(*group("cdk"))
+    folder = Path(session.create_tmp()).resolve()
+    package = shutil.make_archive(str(folder / "build"), "zip", LAMBDA)
+    # CloudFormation's rules, as the CDK has them, take several seconds: once is enough.
+    strict = {"CDK_CONTEXT_JSON": json.dumps({"@aws-cdk/core:validateAgainstDefaultRules": True})}
+    with_package = {"CDK_CONTEXT_JSON": json.dumps({"package": package}), "CDK_VALIDATION": "false"}
+    templates: list[str] = []
+    for name, environment in ("by_parameters", strict), ("with_package", with_package):
+        output = folder / name
+        shutil.rmtree(output, ignore_errors=True)
+        session.run("python", str(LAMBDA / "cdk_app.py"), env=environment | {"CDK_OUTDIR": str(output)})
+        templates.append(str(output / "SignIn.template.json"))
+        session.run("python", "-m", "tests.support.cdk", templates[-1])
+    session.run("cfn-lint", *templates)
 
 
 @nox.session

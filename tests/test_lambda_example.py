@@ -19,6 +19,7 @@ from asyncdb_guard.testing import access_claims, id_claims, machine_event
 from examples.lambda_cognito import package
 from tests.cognito.conftest import SUB
 from tests.cognito.events import confirmation_event, token_event
+from tests.support.cloudformation import read_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,26 +62,9 @@ def test_the_functions_write_and_read_users_and_machines(url: str, server: Clust
 # -- the template ----------------------------------------------------------------------------------------------------
 
 
-class CloudFormation(yaml.SafeLoader):
-    """Reads `!Ref x` as {"Ref": x}."""
-
-
-def _intrinsic(loader: CloudFormation, tag: str, node: yaml.Node) -> dict[str, Any]:
-    construct = {
-        yaml.ScalarNode: loader.construct_scalar,
-        yaml.SequenceNode: lambda one: loader.construct_sequence(one, deep=True),
-    }
-    return {tag: construct[type(node)](node)}
-
-
-CloudFormation.add_multi_constructor("!", _intrinsic)
-
-
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
-    text = (EXAMPLE / "template.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.load(text, CloudFormation)
-    return loaded
+    return read_template(EXAMPLE / "template.yaml")
 
 
 def resources(template: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
