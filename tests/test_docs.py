@@ -114,3 +114,8 @@ def test_each_error_is_in_the_readme() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     kinds = [name for name, kind in vars(errors).items() if isinstance(kind, type)]
     assert [name for name in kinds if not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_the_navigation_shows_each_page_under_its_own_title() -> None:
+    navigation = (ROOT / "docs/site/mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert re.findall(r"(?m)^ *- ([^:\n]+): (\S+\.md)$", navigation) == [("Start", "index.md")]

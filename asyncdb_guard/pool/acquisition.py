@@ -119,8 +119,11 @@ class Acquisition:
     @property
     def is_elsewhere(self) -> bool:
         """Whether it was made on another event loop, which is still running."""
-        loop = self._loop_pool.loop
-        return loop is not asyncio.get_running_loop() and loop.is_running()
+        return self._loop is not asyncio.get_running_loop() and self._loop.is_running()
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop_pool.loop
 
     @property
     def core(self) -> PoolCore:

@@ -21,7 +21,7 @@ class Notification(NamedTuple):
 
 
 class NotificationsMissed:
-    """Notifications may have been missed before this point: look in the database for what they would have told."""
+    """Notifications may have been missed before this point: query the database for what they would have announced."""
 
     __slots__ = ()
 

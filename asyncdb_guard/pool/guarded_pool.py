@@ -91,7 +91,7 @@ class GuardedPool:
 
     @property
     def observers(self) -> Observers:
-        """Who is told how long each borrow waited and lasted. `asyncdb_guard.otel` is one of them, if it is used."""
+        """What records how long each borrow waited and lasted. `asyncdb_guard.otel` is one of them, if it is used."""
         return self._core.observers
 
     def acquire(self, *, timeout: float | None = None) -> Acquisition:

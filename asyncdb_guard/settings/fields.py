@@ -198,21 +198,21 @@ class SettingsFields(BaseSettings):
         default=2000,
         ge=1,
         le=_HOUR_MS,
-        description="Milliseconds of the first open period. Each failed trial doubles it, and it is twice as long after"
-        " silence and for a full server. Verify: `retry_after` of CircuitOpenError.",
+        description="Milliseconds of the first open period. Each failed trial doubles it, and it is twice as long if"
+        " the server did not answer or was full. Verify: `retry_after` of CircuitOpenError.",
     )
     breaker_reset_timeout_max_ms: int = Field(
         default=5000,
         ge=1,
         le=_HOUR_MS,
-        description="Milliseconds of the longest open period, and half of the longest after silence and for a full"
-        " server; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
+        description="Milliseconds of the longest open period, which is twice as long if the server did not answer or"
+        " was full; at least BREAKER_RESET_TIMEOUT_MS. Verify: `retry_after` of CircuitOpenError.",
     )
     fleet_url: Secret = Field(
         default=_UNSET,
         repr=False,
         exclude=True,
-        description="Store in which the environments tell each other of an outage's end:"
+        description="Store in which the environments announce the end of an outage to each other:"
         " `redis://user:password@host:port/number`, `rediss://…` for TLS, `valkey://…`, `valkeys://…`, or"
         " `dynamodb://table`. It is asked only after a failure; while it answers, the longest open period of a large"
         " fleet is up to four times as long. Needs the extra `redis` or `aws`. Default: none; each environment finds"

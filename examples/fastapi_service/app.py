@@ -14,7 +14,7 @@ import asyncpg
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from asyncdb_guard import Connection, DatabaseUnavailableError, GuardedPool, log_events
+from asyncdb_guard import Connection, DatabaseUnavailableError, GuardedPool, StatementTimeoutError, log_events
 
 
 @asynccontextmanager
@@ -50,6 +50,12 @@ async def unavailable(request: Request, error: DatabaseUnavailableError) -> JSON
     """The open circuit, a failed connect, no connection in time: the client may try again."""
     seconds = 1 if error.retry_after is None else math.ceil(error.retry_after)
     return JSONResponse({"detail": "Please try again later."}, 503, {"Retry-After": str(seconds)})
+
+
+@app.exception_handler(StatementTimeoutError)
+async def too_slow(request: Request, error: StatementTimeoutError) -> JSONResponse:
+    """A statement took longer than LAMBDA_DATABASE_COMMAND_TIMEOUT_MS, and was cancelled on the server."""
+    return JSONResponse({"detail": "The database took too long."}, 504)
 
 
 @app.exception_handler(asyncpg.UniqueViolationError)

@@ -41,9 +41,10 @@ def port() -> int:
 @pytest.fixture
 def service(database: TemporaryPostgres, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """The running service; `client` talks to it."""
+    variables = {"LAMBDA_DATABASE_URL": database.url(), "LAMBDA_DATABASE_COMMAND_TIMEOUT_MS": "1000"}
     process = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "warning"],
-        cwd=HERE, env=os.environ | {"LAMBDA_DATABASE_URL": database.url()},
+        cwd=HERE, env=os.environ | variables,
     )  # fmt: skip
     yield process
     if process.poll() is None:

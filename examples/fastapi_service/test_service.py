@@ -22,6 +22,16 @@ def test_what_fails_at_the_commit_is_not_answered_with_success(client, database)
     assert names(database) == "one"
 
 
+def test_a_statement_that_takes_too_long_is_answered_with_504_and_rolled_back(client, database):
+    database.psql(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(9); RETURN NEW; END $$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION dawdle()"
+    )
+    assert client.post("/items/one").status_code == 504
+    assert client.get("/items").json() == []
+
+
 def test_an_outage_is_answered_with_503_until_it_is_over(client, database, until):
     assert client.get("/ready").json() == {"status": "ready", "circuit": "closed"}
     database.stop("immediate")

@@ -301,7 +301,7 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
 
 @pytest.mark.timeout(300)
 @settings(
-    max_examples=5000 if settings.get_current_profile_name() == "thorough" else 300,
+    max_examples=1500 if settings.get_current_profile_name() == "thorough" else 300,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -310,7 +310,7 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
 def test_any_event_is_answered_or_refused_without_showing_a_value(
     any_events: tuple[asyncio.Runner, CognitoTriggers], caplog: pytest.LogCaptureFixture, event: Any
 ) -> None:
-    """Both triggers see it: 10,000 events in all, on each server."""
+    """Both triggers see it."""
     runner, triggers = any_events
     caplog.clear()
     for trigger in (triggers.load_claims, triggers.provision_user):

@@ -29,8 +29,8 @@ SERVICE = take_one("README.md", "In a service")
 ERRORS = take_one("README.md", "In a service", language="text")
 CALLBACKS, DECODER = take("docs/cognito.md", "Your own callbacks")
 LOG = take_one("docs/cognito.md", "Errors and logs", language="text")
-FROM_ASYNCPG = take_one("docs/from_asyncpg.md", "From asyncpg.create_pool in five minutes")
-DIFFERENCE = take_one("docs/from_asyncpg.md", "From asyncpg.create_pool in five minutes", language="diff")
+FROM_ASYNCPG = take_one("docs/from_asyncpg.md", "Moving from asyncpg")
+DIFFERENCE = take_one("docs/from_asyncpg.md", "Moving from asyncpg", language="diff")
 HANDLER = take_one("docs/metrics.md", "Metrics and alarms")
 EVENTS = take_one("docs/observing.md", "Events")
 SET_LOCAL = take_one("docs/rds.md", "What pins RDS Proxy")
@@ -144,12 +144,15 @@ async def test_a_provider_of_ones_own(
 
 
 def test_the_built_package_where_you_are(
-    environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The folder is not built here, which `nox -s lambda_package` does: it has the example's own module."""
+    example = Path("examples/lambda_cognito")
     (tmp_path / "build").mkdir()
-    (tmp_path / "build" / "app.py").write_text(Path("examples/lambda_cognito/app.py").read_text(encoding="utf-8"))
+    for source, target in (("app.py", "build/app.py"), ("schema.sql", "schema.sql")):
+        (tmp_path / target).write_text((example / source).read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
-    text = TRY_IT.text.replace("postgresql://app_login@127.0.0.1/app", environment)
-    Block(TRY_IT.page, TRY_IT.heading, TRY_IT.line, "python", text).run()
-    assert "PostConfirmation_ConfirmSignUp" in capsys.readouterr().out
+    TRY_IT.run()
+    shown = capsys.readouterr().out
+    assert "PostConfirmation_ConfirmSignUp" in shown
+    assert SUB in shown.strip().splitlines()[-1]

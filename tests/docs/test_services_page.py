@@ -35,8 +35,7 @@ async def test_opentelemetry() -> None:
         assert not pool.observers.present
 
 
-async def test_listen(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
-    monkeypatch.setenv("LAMBDA_DATABASE_POOL_MAX", "2")
+async def test_listen(eventually: Eventually) -> None:
     page = LISTEN.run()
     async with page["pool"] as pool:
         worker = asyncio.create_task(page["work"]())

@@ -22,6 +22,18 @@ _INTRODUCTION = f"""# Settings
 `_MS` are in milliseconds. Write variables in upper case; an empty or blank one counts as not set. Settings are frozen
 once built.
 
+Three variables of the metrics, `POWERTOOLS_METRICS_NAMESPACE`, `POWERTOOLS_SERVICE_NAME` and
+`POWERTOOLS_METRICS_DISABLED`, are not among them: see [Metrics and alarms](metrics.md#the-metrics).
+
+## Summary
+
+The names are without their prefix, `{ENV_PREFIX}`. Each leads to its section.
+
+| setting | default | meaning |
+|---|---|---|
+{{summary}}
+## How they are read
+
 `DatabaseSettings()` reads the environment when it is called, and `GuardedPool()` calls it on first use. Do not call it
 at the top level of a Lambda module: a wrong setting would then fail every start of the process, not just one request.
 
@@ -53,6 +65,9 @@ other parameter is refused by its name, with what to use instead, and so are sev
 |---|---|---|---|
 """
 
+_FIRST_CLAUSE = re.compile(r"(.+?)(?=: |, which |, as `|\. |\.?$)")
+"""Of a meaning: what fits into one line of the summary."""
+
 _FIELD_DOC = re.compile(r"(?P<meaning>.*?)(?: Default: (?P<default>.*?)\.)? Verify: (?P<verify>.*)")
 
 
@@ -60,7 +75,23 @@ def page() -> str:
     """The whole page."""
     parameters = "".join(map(_row, URL_PARAMETERS))
     settings = "".join(map(_section, DatabaseSettings.model_fields))
-    return f"{_INTRODUCTION}{parameters}\n## The settings\n{settings}"
+    summary = "".join(map(_line, DatabaseSettings.model_fields))
+    return f"{_INTRODUCTION.format(summary=summary)}{parameters}\n## The settings\n{settings}"
+
+
+def _parts(setting: str) -> tuple[str, str, str]:
+    """The meaning, the default, and how to verify it."""
+    field = DatabaseSettings.model_fields[setting]
+    doc = _FIELD_DOC.fullmatch(field.description or "")
+    assert doc is not None, f"the description of {setting} does not end with how to verify it"
+    return doc["meaning"], doc["default"] or _default(field.default), doc["verify"].removesuffix(".")
+
+
+def _line(setting: str) -> str:
+    meaning, default, _ = _parts(setting)
+    clause = _FIRST_CLAUSE.match(meaning)
+    assert clause is not None
+    return f"| [{setting.upper()}](#{ENV_PREFIX.lower()}{setting}) | {default} | {clause[0]} |\n"
 
 
 def _row(parameter: UrlParameter) -> str:
@@ -69,18 +100,16 @@ def _row(parameter: UrlParameter) -> str:
 
 
 def _section(setting: str) -> str:
-    field = DatabaseSettings.model_fields[setting]
-    doc = _FIELD_DOC.fullmatch(field.description or "")
-    assert doc is not None, f"the description of {setting} does not end with how to verify it"
-    facts = [f"Default: {doc['default'] or _default(field.default)}"]
+    meaning, default, verify = _parts(setting)
+    facts = [f"Default: {default}"]
     if words := choices(setting):
         facts.append(f"Values: {', '.join(f'`{word}`' for word in words)}")
     if limits := number_range(setting):
         facts.append(f"Range: {limits[0]:,} to {limits[1]:,}")
     if parameters := [f"`{parameter.name}`" for parameter in URL_PARAMETERS if parameter.feeds == setting]:
         facts.append(f"In the URL: {' + '.join(parameters)}")
-    listed = "".join(f"- {fact}\n" for fact in [*facts, f"Verify: {doc['verify'].removesuffix('.')}"])
-    return f"\n### {ENV_PREFIX}{setting.upper()}\n\n{doc['meaning']}\n\n{listed}"
+    listed = "".join(f"- {fact}\n" for fact in [*facts, f"Verify: {verify}"])
+    return f"\n### {ENV_PREFIX}{setting.upper()}\n\n{meaning}\n\n{listed}"
 
 
 def _default(value: Any) -> str:

@@ -172,6 +172,10 @@ class _SharedAcquisition(Acquisition):
             core.breaker.released(self._permit)
         self._shared.give_back(lent, reset=core.settings.reset_sessions, in_transaction=lent.depth > 0)
 
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._shared.loop
+
     def _let_go(self, lent: LentConnection) -> None:
         """The shared connection is nobody's to lose: the pool undoes it in the end."""
 

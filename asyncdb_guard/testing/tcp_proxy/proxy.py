@@ -121,7 +121,7 @@ class TcpProxy(ProxyState):
         self._do(Link.end)
 
     def go_deaf(self) -> None:
-        """The path is dead from now on: the same as `deaf = True`."""
+        """Drop everything from now on, with the sockets open: the same as `deaf = True`."""
         self.deaf = True
 
     def silence_all(self) -> None:
