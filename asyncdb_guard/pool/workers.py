@@ -84,7 +84,7 @@ class Workers:
         while not self.closed and len(self._preparing) < self._gate.waiting:
             if connections.idle:
                 self._check(connections.idle[-1])
-            elif connections.may_connect(now := clock.now()):
+            elif connections.vacant and connections.may_connect(now := clock.now()):
                 self._connect(now)
             else:
                 return
