@@ -68,6 +68,10 @@ ONCE = (
 """Tests that run on the main Python alone: no version changes what they show, or `examples` shows it on each."""
 
 
+PLAIN = ("rds", "test_breaker.py", "test_failures.py", "test_settings.py", "test_url.py")
+"""Tests of code in which no version of asyncio plays a part: on a Python between two others they show nothing more."""
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests that need only Python packages, with PostgreSQL 16 or 18; all of them on the main Python."""
@@ -77,7 +81,8 @@ def tests(session: nox.Session) -> None:
         covered(session, "-m", "not debian", "--server=18", *(["--thorough"] if os.environ.get("CI") else []))
     else:
         server = SERVERS[PYTHONS.index(str(session.python)) % len(SERVERS)]
-        others = [f"--ignore=tests/{name}" for name in ONCE]
+        between = session.python not in {PYTHONS[0], PYTHONS[-1]}
+        others = [f"--ignore=tests/{name}" for name in (*ONCE, *(PLAIN if between else ()))]
         these = "not debian" if session.python == PYTHONS[0] else "not debian and not slow"
         session.run("python", "-m", "pytest", *AT_ONCE, "-m", these, f"--server={server}", *others, *session.posargs)
 
