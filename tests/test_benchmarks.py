@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from tests.benchmarks.figures import Figure, Ratio, Spread, compare
 from tests.benchmarks.report import markdown, table
+from tests.support.program import unmeasured
 
 if TYPE_CHECKING:
     from typing import Any
@@ -50,7 +50,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     directory = tmp_path_factory.mktemp("benchmarks")
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", "--quick", "--output", str(directory)],
-        cwd=ROOT, env=os.environ | {"LAMBDA_DATABASE_UNKNOWN": "1"}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=unmeasured(LAMBDA_DATABASE_UNKNOWN="1"), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, directory

@@ -26,6 +26,7 @@ from examples.burst.report import meaning
 from examples.burst.scenario import Scenario
 from examples.burst.store import Store, StoreError, running_store
 from tests.support.eventually import eventually
+from tests.support.program import unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -84,7 +85,7 @@ async def running(*arguments: str, cwd: Path) -> AsyncGenerator[Demo, None]:
     """The demo, as `python -m` starts it from the root of the repository; killed if the block leaves it alive."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "examples.burst", "--output", str(cwd / "burst.png"), *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=unmeasured(),
     )  # fmt: skip
     demo = Demo(process)
     jobs = [asyncio.create_task(demo.listen()), asyncio.create_task(demo.watch())]
