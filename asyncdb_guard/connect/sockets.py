@@ -143,7 +143,8 @@ def _end_if_still(task: asyncio.Task[Any], wake_up: object) -> None:
         coroutine: Any = task.get_coro()
         with contextlib.suppress(Exception):
             coroutine.close()
-        asyncio.Future.cancel(task)  # not Task.cancel(), which leaves the rest to the next wake-up
+        as_future: Any = asyncio.Future
+        as_future.cancel(task)  # not Task.cancel(), which leaves the rest to the next wake-up
 
 
 def clear_variables(error: BaseException) -> None:
