@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--requirement", action="append", help="default: asyncdb-guard; several are possible")
     parser.add_argument("--output", type=Path, default=Path("build"), help="the folder; the zip stands beside it")
     options = parser.parse_args(arguments)
+    if missing := [str(file) for file in options.files if not file.exists()]:
+        parser.error(f"not found: {', '.join(missing)}. Run it where your files are, or leave them out.")
     requirements = options.requirement or ["asyncdb-guard"]
     build(options.files, requirements, options.output, options.python, options.architecture)
 
