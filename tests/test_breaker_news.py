@@ -41,6 +41,12 @@ class Environment:
         for _ in range(3):
             self.fail()
 
+    def follow_news(self) -> None:
+        """Open the circuit, and be admitted half a second later, as a recovery has gone on for long."""
+        self.trip()
+        self.seconds += 0.5
+        assert self.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+
     def hear(self, **news: object) -> None:
         self.breaker.hear(News(self.now, **news), self.now)  # type: ignore[arg-type]
 
@@ -90,9 +96,7 @@ def test_a_few_are_not_spread_as_far_as_a_fleet() -> None:
 
 
 def test_a_recovery_that_has_gone_on_for_long_lets_everybody_in_at_once(environment: Environment) -> None:
-    environment.trip()
-    environment.seconds += 0.5
-    assert environment.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+    environment.follow_news()
 
 
 def test_a_success_before_the_own_attempt_is_no_news(environment: Environment) -> None:
@@ -314,9 +318,7 @@ def test_the_next_outage_begins_without_the_others_of_the_last_one(environment: 
 
 
 def test_the_next_outage_begins_without_the_delay_that_followed_false_news(environment: Environment) -> None:
-    environment.trip()
-    environment.seconds += 0.5
-    assert environment.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+    environment.follow_news()
     environment.fail(FailureKind.STARTING)
     environment.breaker.hear(None, environment.now)
     environment.seconds += FIRST
@@ -327,9 +329,7 @@ def test_the_next_outage_begins_without_the_delay_that_followed_false_news(envir
 
 
 def test_the_delay_after_false_news_is_drawn_from_its_upper_half(environment: Environment) -> None:
-    environment.trip()
-    environment.seconds += 0.5
-    assert environment.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+    environment.follow_news()
     environment.jitter = 0.0
     environment.fail()
     environment.seconds += 0.5

@@ -110,7 +110,7 @@ class TimedCursor(LentCursor):
 
 
 class _Timing:
-    """Times one statement, and tells of it if it was slow; for a `with` block around it."""
+    """Times the statement in a `with` block, and logs it if it was slow."""
 
     __slots__ = ("_since", "_slow", "_text")
 

@@ -23,6 +23,7 @@ from asyncdb_guard.bulletin.dynamodb import DynamoDbStore
 from asyncdb_guard.news import News
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.bulletin.conftest import MakeEnvironment, fail_trials, go_down, trip
+from tests.support.calls import served
 from tests.support.eventually import Eventually
 
 REGION = "eu-west-1"
@@ -179,13 +180,6 @@ async def test_all_return_soon_after_the_first_however_long_their_periods_are(
 
     assert await eventually(lambda: _longer(refused_for))
     proxy.refuse = False
-
-    async def served(pool: Any) -> bool:
-        try:
-            await pool.ping()
-        except CircuitOpenError:
-            return False
-        return True
 
     later(1.5)  # its clock has whole seconds
     await eventually(lambda: served(first))

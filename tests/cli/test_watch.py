@@ -16,6 +16,7 @@ import pytest
 from asyncdb_guard import ConnectFailedError, DatabaseSettings, DatabaseUnavailableError, GuardedPool
 from asyncdb_guard.cli.main import main
 from asyncdb_guard.testing.ports import free_port
+from tests.support.calls import served
 from tests.support.eventually import eventually
 from tests.support.redis import RedisServer
 
@@ -48,15 +49,6 @@ async def fleet(server: Cluster, role: str) -> AsyncIterator[GuardedPool]:
     async with GuardedPool(settings) as pool, pool.transaction():
         await pool.ping()
         yield pool
-
-
-async def served(pool: GuardedPool) -> bool:
-    """Whether a call gets through, as soon as the circuit lets one try."""
-    try:
-        await pool.ping()
-    except DatabaseUnavailableError:
-        return False
-    return True
 
 
 def set_up(monkeypatch: pytest.MonkeyPatch, url: str, **variables: str) -> None:
@@ -196,7 +188,7 @@ async def test_the_words_of_an_outage_and_of_its_end(
                 assert seen["store"]["open_circuits"] == 1, "the watcher is no witness"
             assert "open in 1" in await asyncio.to_thread(told)
             proxy.refuse = False
-            await eventually(lambda: served(pool))
+            await eventually(lambda: served(pool, refusal=DatabaseUnavailableError))
             await pool._core.settle(1.0)
             code, seen = await watch(url_via_tcp_proxy)
         assert code == 0
