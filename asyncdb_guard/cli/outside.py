@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -141,7 +143,7 @@ class Watcher:
             await self._hang_up()
             self._pids = frozenset()
             told = sqlstate_of(error) or type(error).__name__
-            return None, f"The session ended, or a question was refused ({told})."
+            return None, f"The session ended, or a question was refused ({told}). Look at the server's log."
         if facts is None:
             raise GuardError(_NO_ROLE)
         pids = frozenset(row["pid"] for row in rows)
@@ -173,8 +175,5 @@ class Watcher:
                 await connection.close(timeout=0.5)
 
 
-def _counted(words: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    return dict(sorted(counts.items()))
+def _counted(words: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(words).items()))

@@ -84,6 +84,7 @@ class Workers:
         while not self.closed and len(self._preparing) < self._gate.waiting:
             if connections.idle:
                 self._check(connections.idle[-1])
+            # mostly there is no vacancy, and then nobody needs to know the time
             elif connections.vacant and connections.may_connect(now := clock.now()):
                 self._connect(now)
             else:
