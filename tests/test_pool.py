@@ -15,6 +15,7 @@ from asyncdb_guard import ConfigurationError, DatabaseSettings, GuardedPool, Poo
 from asyncdb_guard.events import Event
 from asyncdb_guard.testing.postgres.observer import Observer
 from tests.support.bound import assert_accounts_balance, at_rest
+from tests.support.program import run
 
 
 @pytest.fixture
@@ -333,3 +334,22 @@ async def test_a_query_logger_left_behind_hears_nothing_of_the_next_borrower(url
         await pool.fetchval("SELECT $1::text", "somebody else's")
         await asyncio.sleep(0)
     assert heard == []
+
+
+def test_the_first_row_needs_no_part_that_a_setting_turns_on(url: str) -> None:
+    said = run(
+        """
+        import asyncio, os, sys
+        from asyncdb_guard import GuardedPool
+
+        async def first_row():
+            async with GuardedPool() as pool:
+                return await pool.fetchval("SELECT 1")
+
+        print(asyncio.run(first_row()))
+        parts = ("bulletin.board", "connect.aws", "connect.redis", "connect.slow_statements", "cli", "fleet", "testing")
+        print([part for part in parts if f"asyncdb_guard.{part}" in sys.modules])
+        """,
+        LAMBDA_DATABASE_URL=url,
+    )
+    assert said == "1\n[]\n"

@@ -147,7 +147,9 @@ async def test_a_server_that_hangs_up_or_refuses_is_told(watch: Any, server: Clu
     )
     code, seen = await watch(url)
     assert code == 1
-    assert seen["database"]["fault"] == "The session ended, or a question was refused (22012). Look at the server's log."
+    assert (
+        seen["database"]["fault"] == "The session ended, or a question was refused (22012). Look at the server's log."
+    )
 
 
 def test_a_role_that_does_not_exist(
