@@ -252,7 +252,7 @@ async def test_an_exception_out_of_nowhere_as_a_worker_begins(url: str) -> None:
                 sys.setprofile(None)
             gc.collect()
         assert [str(warning.message) for warning in told if "never awaited" in str(warning.message)] == []
-        await eventually(lambda: serves(pool))
+        assert await serves(pool)
 
 
 async def test_an_exception_out_of_nowhere_costs_no_waiter_its_timeout(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
