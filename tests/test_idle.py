@@ -178,7 +178,7 @@ async def test_an_old_session_is_replaced_though_it_never_rests(url: str, monkey
 
 
 async def test_a_lifetime_of_zero_is_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = DatabaseSettings(url=url, max_lifetime_ms=0, idle_timeout_ms=86_400_000)
+    settings = DatabaseSettings(url=url, max_lifetime_ms=0, idle_timeout_ms=86_400_000, session_reset="never")
     async with GuardedPool(settings) as pool:
         pid = await pool.fetchval(PID)
         await at_rest(pool)

@@ -8,7 +8,7 @@ import gc
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -23,6 +23,13 @@ from tests.support.eventually import eventually
 
 # what tears asyncpg and asyncio in the middle leaves warnings of theirs
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_garbage() -> Iterator[None]:
+    """What was torn is collected here: elsewhere its warnings and log lines would be another test's failure."""
+    yield
+    gc.collect()
 
 
 async def serves(pool: GuardedPool) -> bool:

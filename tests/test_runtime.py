@@ -667,9 +667,10 @@ TYPED = """
 
 def test_powertools_typed_events_around_a_trigger(deploy: Deploy, url: str) -> None:
     """It is answered as the plain event is, and it is Cognito's, so that errors stay inside."""
-    environment = deploy(TYPED, LAMBDA_DATABASE_URL=url)
+    environment = deploy(TYPED, LAMBDA_DATABASE_URL=url, LAMBDA_DATABASE_CONNECT_TIMEOUT_MS="4000")
+    environment.wait_ready(50.0)  # on a busy machine, all those imports take their time
     event = token_event(2, sub="s", metadata={"role": "admin"})
-    answer = environment.invoke(event, timeout=60.0)  # on a busy machine, all those imports take their time
+    answer = environment.invoke(event)
     assert answer.error is None, environment.logs
     assert id_claims(answer.payload) == {"role": "admin"}
     assert {name: answer.payload[name] for name in event if name != "response"} == {
