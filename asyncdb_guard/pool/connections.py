@@ -138,10 +138,6 @@ class Connections:
         """Whether `task` itself holds every session that the pool may have, so that it would wait for itself."""
         return task is not None and len(self.lent) == self.pool_max and all(one.holder is task for one in self.lent)
 
-    def next_idle(self) -> PooledConnection | None:
-        """The idle connection that a waiter should get, once it was checked."""
-        return self.idle[-1] if self.idle else None
-
     def may_connect(self, now: Instant) -> bool:
         """Whether one more connection may be opened now."""
         return self.vacant > 0 and (self.growth_paused_for(now) == 0.0 or not self.promising)
