@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 class Verdict(enum.Enum):
     """gobreaker's three outcomes."""
 
-    SUCCESS = "success"
-    FAILURE = "failure"
-    NEUTRAL = "neutral"
+    SUCCESS = enum.auto()
+    FAILURE = enum.auto()
+    NEUTRAL = enum.auto()
 
 
 class FailureKind(enum.Enum):
     """How the database failed; decides how long the circuit stays open."""
 
-    ANSWERED = "answered"
+    ANSWERED = enum.auto()
     """The server or its host answered: nothing listens there, a session was reset, the server went down."""
-    STARTING = "starting"
+    STARTING = enum.auto()
     """57P03: the server is starting up or shutting down."""
-    FULL = "full"
+    FULL = enum.auto()
     """Class 53: the server has no connections or memory left. A refusal costs it nearly as much as a login."""
-    SILENT = "silent"
+    SILENT = enum.auto()
     """No answer at all: a caller waited until a timeout."""
 
 
