@@ -263,7 +263,7 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     None for any other error, since what somebody else's attribute of that name holds may be anything; and None where
     they have not the form of an SQLSTATE.
     """
-    if error is None or not _is(error, asyncpg.PostgresError):
+    if not _is(error, asyncpg.PostgresError):
         return None
     sqlstate: object = _field(error, "sqlstate")
     return sqlstate if type(sqlstate) is str and re.fullmatch(_FORM, sqlstate) else None
@@ -343,7 +343,7 @@ def _members_of(error: BaseException) -> tuple[BaseException, ...]:
     return members
 
 
-def _is(error: BaseException, *kinds: type[E]) -> TypeGuard[E]:
+def _is(error: BaseException | None, *kinds: type[E]) -> TypeGuard[E]:
     """isinstance(), which would also ask the error itself: a `__class__` of its own may raise."""
     return issubclass(type(error), kinds)
 

@@ -72,7 +72,7 @@ SQLSTATES = st.one_of(
     st.tuples(st.sampled_from(["08", "25P", "28", "53", "57P"]), st.text("0123456789P", min_size=3, max_size=3)).map(
         lambda parts: "".join(parts)[:5]
     ),
-    st.sampled_from(["3D000", "42501", "22023", "42704"]),
+    st.sampled_from(["3D000", "42501", "22023", "42704", "57P01", "57P02", "57P03"]),
 )
 
 
@@ -176,7 +176,11 @@ def test_the_servers_word_is_understood_in_any_language():
     assert not server_spoke(WithoutACause())
 
 
-@pytest.mark.parametrize("odd", [WithANumber("odd"), WithoutASqlstate("odd"), KeyError(), None])
+class OfAnotherDriver(Exception):
+    sqlstate = "23505"
+
+
+@pytest.mark.parametrize("odd", [WithANumber("odd"), WithoutASqlstate("odd"), OfAnotherDriver(), KeyError(), None])
 def test_an_sqlstate_has_the_form_of_one(odd):
     assert sqlstate_of(odd) is None
     assert sqlstate_of(asyncpg.PostgresError.new({"C": "23505\n", "M": ""})) is None
@@ -327,7 +331,7 @@ def test_a_refused_write_makes_a_session_suspicious_wherever_a_traceback_would_s
 
 
 def test_errors_that_lead_to_each_other_are_told_once_each():
-    first, second = LookupError(), KeyError()
-    linked(first, context=second)
-    linked(second, context=first)
-    assert list(itertools.islice(chain_of(first), 9)) == [first, second]
+    first, second, third = LookupError(), KeyError(), IndexError()
+    for one, other in ((first, second), (second, third), (third, second)):
+        linked(one, context=other)
+    assert list(itertools.islice(chain_of(first), 9)) == [first, second, third]

@@ -294,6 +294,7 @@ async def test_a_block_that_goes_on_says_that_the_database_works(bench: Bench) -
     trial = bench.trial()
     permit = bench.gate.confirm(trial.permit)
     assert bench.breaker.state == "closed"
+    assert permit == bench.breaker.generation
     bench.fail(permit=permit)
     assert bench.breaker.failures == 1  # the end of that block counts
     while bench.breaker.state != "open":

@@ -45,8 +45,7 @@ class Connections:
         self.lent: set[PooledConnection] = set()
         self.at_work: set[PooledConnection] = set()
         self._failed_at = LONG_AGO
-        self._pause = 0.0
-        self._pause_doubled = 0.0
+        self._pause = self._pause_doubled = 0.0
 
     @property
     def vacant(self) -> int:
