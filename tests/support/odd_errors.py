@@ -11,17 +11,17 @@ class WithANumber(asyncpg.PostgresError):
 
 class WithoutASqlstate(asyncpg.PostgresError):
     @property
-    def sqlstate(self):
+    def sqlstate(self) -> str:
         raise ValueError("none")
 
 
 class WithoutACause(Exception):
     @property
-    def __cause__(self):
+    def __cause__(self) -> BaseException:
         raise ValueError("none")
 
 
 class WithoutAClass(Exception):
     @property
-    def __class__(self):
+    def __class__(self) -> type:
         raise ValueError("none")
