@@ -26,6 +26,11 @@ NO_SERVER = (
     "tests/test_breaker_news.py",
     "tests/test_breaker_machine.py",
     "tests/test_connections.py",
+    "tests/test_failure_kind.py",
+    "tests/test_health.py",
+    "tests/test_judgement.py",
+    "tests/test_queue.py",
+    "tests/test_stats.py",
 )
 
 
