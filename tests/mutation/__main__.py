@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -21,6 +22,8 @@ from tests.mutation.mutants import Mutant, compiled, mutants
 HERE = Path(__file__).parent
 BAR = 90.0
 """Per cent of the mutants, those that nothing could notice apart."""
+CHANCE = 0.001
+"""How seldom a sample may fall below the bar by chance alone, where the whole is at the bar."""
 NO_SERVER = (
     "tests/test_breaker.py",
     "tests/test_breaker_news.py",
@@ -39,9 +42,18 @@ class Target(NamedTuple):
     """Whether those of them that are marked slow run, too."""
 
     @property
+    def part(self) -> str:
+        return part_of(self.name)
+
+    @property
     def arguments(self) -> list[str]:
         """For pytest."""
         return ["-m", "not debian" if self.slow else "not debian and not slow", *self.tests]
+
+
+def part_of(name: str) -> str:
+    """The part of the package that a target belongs to. A part may have several: `part/target`."""
+    return name.partition("/")[0]
 
 
 def targets() -> list[Target]:
@@ -66,6 +78,37 @@ def source_of(module: str) -> Path:
 
 def mutants_of(target: Target) -> list[Mutant]:
     return [one for module in target.modules for one in mutants(module, source_of(module).read_text(encoding="utf-8"))]
+
+
+class Result(NamedTuple):
+    """What became of the mutants of a target, a part or all."""
+
+    name: str
+    count: Counter[str]
+    """`failed`, `timeout`, `survived` and `explained`."""
+    whole: int
+    """The mutants that there are, of which the counted ones may be a sample."""
+
+    @property
+    def noticed(self) -> int:
+        return self.count["failed"] + self.count["timeout"]
+
+    @property
+    def possible(self) -> int:
+        """Those that a test could notice."""
+        return self.count.total() - self.count["explained"]
+
+    @property
+    def score(self) -> float:
+        """Per cent."""
+        return 100.0 * self.noticed / self.possible if self.possible else 100.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.score:.1f} % noticed: {self.count['failed']} by a failure, {self.count['timeout']} by"
+            f" a test without an end, {self.count['survived']} survived, {self.count['explained']} cannot be noticed,"
+            f" of {self.whole} mutants"
+        )
 
 
 class Bench:
@@ -111,12 +154,12 @@ class Bench:
 
 
 def main() -> int:
-    names = [target.name for target in targets()]
+    names = list(dict.fromkeys(name for target in targets() for name in (target.part, target.name)))
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument(
-        "--module", action="append", choices=names, help="only this part of the package; may be repeated"
+        "--module", action="append", choices=names, help="only this part of the package or target; may be repeated"
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="only N mutants of each part, drawn by --seed")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N mutants of each target, drawn by --seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time (2)")
     parser.add_argument("--only", help="only the mutants whose line of text contains this")
@@ -126,7 +169,7 @@ def main() -> int:
     options = parser.parse_args()
 
     zygote.warm_up()
-    known, total = explained(), Counter[str]()
+    known, results = explained(), list[Result]()
     with ExitStack() as stack:
         server: Any = None
         for target in _chosen(options):
@@ -148,29 +191,45 @@ def main() -> int:
                 else:
                     count["survived"] += 1
                     print(f"survived: {mutant}", flush=True)
-            print(f"{target.name}: {_report(count)}, of {whole} mutants; {seconds:.1f} s for the tests", flush=True)
-            total += count
-    print(f"all: {_report(total)}")
-    return 0 if _score(total) >= BAR else 1
+            results.append(Result(target.name, count, whole))
+            print(f"{results[-1]}; {seconds:.1f} s for the tests", flush=True)
+    sums = [*_parts(results), _sum("all", results)]
+    for result in sums:
+        if result.name not in {one.name for one in results}:
+            print(result)
+    short = [result.name for result in sums if falls_short(result)]
+    if short:
+        print(f"Below {BAR:g} %: {', '.join(short)}")
+    return 1 if short else 0
 
 
 def _chosen(options: argparse.Namespace) -> list[Target]:
-    chosen = [target for target in targets() if not options.module or target.name in options.module]
+    chosen = [target for target in targets() if not options.module or {target.name, target.part} & set(options.module)]
     if options.tests:
         chosen = [target._replace(tests=tuple(options.tests), slow=False) for target in chosen]
     return chosen
 
 
-def _score(count: Counter[str]) -> float:
-    noticed, possible = count["failed"] + count["timeout"], count.total() - count["explained"]
-    return 100.0 * noticed / possible if possible else 100.0
+def _parts(results: list[Result]) -> list[Result]:
+    """One for each part of the package."""
+    names = dict.fromkeys(part_of(result.name) for result in results)
+    return [_sum(name, [result for result in results if part_of(result.name) == name]) for name in names]
 
 
-def _report(count: Counter[str]) -> str:
-    return (
-        f"{_score(count):.1f} % noticed: {count['failed']} by a failure, {count['timeout']} by a test without an end,"
-        f" {count['survived']} survived, {count['explained']} cannot be noticed"
-    )
+def _sum(name: str, results: list[Result]) -> Result:
+    return Result(name, sum((result.count for result in results), Counter[str]()), sum(one.whole for one in results))
+
+
+def falls_short(result: Result) -> bool:
+    """Whether the tests notice less than the bar.
+
+    A sample says that only if it would come out as it did less often than `CHANCE` where the tests notice just enough.
+    """
+    if result.count.total() == result.whole:
+        return result.score < BAR
+    share, size = BAR / 100, result.possible
+    as_bad = sum(math.comb(size, k) * share**k * (1 - share) ** (size - k) for k in range(result.noticed + 1))
+    return as_bad < CHANCE
 
 
 if __name__ == "__main__":
