@@ -47,6 +47,13 @@ async def test_they_are_sent_at_startup_and_survive_the_reset(
         assert pool.stats()["connects"] == 1
 
 
+async def test_a_session_keeps_a_hundred_prepared_statements(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool, pool.acquire() as connection:
+        for number in range(110):
+            await connection.fetchval(f"SELECT {number}")
+        assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements") == 100
+
+
 async def test_the_stricter_timeout_counts(url: str) -> None:
     own = {"statement_timeout": "1500ms", "idle_session_timeout": 9000}
     async with GuardedPool(DatabaseSettings(url=url, server_settings=own)) as pool, pool.acquire() as connection:
@@ -177,6 +184,7 @@ async def test_every_session_has_a_name(
         (None, "", "python"),
         (None, "-c", "python"),
         (None, "/srv/Grüße.py", "Gr??e"),
+        (None, "/srv/~ my app.py", "~ my app"),
         ("f" * 64, "x", "f" * 63),
     ],
 )

@@ -30,6 +30,7 @@ def fault(text: str) -> str:
     """The one fault of a URL."""
     faults = parse_database_url(text)[1]
     assert len(faults) == 1, faults
+    assert faults[0].endswith("."), "it is a sentence"
     return faults[0]
 
 
@@ -241,6 +242,7 @@ def test_a_unix_socket_is_the_host(text: str, host: str, port: int | None) -> No
 @pytest.mark.parametrize("text", ["postgresql://u@/d?host=/a,b", "postgresql://u@%2Fa,b/d"])
 def test_a_directory_that_asyncpg_would_split_is_refused(text: str) -> None:
     assert "contains a comma" in fault(text)
+    assert parse_database_url(text)[0].host == "", "it is unknown, and not missing"
 
 
 @pytest.mark.parametrize("text", ["postgresql://user:pass/word@h/d", "postgresql://user:12/word@h/d"])
