@@ -1006,6 +1006,7 @@ def test_a_plain_copy_can_be_made_under_its_old_name(deep: bool) -> None:
     assert again == built
     assert again is not built
     assert (again.url is built.url) is not deep
+    assert built.copy().url is built.model_copy().url is built.url
 
 
 def test_nobody_can_subclass_the_settings() -> None:

@@ -204,7 +204,7 @@ def test_a_user_before_a_password_that_was_not_encoded_is_unknown_and_not_missin
 def test_a_name_that_the_slash_hides_is_unknown_and_not_missing() -> None:
     url, faults = parse_database_url("postgresql:///user@h/d")
     assert len(faults) == 1
-    assert (url.host, url.user) == ("", "")
+    assert (url.host, url.user, url.database) == ("", "", "")
 
 
 @pytest.mark.parametrize("address", ["h:99999/d", "h/d?pgbouncer=2", "@h/d?pgbouncer=2"])
@@ -264,6 +264,8 @@ def test_a_bare_slash_in_the_password_is_told_as_such(text: str) -> None:
 )
 def test_a_broken_percent_encoding_names_its_part(text: str, part: str) -> None:
     assert fault(text).startswith(f"The {part} in the database URL is not percent-encoded")
+    if part in {"user", "host", "database"}:
+        assert getattr(parse_database_url(text)[0], part) == "", "it is unknown, and not missing"
 
 
 def test_a_broken_percent_encoding_in_the_host_is_told() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-import os
 import random
 import sys
 import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,12 @@ NO_SERVER = (
     "tests/test_breaker_news.py",
     "tests/test_breaker_machine.py",
     "tests/test_connections.py",
+    "tests/cognito/test_event.py",
+    "tests/cognito/test_claims.py",
+    "tests/cognito/test_placeholders.py",
+    "tests/cognito/test_outcome.py",
+    "tests/cognito/test_statements.py::test_the_parts_of_a_statement",
+    "tests/cognito/test_machines.py::test_a_client_is_all_that_the_event_says_of_one",
 )
 
 
@@ -111,46 +117,64 @@ class Result(NamedTuple):
         )
 
 
-class Bench:
-    """Runs a target's tests, unchanged or with a mutant, `jobs` at a time."""
+class Task(NamedTuple):
+    """One run of a target's tests: with a mutant, or unchanged."""
 
-    def __init__(self, target: Target, jobs: int, server: Any) -> None:
-        self._target = target
-        self._jobs = jobs
-        self._server = server
+    target: Target
+    mutant: Mutant | None
+    seconds: float
+    """The time after which the run is ended."""
 
-    def baseline(self) -> float:
-        """Seconds that the tests take unchanged. Raises SystemExit where they fail."""
-        with tempfile.TemporaryFile("w+") as output:
-            run = zygote.Run(self._target.arguments, 600.0, self._server, None, output.fileno())
-            while (result := run.result()) is None:
-                time.sleep(0.02)
-            if result != "passed":
-                output.seek(0)
-                sys.exit(f"{output.read()[-4000:]}\n{self._target.name}: the unchanged tests do not pass: {result}")
-            return time.monotonic() - run.started
+    @property
+    def change(self) -> tuple[str, Any] | None:
+        if self.mutant is None:
+            return None
+        path = source_of(self.mutant.module)
+        return f"{zygote.PACKAGE}.{self.mutant.module}", compiled(self.mutant, path.read_text("utf-8"), str(path))
 
-    def results(self, chosen: list[Mutant], seconds: float) -> Iterator[tuple[Mutant, str]]:
-        """Each mutant with what became of its run, in the order in which they end."""
-        waiting, running = list(reversed(chosen)), dict[Mutant, zygote.Run]()
-        with Path(os.devnull).open("w") as nowhere:
-            while waiting or running:
-                while waiting and len(running) < self._jobs:
-                    mutant = waiting.pop()
-                    change = self._change(mutant)
-                    running[mutant] = zygote.Run(
-                        self._target.arguments, seconds, self._server, change, nowhere.fileno()
-                    )
-                for mutant, run in list(running.items()):
-                    if (result := run.result()) is not None:
-                        del running[mutant]
-                        yield mutant, result
-                time.sleep(0.01)
 
-    @staticmethod
-    def _change(mutant: Mutant) -> tuple[str, Any]:
-        path = source_of(mutant.module)
-        return f"{zygote.PACKAGE}.{mutant.module}", compiled(mutant, path.read_text(encoding="utf-8"), str(path))
+class Outcome(NamedTuple):
+    task: Task
+    result: str
+    """`passed`, `failed` or `timeout`."""
+    seconds: float
+    output: str
+
+
+def outcomes(tasks: Iterable[Task], jobs: int, server: Any) -> Iterator[Outcome]:
+    """Run the tasks, `jobs` at a time; yield their outcomes in the order in which they end."""
+    waiting, running = iter(tasks), list[tuple[Task, zygote.Run, Any]]()
+    with ExitStack() as files:
+        while True:
+            for task in itertools.islice(waiting, jobs - len(running)):
+                output = files.enter_context(tempfile.TemporaryFile("w+"))
+                run = zygote.Run(task.target.arguments, task.seconds, server, task.change, output.fileno())
+                running.append((task, run, output))
+            if not running:
+                return
+            for entry in running.copy():
+                task, run, output = entry
+                if (result := run.result()) is not None:
+                    running.remove(entry)
+                    output.seek(0)
+                    said = output.read()
+                    output.close()
+                    yield Outcome(task, result, time.monotonic() - run.started, said)
+            time.sleep(0.01)
+
+
+def baselines(chosen: list[Target], jobs: int, server: Any) -> dict[str, float]:
+    """The seconds that the unchanged tests of each target take. Raises SystemExit where they fail twice."""
+    seconds = dict[str, float]()
+    for is_last_try in (False, True):  # a test of times may fail once on a busy machine
+        missing = [target for target in chosen if target.name not in seconds]
+        for outcome in outcomes([Task(target, None, 600.0) for target in missing], jobs, server):
+            if outcome.result == "passed":
+                seconds[outcome.task.target.name] = outcome.seconds
+            elif is_last_try:
+                name = outcome.task.target.name
+                sys.exit(f"{outcome.output[-4000:]}\n{name}: the unchanged tests do not pass: {outcome.result}")
+    return seconds
 
 
 def main() -> int:
@@ -170,29 +194,31 @@ def main() -> int:
 
     zygote.warm_up()
     known, results = explained(), list[Result]()
+    chosen = _chosen(options)
+    drawn = {target.name: _drawn(target, options) for target in chosen}
     with ExitStack() as stack:
         server: Any = None
-        for target in _chosen(options):
-            chosen = [one for one in mutants_of(target) if options.only is None or options.only in str(one)]
-            whole = len(chosen)
-            if options.sample is not None and options.sample < whole:
-                chosen = random.Random(options.seed).sample(chosen, options.sample)
-            if server is None and not set(target.tests) <= set(NO_SERVER):
-                from asyncdb_guard.testing import TemporaryPostgres
+        if not {name for target in chosen for name in target.tests} <= set(NO_SERVER):
+            from asyncdb_guard.testing import TemporaryPostgres
 
-                server = stack.enter_context(TemporaryPostgres.start(16))
-            bench, count = Bench(target, options.jobs, server), Counter[str]()
-            seconds = bench.baseline()
-            for mutant, result in bench.results(chosen, 5.0 + 4.0 * seconds):
-                if result != "passed":
-                    count[result] += 1
+            server = stack.enter_context(TemporaryPostgres.start(16))
+        seconds = baselines(chosen, options.jobs, server)
+        for target in chosen:
+            print(f"{target.name}: the unchanged tests take {seconds[target.name]:.1f} s", flush=True)
+            result = Result(target.name, Counter(), drawn[target.name].whole)
+            tasks = [Task(target, mutant, 5.0 + 4.0 * seconds[target.name]) for mutant in drawn[target.name].mutants]
+            for outcome in outcomes(tasks, options.jobs, server):
+                mutant = outcome.task.mutant
+                assert mutant is not None
+                if outcome.result != "passed":
+                    result.count[outcome.result] += 1
                 elif (mutant.module, mutant.where, mutant.change) in known:
-                    count["explained"] += 1
+                    result.count["explained"] += 1
                 else:
-                    count["survived"] += 1
+                    result.count["survived"] += 1
                     print(f"survived: {mutant}", flush=True)
-            results.append(Result(target.name, count, whole))
-            print(f"{results[-1]}; {seconds:.1f} s for the tests", flush=True)
+            results.append(result)
+            print(result, flush=True)
     sums = [*_parts(results), _sum("all", results)]
     for result in sums:
         if result.name not in {one.name for one in results}:
@@ -208,6 +234,19 @@ def _chosen(options: argparse.Namespace) -> list[Target]:
     if options.tests:
         chosen = [target._replace(tests=tuple(options.tests), slow=False) for target in chosen]
     return chosen
+
+
+class Drawn(NamedTuple):
+    mutants: list[Mutant]
+    whole: int
+    """As many as they were drawn from."""
+
+
+def _drawn(target: Target, options: argparse.Namespace) -> Drawn:
+    mutants = [one for one in mutants_of(target) if options.only is None or options.only in str(one)]
+    if options.sample is None or options.sample >= len(mutants):
+        return Drawn(mutants, len(mutants))
+    return Drawn(random.Random(options.seed).sample(mutants, options.sample), len(mutants))
 
 
 def _parts(results: list[Result]) -> list[Result]:
