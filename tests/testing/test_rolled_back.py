@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import itertools
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -19,6 +20,7 @@ from asyncdb_guard import (
     DatabaseSettings,
     GuardedPool,
     PoolClosedError,
+    StatementTimeoutError,
 )
 from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.testing import (
@@ -529,6 +531,31 @@ async def test_a_cancelled_statement_is_undone_and_the_next_one_works(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await pool.fetchval(NAMES) == ["first", "second"]
+
+
+@pytest.mark.parametrize("reset", ["always", "never"])
+async def test_a_statement_that_took_too_long_is_undone_and_nobody_else_notices(
+    base: GuardedPool, url: str, reset: Literal["always", "never"]
+) -> None:
+    settings = DatabaseSettings(url=url, command_timeout_ms=60, session_reset=reset)
+    bound = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
+    async with GuardedPool(settings) as impatient, rolled_back(impatient) as pool:
+        await pool.execute(INSERT, "second")
+        before = await pool.fetchval(bound)
+        with pytest.raises(StatementTimeoutError):
+            await pool.execute("INSERT INTO item (name) SELECT 'undone' FROM pg_sleep(60)")
+        assert await pool.fetchval("SELECT 1 FROM pg_sleep(0.1)", timeout=5) == 1
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await pool.fetchval("SELECT 1 / 0", timeout=5)
+        assert await pool.fetchval(bound) == before
+        with pytest.raises(asyncpg.UniqueViolationError):
+            async with pool.transaction() as conn:
+                await conn.execute(INSERT, "second")
+        async with pool.transaction() as conn:  # and the borrower passes over it
+            with pytest.raises(asyncpg.UniqueViolationError):
+                await conn.execute(INSERT, "second")
+        assert await pool.fetchval(NAMES) == ["first", "second"]
+    await at_rest(impatient)
 
 
 async def test_an_end_at_any_moment_undoes_all_of_it(base: GuardedPool) -> None:
