@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+pytest_plugins = ["pytester"]
+
 SERVERS = (16, 18)
 _OURS = ("LAMBDA_DATABASE_", "PG", "AWS_", "POWERTOOLS_", "_X_AMZN")
 
