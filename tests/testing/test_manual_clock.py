@@ -27,8 +27,13 @@ def test_it_runs_as_usual_and_can_be_put_ahead() -> None:
         assert 60 <= clock.elapsed(before, clock.now()) < 61
         assert manual.monotonic() > time.monotonic() + 59
         assert manual.time() > time.time() + 59
-        with pytest.raises(ValueError, match="cannot go back"):
-            manual.advance(-1)
+        for impossible in (-1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="cannot go back"):
+                manual.advance(impossible)
+        with ManualClock() as inner:
+            inner.advance(5)
+            assert 65 <= clock.elapsed(before, clock.now()) < 66
+        assert 60 <= clock.elapsed(before, clock.now()) < 61
     assert clock.elapsed(outside, clock.now()) < 1
 
 
