@@ -184,10 +184,9 @@ async def test_a_statement_that_the_server_refuses_is_an_answer(url: str) -> Non
                 await pool.ping()
 
 
-async def test_a_session_that_is_lost_in_it_is_a_failure(url: str, role: str, observer: Observer) -> None:
+async def test_a_session_that_is_lost_in_it_is_a_failure(url: str) -> None:
     async def init(connection: Connection) -> None:
-        await observer.terminate(user=role)
-        await connection.execute("SELECT 1")
+        await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     async with pool_for(url, init, breaker_fail_max=1) as pool:
         with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):

@@ -317,7 +317,7 @@ async def test_a_worker_that_has_lost_its_wake_up(
             proxy.hang = True
             borrower = asyncio.create_task(pool.ping())
         else:
-            await pool.ping()
+            await eventually(lambda: serves(pool))  # a busy machine takes longer for a connect, now and then
             await at_rest(pool)
             async with pool.acquire() as connection:
                 if step == "_close_it":
@@ -341,6 +341,8 @@ async def test_a_worker_whose_timeout_is_lost(
 ) -> None:
     """Nothing else would end a reset on a dead path."""
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, **FEW_MS)) as pool:
+        await eventually(lambda: serves(pool))
+        await at_rest(pool)
         async with pool.acquire():
             proxy.silence_all()
         await asyncio.sleep(0)
@@ -364,8 +366,7 @@ async def test_a_worker_that_is_overdue_as_the_process_was_frozen_stays_the_owne
         with pytest.raises(GuardError):
             await borrower
         proxy.hang = False
-        await asyncio.sleep(0.05)  # past the open period
-        assert await pool.fetchval("SELECT 1") == 1
+        await eventually(lambda: serves(pool))  # past the open period
         assert proxy.accepted == 2
 
 
