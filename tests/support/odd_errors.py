@@ -6,22 +6,22 @@ import asyncpg
 
 
 class WithANumber(asyncpg.PostgresError):
-    sqlstate = 12345
+    sqlstate = 12345  # type: ignore[assignment]
 
 
 class WithoutASqlstate(asyncpg.PostgresError):
     @property
-    def sqlstate(self) -> str:
+    def sqlstate(self) -> str:  # type: ignore[override]
         raise ValueError("none")
 
 
 class WithoutACause(Exception):
     @property
-    def __cause__(self) -> BaseException:
+    def __cause__(self) -> BaseException:  # type: ignore[override]
         raise ValueError("none")
 
 
 class WithoutAClass(Exception):
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         raise ValueError("none")
