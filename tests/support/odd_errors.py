@@ -6,7 +6,7 @@ import asyncpg
 
 
 class WithANumber(asyncpg.PostgresError):
-    sqlstate = 12345  # type: ignore[assignment]
+    sqlstate = 12345  # type: ignore[assignment]  # a class that is at odds with its base, on purpose, as all here are
 
 
 class WithoutASqlstate(asyncpg.PostgresError):
