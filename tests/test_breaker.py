@@ -429,3 +429,12 @@ def test_the_openings_are_counted_from_none():
     assert bench.breaker.openings == 0
     bench.trip()
     assert bench.breaker.openings == 1
+
+
+def test_an_opening_tells_for_how_long_however_many_trials_have_failed(bench):
+    bench.trip()
+    for _ in range(6):
+        opened = bench.events[-1]
+        assert opened == CircuitOpened(bench.refused())
+        bench.passes(200.0)
+        bench.fail()

@@ -18,12 +18,12 @@ FIRST, LONGEST = 2.0, 5.0
 class Environment:
     """A breaker with a clock of its own. Jitter takes the upper end, unless told otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = FIRST) -> None:
         self.seconds = 1000.0
         self.jitter = 1.0
         self.heard: list[Event] = []
         self.breaker = CircuitBreaker(
-            fail_max=3, reset_timeout=FIRST, reset_timeout_max=LONGEST, trial_lease=5.0, emit=self.heard.append,
+            fail_max=3, reset_timeout=first, reset_timeout_max=LONGEST, trial_lease=5.0, emit=self.heard.append,
             draw=lambda low, high: low + self.jitter * (high - low),
         )  # fmt: skip
 
@@ -348,3 +348,41 @@ def test_a_success_speaks_for_a_quarter_of_a_second() -> None:
     assert News(at, last=0.0).speaks_for_recovery((5.2, 5.2))
     assert not News(at, last=0.0).speaks_for_recovery((5.25, 5.25))
     assert not News(at, last=0.125).speaks_for_recovery((5.125, 5.125))
+
+
+def test_what_false_news_have_cost_is_forgotten_with_the_outage() -> None:
+    environment = Environment(first=0.25)
+    environment.follow_news()
+    environment.fail()
+    environment.seconds += 0.5
+    assert environment.missing(last=0.1, recovery="a", since=FIRST) == 0.0
+    environment.breaker.succeeded(environment.breaker.generation)
+    assert environment.breaker.state == "closed"
+    environment.trip()
+    environment.seconds += 0.25
+    assert environment.missing(last=0.1, recovery="b", since=FIRST) == 0.0
+
+
+@pytest.mark.parametrize(("began", "since"), [(7.0, True), (8.0, False), (9.0, False)])
+def test_only_a_trial_that_succeeded_after_an_attempt_began_says_more_than_that(began: float, since: bool) -> None:
+    news = News((10.0, 10.0), last=2.0)
+    for now in (10.0, 13.0):  # news grow old
+        assert news.succeeded_since((began, began), (now, now)) is since
+
+
+@pytest.mark.parametrize(("others", "factor"), [(0, 1.0), (2, 1.0), (6, 3.0), (8, 4.0), (1000, 4.0)])
+def test_the_longest_period_is_stretched_by_the_number_of_others_but_not_without_end(
+    others: int, factor: float
+) -> None:
+    assert News((0.0, 0.0), open=others).stretch == factor
+
+
+@pytest.mark.parametrize(("last", "since", "plausible"), [(5.0, 60.0, True), (5.5, 1.0, False), (1.0, 60.5, False)])
+def test_what_a_store_may_hold_is_the_same_in_every_version_as_several_may_share_it(
+    last: float, since: float, plausible: bool
+) -> None:
+    if plausible:
+        assert believed((0.0, 0.0), last, "a", since, 0) == News((0.0, 0.0), last, "a", since, 0)
+    else:
+        with pytest.raises(ValueError, match="holds something else"):
+            believed((0.0, 0.0), last, "a", since, 0)

@@ -88,6 +88,11 @@ def test_an_answer_is_judged_by_its_severity_and_by_the_session(sqlstate, severi
     assert judge(error, lost=lost, paused=paused) is of_an_answer(sqlstate, severity, lost, paused)
 
 
+@pytest.mark.parametrize("sqlstate", ["08006", "57P01", "57P02", "57P03"])
+def test_without_a_severity_an_end_of_the_session_is_known_by_its_code(sqlstate):
+    assert judge(asyncpg.PostgresError.new({"C": sqlstate, "M": "whatever the language"})) is FAILURE
+
+
 @given(sqlstate=SQLSTATES)
 def test_any_refusal_of_a_connect_is_a_failure_but_for_a_wrong_setting_of_ours(sqlstate):
     error = asyncpg.PostgresError.new({"C": sqlstate, "M": "whatever the language"})

@@ -58,11 +58,17 @@ def ahead(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 # -- found at the next borrow ------------------------------------------------------------------------------------------
 
 
-async def test_a_session_that_ended_while_nobody_looked(server: Cluster, role: str, url: str) -> None:
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+async def test_a_session_that_ended_while_nobody_looked(server: Cluster, role: str, url: str, rounds: int) -> None:
+    """Or nearly so: after two rounds of the loop the driver has read the message, and not yet the end of the stream."""
     async with Pool(url, **SESSION) as pool:
         await pool.works()
         die(server, role)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        began = time.monotonic()
         assert await pool.works() == [("replaced", "lost")]
+        assert time.monotonic() - began < 0.3, "the driver is out of step, and can say no goodbye"
 
 
 async def test_one_that_was_seen_to_end(observer: Observer, role: str, url: str, eventually: Eventually) -> None:
@@ -129,6 +135,17 @@ async def test_one_whose_node_tells_so_with_the_answer_to_the_ping(monkeypatch: 
             changed = change
             await pool.ping()
             assert pool.endings() == why
+
+
+async def test_one_that_refuses_its_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = False
+    platform = Platform(lambda _: "53200" if refusing and platform.logins == 1 else None)
+    async with platform.serve() as url, Pool(url, **SESSION) as pool:
+        await pool.ping()
+        refusing = True
+        ahead(monkeypatch, 1.1)
+        await pool.ping()
+        assert pool.endings() == [("replaced", "lost")]
 
 
 # -- found at its return -----------------------------------------------------------------------------------------------
