@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Figure]:
     # Before anything else starts, so that all of it stays on one CPU: where the kernel puts a client and its server
     # decides whether a round trip takes one time or two and a half.
+    another = _another_cpu()
     about["cpu"] = _pin()
     node = nullcontext("the quick form fetches nothing") if effort is QUICK else node_pg.makers_or_reason()
     with Cluster.start(max_connections=60) as server, node as makers_or_reason:
@@ -101,10 +102,12 @@ def _measure(effort: Effort, console: Console, about: dict[str, Any]) -> list[Fi
         console.print("Cold starts ...")
         figures = cold_starts(server, rounds=effort.starts)
         gc.freeze()
-        return figures + asyncio.run(_in_one_loop(server, makers, effort, console))
+        return figures + asyncio.run(_in_one_loop(server, makers, effort, console, another))
 
 
-async def _in_one_loop(server: Cluster, makers: dict[str, Maker], effort: Effort, console: Console) -> list[Figure]:
+async def _in_one_loop(
+    server: Cluster, makers: dict[str, Maker], effort: Effort, console: Console, another_cpu: int | None
+) -> list[Figure]:
     rounds, batch = effort.rounds, effort.batch
     console.print("Warm borrows ...")
     figures = await round_trips(server, makers)
@@ -112,7 +115,7 @@ async def _in_one_loop(server: Cluster, makers: dict[str, Maker], effort: Effort
     figures += await at_a_distance(server, makers, rounds=rounds, batch=5)
     figures += await lone_borrowers(server, rounds=rounds, batch=2)
     console.print("A service's load ...")
-    figures += await service_load(server, rounds=effort.load_rounds, requests=effort.load)
+    figures += await service_load(server, rounds=effort.load_rounds, requests=effort.load, cpu=another_cpu)
     figures += await orm_requests(server, rounds=rounds, batch=batch)
     console.print("Claims, refusals, queues ...")
     figures += await loads(server, rounds=rounds, batch=batch)
@@ -127,6 +130,13 @@ def _pin() -> int | None:
     cpu = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
     return cpu
+
+
+def _another_cpu() -> int | None:
+    """A CPU that `_pin` does not take, if there is one."""
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == 1:
+        return None
+    return min(os.sched_getaffinity(0))
 
 
 def _about(quick: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A service under load: many tasks on one pool, each with one statement after the other, on a table with an index.
 
 Each pool has a process of its own, as in a service: `python -m tests.benchmarks.service NAME URL` is one. Two pools in
-one process would share the interpreter's caches and the garbage.
+one process would share the interpreter's caches and the garbage. The database is on another CPU, where there are two,
+as a service's database is on another machine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import gc
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -54,14 +56,17 @@ Pool: TypeAlias = "GuardedPool | asyncpg.Pool"
 Request: TypeAlias = tuple[str, int]
 
 
-async def service_load(server: Cluster, *, rounds: int, requests: int) -> list[Figure]:
-    """Requests per second and the 99th percentile of their duration, the wait for a connection included."""
+async def service_load(server: Cluster, *, rounds: int, requests: int, cpu: int | None) -> list[Figure]:
+    """Requests per second and the 99th percentile of their duration, the wait for a connection included.
+
+    `cpu`: where the services run; None leaves them where the server is.
+    """
     server.psql(_SCHEMA)
     names = (ASYNCPG_POOL, ALWAYS)
     throughput: Samples = {name: [] for name in names}
     p99: Samples = {name: [] for name in names}
     async with AsyncExitStack() as stack:
-        services = {name: await stack.enter_async_context(_Service.start(name, server.url())) for name in names}
+        services = {name: await stack.enter_async_context(_Service.start(name, server.url(), cpu)) for name in names}
         for number in range(rounds):
             for name in names if number % 2 else reversed(names):
                 a_second, slow = await services[name].work(number, requests)
@@ -79,9 +84,11 @@ class _Service:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, name: str, url: str) -> AsyncIterator[_Service]:
+    async def start(cls, name: str, url: str, cpu: int | None) -> AsyncIterator[_Service]:
         command = (sys.executable, "-m", __name__, name, url)
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+        if cpu is not None:
+            os.sched_setaffinity(process.pid, {cpu})
         try:
             yield cls(process)
         finally:
