@@ -68,7 +68,7 @@ ONCE = (
 """Tests that run on the main Python alone: no version changes what they show, or `examples` shows it on each."""
 
 
-PLAIN = ("rds", "test_breaker.py", "test_failures.py", "test_settings.py", "test_url.py")
+PLAIN = ("rds", "test_breaker.py", "test_failures.py", "test_judgement.py", "test_settings.py", "test_url.py")
 """Tests of code in which no version of asyncio plays a part: on a Python between two others they show nothing more."""
 
 

@@ -58,7 +58,7 @@ def test_a_short_run_tells_all_that_it_measures(tmp_path: Path) -> None:
     assert told["command"] == "nox -s bench -- --quick"
     assert {figure["measure"] for figure in figures} >= MEASURES - {"Peak memory at the first row"}
     assert {figure["measure"] for figure in figures} <= MEASURES
-    assert all(figure["value"]["middle"] > 0 for figure in figures)
+    assert not [figure for figure in figures if figure["value"]["middle"] <= 0]
     assert all(figure["measure"] in done.stdout for figure in figures)
     assert len((tmp_path / "benchmark.md").read_text().splitlines()) == 2 + len(figures)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 
 import pytest
 
-from tests.mutation.__main__ import HERE, explained, mutants_of, targets
+from tests.mutation.__main__ import HERE, Result, explained, falls_short, mutants_of, targets
 from tests.mutation.mutants import compiled, mutants
 
 SOURCE = '''
@@ -57,6 +58,24 @@ def test_a_change_that_a_test_notices():
     assert ended.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("noticed", "survived", "explained", "whole", "short"),
+    [
+        (90, 10, 5, 105, False),
+        (89, 11, 5, 105, True),
+        (89, 11, 0, 1000, False),  # of a sample, which may be that bad by chance
+        (79, 21, 0, 1000, True),
+        (2, 2, 0, 1000, False),
+        (0, 4, 0, 1000, True),
+        (0, 0, 3, 3, False),
+        (0, 0, 0, 0, False),
+    ],
+)
+def test_when_too_little_is_noticed(noticed, survived, explained, whole, short):
+    count = Counter(failed=noticed, survived=survived, explained=explained)
+    assert falls_short(Result("it", count, whole)) is short
+
+
 def test_every_survivor_that_is_explained_still_exists():
     there = {(one.module, one.where, one.change) for target in targets() for one in mutants_of(target)}
     assert explained() <= there
@@ -65,4 +84,4 @@ def test_every_survivor_that_is_explained_still_exists():
 
 
 def test_the_tests_of_each_part_exist():
-    assert all((HERE.parents[1] / name).exists() for target in targets() for name in target.tests)
+    assert all((HERE.parents[1] / name.partition("::")[0]).exists() for target in targets() for name in target.tests)

@@ -47,6 +47,13 @@ async def test_they_are_sent_at_startup_and_survive_the_reset(
         assert pool.stats()["connects"] == 1
 
 
+async def test_a_session_keeps_a_hundred_prepared_statements(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool, pool.acquire() as connection:
+        for number in range(110):
+            await connection.fetchval(f"SELECT {number}")
+        assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements") == 100
+
+
 async def test_the_stricter_timeout_counts(url: str) -> None:
     own = {"statement_timeout": "1500ms", "idle_session_timeout": 9000}
     async with GuardedPool(DatabaseSettings(url=url, server_settings=own)) as pool, pool.acquire() as connection:
@@ -59,7 +66,8 @@ async def test_the_stricter_timeout_counts(url: str) -> None:
 async def test_one_that_the_server_refuses_is_told_and_costs_no_timeout(
     url_via_tcp_proxy: str, proxy: TcpProxy, own: dict[str, Any], sqlstate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, server_settings=own)) as pool:
+    settings = DatabaseSettings(url=url_via_tcp_proxy, server_settings=own, connect_timeout_ms=10_000)
+    async with GuardedPool(settings) as pool:
         for _ in range(2):
             with pytest.raises(ConnectFailedError, match=rf"LAMBDA_DATABASE_SERVER_SETTINGS.*{sqlstate}"):
                 await pool.ping()
@@ -70,11 +78,22 @@ async def test_one_that_the_server_refuses_is_told_and_costs_no_timeout(
 
 FAULTS = [
     ({"proxy_profile": True, "server_settings": {"jit": "off"}}, "under the proxy profile"),
-    ({"server_settings": {"user": "root"}}, "names user, which is set already"),
+    *[
+        ({"server_settings": {name: "a"}}, f"names {name}, which is set already")
+        for name in (
+            "user",
+            "database",
+            "client_encoding",
+            "options",
+            "replication",
+            "client_connection_check_interval",
+        )
+    ],
     ({"url": f"{URL}?application_name=a", "server_settings": {"application_name": "b"}}, "application_name in the"),
     ({"url": f"{URL}?schema=a", "server_settings": {"search_path": "b"}}, "so does schema in the database URL"),
     ({"server_settings": {"statement_timeout": "4s"}}, r"longer than command_timeout_ms"),
     ({"server_settings": {"idle_session_timeout": 0}}, r"longer than idle_timeout_ms"),
+    ({"server_settings": {"idle_in_transaction_session_timeout": "61s"}}, r"longer than idle_timeout_ms"),
     ({"server_settings": {"statement_timeout": "soon"}}, r"no time, or longer"),
     ({"server_settings": {"no name": "a"}}, "must be settings as in"),
     ({"server_settings": {}}, "must be settings as in"),
@@ -137,6 +156,7 @@ def test_the_form_is_libpqs(text: str, settings: dict[str, str] | None) -> None:
 
 def test_durations_are_postgresqls() -> None:
     assert [milliseconds(text) for text in ("5", "5s", "0.5 min", "never")] == [5, 5000, 30_000, 0]
+    assert [milliseconds(text) for text in ("20ms", "2600us", "2h", "1d")] == [20, 3, 7_200_000, 86_400_000]
 
 
 async def test_every_session_has_a_name(
@@ -165,6 +185,7 @@ async def test_every_session_has_a_name(
         (None, "", "python"),
         (None, "-c", "python"),
         (None, "/srv/Grüße.py", "Gr??e"),
+        (None, "/srv/~ my app.py", "~ my app"),
         ("f" * 64, "x", "f" * 63),
     ],
 )

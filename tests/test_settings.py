@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -95,6 +96,7 @@ def fault(**values: Any) -> str:
     """The one fault of these values."""
     faults = refusal(**values).faults
     assert len(faults) == 1, faults
+    assert faults[0].endswith("."), "it is a sentence"
     return faults[0]
 
 
@@ -298,6 +300,7 @@ def test_an_sslmode_that_may_fall_to_plain_text_is_refused_with_its_remedy(word:
 
 def test_a_lifetime_too_short_to_be_meant_is_refused() -> None:
     assert "0 (never), or at least 100 milliseconds" in fault(max_lifetime_ms=99)
+    assert make(max_lifetime_ms=100).max_lifetime == 0.1
 
 
 def test_an_open_period_beyond_its_cap_is_refused() -> None:
@@ -345,6 +348,15 @@ def test_a_variable_for_a_part_of_the_url_is_told_where_it_belongs(name: str, mo
 
 def test_what_has_no_counterpart_is_told_with_its_remedy() -> None:
     assert fault(min_size=1) == "min_size is not a setting: sessions open on demand: remove it."
+
+
+@pytest.mark.parametrize(
+    "name",
+    "min_size minsize pool_min min_pool_size max_overflow pool_pre_ping echo schema application_name ssl_password"
+    "".split(),
+)
+def test_what_others_set_and_nobody_can_set_here_is_told_without_a_guess(name: str) -> None:
+    assert re.match(rf"{name} is not a setting: (?!use )", fault(**{name: 1}))
 
 
 def test_the_names_of_others_lead_to_settings_and_are_none() -> None:
@@ -496,6 +508,103 @@ def test_an_invalid_setting_is_not_checked_against_another() -> None:
     assert "whole number" in fault(breaker_reset_timeout_max_ms=0, breaker_reset_timeout_ms=90_000)
 
 
+NO_PASSWORD = "postgresql://someone@db.example/app"
+PAIR = {"ssl_cert": "/c.pem", "ssl_key": "/c.key"}
+CONFLICTS: list[tuple[dict[str, Any], str]] = [
+    ({"url": None}, "No database URL: set LAMBDA_DATABASE_URL or DATABASE_URL to postgresql://user:password@host:port/"),
+    ({"secret_arn": ARN}, "secret_arn supplies user and password, and so does the database URL: remove them"),
+    ({"url": None, "secret_arn": ARN, "iam_auth": True}, "secret_arn and iam_auth exclude each other: set only one."),
+    ({"iam_host": "db.example"}, "iam_host needs iam_auth to be true."),
+    ({"url": NO_PASSWORD, "iam_auth": True, "iam_host": ":5432"}, "iam_host must be host or host:port, with a port"),
+    ({"iam_auth": True}, "iam_auth uses a token instead of a password: remove the password from the database URL."),
+    ({"url": NO_PASSWORD, "iam_auth": True, "sslmode": "disable"}, "iam_auth needs TLS: set sslmode to verify-full."),
+    ({"ssl_root_cert": "/ca.pem", "sslmode": "disable"}, "ssl_root_cert is set, but sslmode is disable: use"),
+    ({"ssl_root_cert": "system", "sslmode": "require"}, "ssl_root_cert is system, which needs sslmode to be"),
+    ({"ssl_cert": "/c.pem"}, "ssl_cert is the client's certificate and needs ssl_key, its private key."),
+    ({"ssl_key": "/c.key"}, "ssl_key is set without ssl_cert: set both, or none."),
+    ({**PAIR, "sslmode": "disable"}, "ssl_cert is set, but sslmode is disable: use verify-full, or remove the"),
+    (
+        {"url": f"{URL}?sslaccept=accept_invalid_certs"},
+        "sslaccept=accept_invalid_certs in the database URL contradicts sslmode, which verifies the server: remove it",
+    ),
+    ({"url": "postgresql://u@/d?host=/run", "ssl_root_cert": "/ca.pem"}, "ssl_root_cert needs TLS, which a Unix"),
+    (
+        {"url": f"{URL}?pgbouncer=false", "proxy_host": "proxy.example"},
+        (
+            "pgbouncer=false in the database URL contradicts proxy_host: remove it from the URL or, to turn the proxy"
+            " profile off, also set proxy_profile to false."
+        ),
+    ),
+    (
+        {"url": f"{URL}?schema=tenant", "proxy_host": "proxy.example"},
+        "schema in the database URL can only be public under the proxy profile (proxy_profile or proxy_host), because",
+    ),
+    (
+        {"url": f"{URL}?target_session_attrs=primary", "proxy_host": "proxy.example"},
+        "target_session_attrs in the database URL can only be any under the proxy profile (proxy_profile or proxy_host",
+    ),
+    (
+        {"server_settings": {"jit": "off"}, "proxy_host": "proxy.example"},
+        "server_settings cannot be sent under the proxy profile (proxy_profile or proxy_host): remove it, and use",
+    ),
+    ({"proxy_host": ":5432"}, "proxy_host must be host, host:port or [IPv6]:port, with a port from 1 to 65535."),
+    ({"max_lifetime_ms": 99}, "max_lifetime_ms must be 0 (never), or at least 100 milliseconds."),
+    (
+        {"breaker_reset_timeout_ms": 5001},
+        "breaker_reset_timeout_max_ms is less than breaker_reset_timeout_ms: raise the first, or lower the second.",
+    ),
+    (
+        {"claims_cache_url": "redis://cache.example", "claims_cache_ttl_ms": 0},
+        "claims_cache_ttl_ms is 0, which turns the claims cache off, but claims_cache_url is set: remove one of them.",
+    ),
+    ({"claims_cache_url": "redis://"}, "claims_cache_url must name a host, as in redis://host:port or"),
+    ({"claims_cache_ssl_root_cert": "/ca.pem"}, "claims_cache_ssl_root_cert is set, but claims_cache_url is not: set"),
+    ({"fleet_url": "redis://"}, "fleet_url must name a host, as in redis://host:port or"),
+    (
+        {"fleet_url": "rediss://store.example", "fleet_ssl_key": "/key.pem"},
+        "fleet_ssl_key is set, but fleet_ssl_cert is not: set the certificate too, or remove the key.",
+    ),
+    (
+        {"fleet_url": "redis://store.example", "fleet_ssl_cert": "/cert.pem"},
+        "fleet_ssl_cert is set, but fleet_url does not use TLS: start it with rediss://, or remove the file.",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "told"), CONFLICTS, ids=[",".join(values) for values, _ in CONFLICTS])
+def test_settings_that_do_not_go_together_are_all_named(values: dict[str, Any], told: str) -> None:
+    """Each by its keyword, and with its variable, which the table leaves out."""
+    settings = DatabaseSettings.model_fields.keys() - {"url"}
+    names = re.compile(rf"\b({'|'.join(settings)})\b")
+    assert fault(**values).startswith(names.sub(lambda name: f"{name[0]} ({PREFIX}{name[0].upper()})", told))
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"url": None, "secret_arn": " "}, "secret_arn"),
+        ({"url": "postgresql://someone@/app", "secret_arn": " "}, "secret_arn"),
+        ({"url": "postgresql://someone@/app", "proxy_host": " "}, "proxy_host"),
+        ({"url": "postgresql://db.example/app", "secret_arn": " "}, "secret_arn"),
+        ({"url": NO_PASSWORD, "iam_host": "db.example", "iam_auth": "perhaps"}, "iam_auth"),
+        ({"ssl_cert": "/c.pem", "ssl_key": " "}, "ssl_key"),
+        ({"ssl_cert": " ", "ssl_key": "/c.key"}, "ssl_cert"),
+        ({"url": f"{URL}?schema=a", "proxy_host": "p.example", "proxy_profile": "perhaps"}, "proxy_profile"),
+        (
+            {"url": f"{URL}?target_session_attrs=primary", "proxy_host": "p.example", "proxy_profile": "perhaps"},
+            "proxy_profile",
+        ),
+        ({"server_settings": {"jit": "off"}, "proxy_host": "p.example", "proxy_profile": "perhaps"}, "proxy_profile"),
+        ({"server_settings": {"statement_timeout": "4s"}, "command_timeout_ms": 0}, "command_timeout_ms"),
+        ({"breaker_reset_timeout_ms": 0, "breaker_reset_timeout_max_ms": 1}, "breaker_reset_timeout_ms"),
+        ({"claims_cache_ssl_cert": "/c.pem", "claims_cache_url": " "}, "claims_cache_url"),
+        ({"fleet_url": "rediss://h", "fleet_ssl_key": "/c.key", "fleet_ssl_cert": " "}, "fleet_ssl_cert"),
+    ],
+)  # fmt: skip
+def test_what_a_wrong_setting_may_have_caused_is_not_told(values: dict[str, Any], wrong: str) -> None:
+    assert fault(**values).startswith(f"{wrong} (LAMBDA_DATABASE_{wrong.upper()}) must be ")
+
+
 # What the URL sets
 
 
@@ -538,6 +647,7 @@ def test_a_parameter_that_contradicts_its_setting_is_told_with_both(parameter: U
     sentence = fault(url=url, **partner, **{parameter.feeds: other_value(parameter)})
     where, setting = sentence.split(" in the database URL contradicts ")
     assert parameter.name in where
+    assert where.endswith(" (seconds)") is parameter.feeds.endswith("_ms")
     assert setting == (
         f"{parameter.feeds} ({PREFIX}{parameter.feeds.upper()}): remove one of them, or make them equal."
     )
@@ -838,6 +948,13 @@ def test_nothing_private_is_shown() -> None:
     assert not any(word in text for text in shown(full()) for word in PRIVATE)
 
 
+def test_a_target_shows_no_name_and_no_port() -> None:
+    target = make(url="postgresql://u@h:6123/zz-database?application_name=zz-name&schema=zz-schema").target
+    assert re.findall(r"(\w+)=", repr(target)) == [
+        "sslmode", "ssl_root_cert", "target_session_attrs", "ssl_cert", "ssl_key"
+    ]  # fmt: skip
+
+
 def test_the_secret_arn_is_not_shown() -> None:
     built = DatabaseSettings(secret_arn=ARN)
     assert not any(ARN in text for text in shown(built))
@@ -889,6 +1006,7 @@ def test_a_plain_copy_can_be_made_under_its_old_name(deep: bool) -> None:
     assert again == built
     assert again is not built
     assert (again.url is built.url) is not deep
+    assert built.copy().url is built.model_copy().url is built.url
 
 
 def test_nobody_can_subclass_the_settings() -> None:

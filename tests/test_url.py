@@ -30,6 +30,7 @@ def fault(text: str) -> str:
     """The one fault of a URL."""
     faults = parse_database_url(text)[1]
     assert len(faults) == 1, faults
+    assert faults[0].endswith("."), "it is a sentence"
     return faults[0]
 
 
@@ -159,7 +160,9 @@ def test_a_parameter_that_contradicts_a_part_of_the_address_is_refused(query: st
 
 @pytest.mark.parametrize("port", ["0", "65536", "http", "123456"])
 def test_a_parameter_with_a_port_out_of_range_is_refused(port: str) -> None:
-    assert fault(f"postgresql://u@h/d?port={port}") == "port in the database URL must be a port from 1 to 65535."
+    for host in ("h", "h:5432"):
+        told = fault(f"postgresql://u@{host}/d?port={port}")
+        assert told == "port in the database URL must be a port from 1 to 65535."
 
 
 @pytest.mark.parametrize("host", ["h:5432", "one,two", ":5432", "a%20b"])
@@ -201,12 +204,16 @@ def test_a_user_before_a_password_that_was_not_encoded_is_unknown_and_not_missin
 def test_a_name_that_the_slash_hides_is_unknown_and_not_missing() -> None:
     url, faults = parse_database_url("postgresql:///user@h/d")
     assert len(faults) == 1
-    assert (url.host, url.user) == ("", "")
+    assert (url.host, url.user, url.database) == ("", "", "")
 
 
 @pytest.mark.parametrize("address", ["h:99999/d", "h/d?pgbouncer=2", "@h/d?pgbouncer=2"])
 def test_a_user_that_no_fault_can_hide_is_missing(address: str) -> None:
     assert parse_database_url(f"postgresql://{address}")[0].user is None
+
+
+def test_a_parameter_that_is_not_named_is_told_by_its_position() -> None:
+    assert fault("postgresql://h/d?user=u&password=pass&hunter2=1").startswith("Parameter 3 of the database URL is")
 
 
 def test_an_at_sign_in_a_parameter_hides_no_missing_user() -> None:
@@ -235,6 +242,7 @@ def test_a_unix_socket_is_the_host(text: str, host: str, port: int | None) -> No
 @pytest.mark.parametrize("text", ["postgresql://u@/d?host=/a,b", "postgresql://u@%2Fa,b/d"])
 def test_a_directory_that_asyncpg_would_split_is_refused(text: str) -> None:
     assert "contains a comma" in fault(text)
+    assert parse_database_url(text)[0].host == "", "it is unknown, and not missing"
 
 
 @pytest.mark.parametrize("text", ["postgresql://user:pass/word@h/d", "postgresql://user:12/word@h/d"])
@@ -250,11 +258,14 @@ def test_a_bare_slash_in_the_password_is_told_as_such(text: str) -> None:
         ("postgresql://user:%ff@h/d", "password"),
         ("postgresql://user:%00@h/d", "password"),
         ("postgresql://user@h/%d", "database"),
+        ("postgresql://user@%2Fa%zz/d", "host"),
         ("postgresql://user@h/d?schema=%f", "schema"),
     ],
 )
 def test_a_broken_percent_encoding_names_its_part(text: str, part: str) -> None:
     assert fault(text).startswith(f"The {part} in the database URL is not percent-encoded")
+    if part in {"user", "host", "database"}:
+        assert getattr(parse_database_url(text)[0], part) == "", "it is unknown, and not missing"
 
 
 def test_a_broken_percent_encoding_in_the_host_is_told() -> None:
@@ -403,6 +414,36 @@ def test_a_parameter_of_another_client_is_refused_by_name_with_the_remedy_that_f
     assert "zz" not in sentence
 
 
+OF_OTHER_CLIENTS = {
+    "libpq": "channel_binding client_encoding fallback_application_name gssdelegation gssencmode gsslib hostaddr"
+    " keepalives keepalives_count keepalives_idle keepalives_interval krbsrvname load_balance_hosts passfile"
+    " replication require_auth requirepeer requiressl service servicefile ssl_max_protocol_version"
+    " ssl_min_protocol_version sslcertmode sslcompression sslcrl sslcrldir sslnegotiation sslpassword sslsni"
+    " tcp_user_timeout",
+    "Prisma": "max_idle_connections single_use_connections sslidentity statement_cache_size",
+    "Python's": "async_fallback command_timeout direct_tls max_inactive_connection_lifetime max_overflow max_queries"
+    " max_size min_size pool_size prepared_statement_cache_size prepared_statement_name_func ssl timeout unix_sock",
+    "Node's": "connectTimeoutMS connect_timeout_ms idle_timeout max pool_min prepared_statements query_timeout"
+    " search_path statement_timeout",
+    "JDBC": "ApplicationName connectTimeout currentSchema databaseName loginTimeout prepareThreshold"
+    " preparedStatementCacheQueries reWriteBatchedInserts socketTimeout sslfactory stringtype tcpKeepAlive",
+    "platforms": "pool_mode pooler supa workaround",
+}
+
+
+@pytest.mark.parametrize("client", OF_OTHER_CLIENTS)
+def test_each_parameter_that_only_another_client_has_is_told_as_such(client: str) -> None:
+    for name in OF_OTHER_CLIENTS[client].split():
+        assert fault(f"postgresql://u:word@h/d?{name}=zz").startswith(f"{name} in the database URL is not supported: ")
+
+
+@pytest.mark.parametrize("client", ["endpoint=x", "project=x", "--cluster=x"])
+def test_an_option_of_a_platform_is_named(client: str) -> None:
+    name = client.partition("=")[0]
+    told = fault(f"postgresql://u:word@h/d?options={encoded(client)}")
+    assert told.startswith(f"options={name}… in the database URL is for clients that do not send the host name")
+
+
 def test_an_option_of_no_known_platform_is_refused_without_its_value() -> None:
     sentence = fault("postgresql://u:word@h/d?options=--zz")
     assert "options" in sentence
@@ -419,6 +460,16 @@ def test_no_parameter_of_another_client_is_one_of_ours(name: str) -> None:
     "query", [f"{name}={value}" for name, values in foreign_names.ALREADY_SO.items() for value in sorted(values)]
 )
 def test_a_parameter_that_asks_for_what_happens_anyhow_is_taken(query: str) -> None:
+    assert read(f"postgresql://u@h/d?{query}") == read("postgresql://u@h/d")
+
+
+@pytest.mark.parametrize(
+    "query",
+    "channel_binding=disable channel_binding=prefer gssencmode=disable gssencmode=prefer sslcompression=0 sslsni=1"
+    " sslnegotiation=postgres client_encoding=UTF8 client_encoding=utf-8 client_encoding=unicode client_encoding=auto"
+    "".split(),
+)
+def test_these_are_what_happens_anyhow(query: str) -> None:
     assert read(f"postgresql://u@h/d?{query}") == read("postgresql://u@h/d")
 
 
@@ -469,6 +520,8 @@ def test_all_faults_of_a_url_are_told_at_once() -> None:
         ("db.example", ("db.example", None)),
         ("db.example:6432", ("db.example", 6432)),
         ("db.example:", ("db.example", None)),
+        ("db.example:1", ("db.example", 1)),
+        ("db.example:65535", ("db.example", 65535)),
         ("[::1]:6432", ("::1", 6432)),
         ("[fe80::1%eth0]", ("fe80::1%eth0", None)),
         (":6432", (None, 6432)),

@@ -164,7 +164,7 @@ class DatabaseSettings(SettingsFields):
         try:
             built = build(values)
         except ValidationError as error:
-            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            errors = error.errors(include_input=False)
         invalid = {str(error["loc"][0]) for error in errors}
         if "url" in invalid:
             faults = []

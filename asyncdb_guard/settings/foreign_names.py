@@ -48,7 +48,6 @@ URL_REMEDIES: Mapping[str, str] = {
     "require_auth": "remove it; sslmode=verify-full verifies the server",
     "requirepeer": _REMOVE,
     "requiressl": _SSLMODE,
-    "requiresslmode": _SSLMODE,
     "sslcertmode": "remove it; the client certificate is sent if the server asks for it",
     "sslcompression": _REMOVE,
     "sslcrl": "revocation lists are not supported: remove it",

@@ -132,22 +132,17 @@ def _address(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
         yield _conflict(
             "The database URL names no host: write it after the `@` or, for the directory of a Unix socket, as in"
             " ?host=/cloudsql/project:region:instance.",
-            "url",
             "secret_arn",
             "proxy_host",
         )
     if url.user is None:
-        yield _conflict(
-            "The database URL names no user: write it before the host, as in user@host.", "url", "secret_arn"
-        )
+        yield _conflict("The database URL names no user: write it before the host, as in user@host.", "secret_arn")
 
 
 def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflict]:
     if settings.secret_arn is not None and (url.user or url.password):
         yield _conflict(
-            "{} supplies user and password, and so does the database URL: remove them from the URL.",
-            "secret_arn",
-            "url",
+            "{} supplies user and password, and so does the database URL: remove them from the URL.", "secret_arn"
         )
     if settings.secret_arn is not None and settings.iam_auth:
         yield _conflict("{} and {} exclude each other: set only one.", "secret_arn", "iam_auth")
@@ -156,9 +151,7 @@ def _credentials(settings: SettingsFields, url: DatabaseUrl) -> Iterator[Conflic
     if settings.iam_host is not None and not (parse_endpoint(settings.iam_host) or ("",))[0]:
         yield _conflict("{} must be host or host:port, with a port from 1 to 65535.", "iam_host")
     if settings.iam_auth and url.password:
-        yield _conflict(
-            "{} uses a token instead of a password: remove the password from the database URL.", "iam_auth", "url"
-        )
+        yield _conflict("{} uses a token instead of a password: remove the password from the database URL.", "iam_auth")
 
 
 def _tls(settings: SettingsFields, url: DatabaseUrl, target: ConnectTarget) -> Iterator[Conflict]:

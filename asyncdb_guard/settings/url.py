@@ -60,7 +60,7 @@ def nearest(name: str, known: list[str]) -> str | None:
     """The known name that `name` is probably meant to be; None if there is none like it."""
     from difflib import get_close_matches  # only for faults, so not at a cold start
 
-    return next(iter(get_close_matches(name.lower(), known, n=1, cutoff=0.75)), None)
+    return next(iter(get_close_matches(name.lower(), known, cutoff=0.75)), None)
 
 
 def parse_endpoint(text: str) -> tuple[str | None, int | None] | None:

@@ -18,7 +18,7 @@ from asyncdb_guard.cognito import TokenClaims
 from asyncdb_guard.cognito.claims import build_response, check_claims, restore
 from asyncdb_guard.cognito.event import TokenRequest, read_token_event
 from asyncdb_guard.cognito.values import MAX_DEPTH, MAX_SIZE, ClaimError
-from tests.cognito.events import CLIENT_ID, token_event
+from tests.cognito.events import CLIENT_ID, machine_event, token_event
 
 RESERVED = (
     "sub iss aud exp iat nbf jti origin_jti nonce auth_time token_use azp at_hash acr amr identities username client_id"
@@ -240,6 +240,31 @@ def test_groups_are_left_alone_unless_they_are_changed(version: str) -> None:
     assert "groupOverrideDetails" not in details
 
 
+@pytest.mark.parametrize(
+    "claims",
+    [
+        TokenClaims(id={"a": 1}),
+        TokenClaims(suppress_id=["a"]),
+        TokenClaims(groups=["a"]),
+        TokenClaims(iam_roles=["a"]),
+        TokenClaims(preferred_role="a"),
+    ],
+)
+def test_a_machine_has_no_id_token_and_no_groups(claims: TokenClaims) -> None:
+    with pytest.raises(ClaimError, match=r"is for users: a machine has no ID token and no groups\. Remove it\.$"):
+        check_claims(claims, read_token_event(machine_event()).subject)
+
+
+def test_a_machine_has_an_access_token() -> None:
+    asked = read_token_event(machine_event())
+    allowed = TokenClaims({"both": 1}, access={"a": 1}, suppress=["s"])
+    assert build_response(check_claims(allowed, asked.subject), asked) == {
+        "claimsAndScopeOverrideDetails": {
+            "accessTokenGeneration": {"claimsToAddOrOverride": {"both": 1, "a": 1}, "claimsToSuppress": ["s"]}
+        }
+    }
+
+
 CONFIGURATION = {"groupsToOverride": ["a", "b"], "iamRolesToOverride": ["r"], "preferredRole": "r", "new": 1}
 KEPT = {"groupsToOverride": ["a", "b"], "iamRolesToOverride": ["r"], "preferredRole": "r"}
 
@@ -315,6 +340,13 @@ def test_size_is_bounded_over_both_tokens() -> None:
         answered(TokenClaims(groups=["x" * 100] * 200))
 
 
+def test_claims_of_just_the_size_that_is_allowed() -> None:
+    spare = MAX_SIZE - len(check_claims(TokenClaims(groups=["x"]), request().subject).dump())
+    assert answered(TokenClaims(groups=["x" * (1 + spare)]))
+    with pytest.raises(ClaimError, match=r"^The claims take 16385 bytes of JSON; the maximum is 16384\.$"):
+        answered(TokenClaims(groups=["x" * (2 + spare)]))
+
+
 def test_a_wide_and_deep_value_is_refused_in_no_time() -> None:
     value: Any = "x"
     for _ in range(MAX_DEPTH):
@@ -329,6 +361,8 @@ def test_names_in_messages_are_short_and_plain() -> None:
     assert str(caught.value).isascii()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+    with pytest.raises(ClaimError, match=f"^The claim '{'x' * 64}' contains"):
+        answered({"x" * 65: b""})
 
 
 def test_a_repr_shows_no_claims() -> None:

@@ -13,7 +13,13 @@ import pytest
 from aws_lambda_powertools.utilities.data_classes.cognito_user_pool_event import PreTokenGenerationTriggerEvent
 
 from asyncdb_guard import TriggerEventError
-from asyncdb_guard.cognito.event import plain_event, read_confirmation_event, read_token_event, trigger_source
+from asyncdb_guard.cognito.event import (
+    plain_event,
+    public_source,
+    read_confirmation_event,
+    read_token_event,
+    trigger_source,
+)
 from tests.cognito.events import CLIENT_ID, POOL_ID, confirmation_event, token_event
 
 
@@ -142,6 +148,13 @@ def test_a_dict_is_kept_and_what_is_in_it_becomes_plain() -> None:
     assert json.loads(json.dumps(event))["response"] == {"list": [{"a": {"b": 1}}]}
 
 
+def test_a_list_is_kept_and_a_tuple_becomes_one() -> None:
+    event = {"list": [1], "tuple": (1,), "typed": [UserDict(a=1)]}
+    kept = event["list"]
+    assert plain_event(event) == {"list": [1], "tuple": [1], "typed": [{"a": 1}]}
+    assert event["list"] is kept
+
+
 class Indexable:
     """An object that cannot be listed, so that it cannot be sent back."""
 
@@ -189,6 +202,26 @@ def test_odd_shapes_elsewhere_are_survived(field: str, odd: Any) -> None:
     assert user.sub == "s"
     assert isinstance(user.groups, tuple)
     assert isinstance(user.client_id, str)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "CreateAuthChallenge_Authentication", "CustomEmailSender_SignUp", "CustomMessage_SignUp",
+        "CustomSMSSender_SignUp", "DefineAuthChallenge_Authentication", "InboundFederation_ExternalProvider",
+        "PostAuthentication_Authentication", "PostConfirmation_ConfirmSignUp", "PreAuthentication_Authentication",
+        "PreSignUp_AdminCreateUser",
+        "TokenGeneration_HostedAuth", "UserMigration_Authentication", "VerifyAuthChallengeResponse_Authentication",
+    ],
+)  # fmt: skip
+def test_a_source_of_cognitos_is_shown_in_a_log(source: str) -> None:
+    assert public_source(source) == source
+    assert public_source(source + "A" * 64) == (source + "A" * 64)[:64]
+
+
+@pytest.mark.parametrize("source", ["", "ada", "PreSignUp", "PreSignUp_ada@example.com", "PreSignUp_+491711234567"])
+def test_a_source_that_may_be_any_text_is_not_shown_in_a_log(source: str) -> None:
+    assert public_source(source) == "an unknown source"
 
 
 def test_names_that_are_no_texts_are_left_out() -> None:

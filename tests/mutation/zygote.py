@@ -90,7 +90,7 @@ def _in_the_child(tests: Sequence[str], server: Any, change: tuple[str, CodeType
         # What this process has imported is nothing to warn of.
         options = "-x -q --tb=line -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning --server=16"
         arguments = [*options.split(), *tests]
-        code = int(pytest.main(arguments, plugins=[_Shared(server)]))
+        code = int(pytest.main(arguments, plugins=[_Plugin(server)]))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -99,11 +99,14 @@ def _in_the_child(tests: Sequence[str], server: Any, change: tuple[str, CodeType
         os._exit(code)
 
 
-class _Shared:
-    """A pytest plugin: the session's server is the parent's. Tests that start one of their own still do."""
+class _Plugin:
+    """The session's server is the parent's (tests that start one of their own still do), and quick tests come first."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items.sort(key=lambda item: ("server" in item.fixturenames, hasattr(item.obj, "hypothesis")))
 
     def pytest_sessionstart(self) -> None:
         if self._server is None:

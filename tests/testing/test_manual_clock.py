@@ -50,7 +50,8 @@ async def test_an_idle_session_ends_at_the_loops_next_turn(
 
 
 async def test_a_session_that_is_too_old_is_replaced(url: str) -> None:
-    async with GuardedPool(DatabaseSettings(url=url, idle_timeout_ms=3_600_000)) as pool:
+    settings = DatabaseSettings(url=url, idle_timeout_ms=3_600_000, session_reset="never", connect_timeout_ms=10_000)
+    async with GuardedPool(settings) as pool:
         with ManualClock() as manual, recorded(pool) as events:
             await pool.ping()
             await at_rest(pool)
