@@ -35,6 +35,9 @@ _CHECK = (
     " RELEASE SAVEPOINT asyncdb_guard_check"
 )
 
+_RESET_TIMEOUT = 1.0
+"""Seconds for the reset at the end; what takes longer goes on without anybody who waits."""
+
 _PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"
 """A test may stand in a debugger for as long as it likes."""
 
@@ -276,6 +279,7 @@ class SharedTransaction:
             self._bare.terminate()  # a statement of the last borrower still runs: the server undoes it with the session
         finally:
             inside.return_now(self._acquisition, changed_codecs=self._changed_codecs)
+        await inside.wait_until_reset(self._acquisition, self._connection, _RESET_TIMEOUT)
 
     def drop(self) -> None:
         """End the session, and with it the transaction, at once."""
