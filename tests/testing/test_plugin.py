@@ -358,6 +358,11 @@ def test_a_server_that_cannot_be_used_is_one_error_with_the_remedy() -> None:
             assert database.url.startswith("postgresql://rich:secret@")
 
 
+def test_the_url_of_a_unix_socket_stays_one() -> None:
+    url = "postgresql://me@/postgres?host=/var/run/postgresql"
+    assert databases._with_database(url, "mine") == "postgresql://me@/mine?host=/var/run/postgresql"
+
+
 def test_an_unusable_server_fails_those_who_ask_for_it(suite: Suite) -> None:
     suite.write("def test_it(postgres_url): pass\ndef test_other(): pass")
     _, said = suite.run("--postgres-url=postgresql://u@127.0.0.1:1/d")
