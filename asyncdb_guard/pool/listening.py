@@ -83,8 +83,11 @@ class Listening:
             logger.warning(_ONLY_SESSION)
         return feed
 
+    def _acquire(self) -> Acquisition:
+        return Acquisition(self._core, None)
+
     async def _listen(self, feed: Feed) -> None:
-        acquisition = Acquisition(self._core, None)
+        acquisition = self._acquire()
         connection = await acquisition.__aenter__()
         try:
             if self._core.through_pooler:

@@ -44,17 +44,17 @@ def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_readmes_test_passes(tmp_path: Path) -> None:
-    suite = Suite(tmp_path)
-    (tmp_path / "test_it.py").write_text(README.text)
+def test_the_readmes_test_passes(pytester: pytest.Pytester) -> None:
+    suite = Suite(pytester)
+    (suite.folder / "test_it.py").write_text(README.text)
     status, said = suite.run()
     assert status == 0, said
     assert "1 passed" in said
 
 
-def test_the_tutorials_suite_passes(tmp_path: Path) -> None:
-    save([*TUTORIAL, *INI_FILE], tmp_path)
-    status, said = Suite(tmp_path, ini=None).run()
+def test_the_tutorials_suite_passes(pytester: pytest.Pytester) -> None:
+    save([*TUTORIAL, *INI_FILE], pytester.path)
+    status, said = Suite(pytester, ini=None).run()
     assert status == 0, said
     assert f"{number_of_tests(TUTORIAL)} passed" in said
 
@@ -69,12 +69,11 @@ def test_the_tutorials_program_prints_what_its_page_shows(name: str, tmp_path: P
     assert (done.stdout, done.stderr) == (PRINTED[name].text, "")
 
 
-def test_the_files_of_the_page_are_a_suite_that_passes(tmp_path: Path) -> None:
-    suite = Suite(tmp_path)
-    (tmp_path / "asyncdb_guard").symlink_to(ROOT / "asyncdb_guard")
-    save(SUITE, tmp_path)
-    (tmp_path / "pytest.ini").write_text(f"{INI}pythonpath = .\n")
-    status, said = suite.run(*SESSION_LOOP)
+def test_the_files_of_the_page_are_a_suite_that_passes(pytester: pytest.Pytester) -> None:
+    suite = Suite(pytester, f"{INI}pythonpath = .\n")
+    (suite.folder / "asyncdb_guard").symlink_to(ROOT / "asyncdb_guard")
+    save(SUITE, suite.folder)
+    status, said = suite.run_alone(*SESSION_LOOP)
     assert status == 0, said
     assert f"{number_of_tests(SUITE)} passed" in said
 

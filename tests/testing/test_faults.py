@@ -159,6 +159,16 @@ async def test_a_watched_pool_knows_who_has_its_connections(url: str, eventually
         assert str(BorrowLeftOpenError(["a", "b"])).startswith("2 connections were")
 
 
+async def test_a_watched_pool_knows_who_listens(url: str) -> None:
+    async with WatchedPool(DatabaseSettings(url=url, pool_max=2)) as pool:
+        async with pool.listen("news") as notes:
+            line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
+            assert [place.partition(" in ")[0] for place in pool.left_open] == [f"tests/testing/test_faults.py:{line}"]
+            await pool.execute("NOTIFY news")
+            assert (await anext(notes)).channel == "news"  # type: ignore[union-attr]
+        assert pool.left_open == []
+
+
 async def test_a_connection_that_was_forgotten_is_still_told(url: str) -> None:
     async def prepare(conn: Connection) -> None:
         await conn.execute("SET app.tenant = 'of init'")

@@ -108,6 +108,9 @@ def test_a_process_can_be_asked_or_made_to_end(runtime_api: RuntimeApi, code: Pa
     assert asked.terminate() < 2.0
     assert asked.returncode == -signal.SIGTERM
     asked.kill()
+    for signal_it in (asked.freeze, asked.thaw):
+        with pytest.raises(EnvironmentFailed, match="has ended with exit code -15"):
+            signal_it()
     asked.close()
     stubborn.invoke({"ignore": True})
     assert stubborn.terminate(grace=0.1) >= 0.1

@@ -9,8 +9,12 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from asyncdb_guard.testing import (
@@ -53,10 +57,11 @@ WITHOUT = tuple(
 class Suite:
     """A folder with somebody's tests."""
 
-    def __init__(self, pytester: pytest.Pytester) -> None:
+    def __init__(self, pytester: pytest.Pytester, ini: str | None = INI) -> None:
         self.folder = pytester.path
         self._pytester = pytester
-        (self.folder / "pytest.ini").write_text(INI)
+        if ini is not None:
+            (self.folder / "pytest.ini").write_text(ini)
 
     def write(self, tests: str, conftest: str = CONFTEST) -> None:
         (self.folder / "conftest.py").write_text(conftest)
@@ -334,7 +339,7 @@ def test_a_server_that_cannot_be_used_is_one_error_with_the_remedy() -> None:
         server.psql("CREATE ROLE poor LOGIN PASSWORD 'secret'; CREATE ROLE rich LOGIN PASSWORD 'secret' CREATEDB")
         rich = server.url(user="rich", password="secret")
         for url, said in (
-            (server.url(user="poor", password="secret"), "may not create databases.* ALTER ROLE"),
+            (server.url(user="poor", password="secret"), "does not let this role create databases.* ALTER ROLE"),
             (server.url(user="rich", password="wrong"), r"refused the login \(28P01\)"),
             (server.url("missing", user="rich", password="secret"), "does not have the database"),
             (f"{rich}?no_such_parameter=1", r"refused the connection \(42704\)"),
@@ -351,6 +356,11 @@ def test_a_server_that_cannot_be_used_is_one_error_with_the_remedy() -> None:
             TemporaryDatabase.start(url=rich, version=16)
         with TemporaryDatabase.start(url=rich, version=18) as database:
             assert database.url.startswith("postgresql://rich:secret@")
+
+
+def test_the_url_of_a_unix_socket_stays_one() -> None:
+    url = "postgresql://me@/postgres?host=/var/run/postgresql"
+    assert databases._with_database(url, "mine") == "postgresql://me@/mine?host=/var/run/postgresql"
 
 
 def test_an_unusable_server_fails_those_who_ask_for_it(suite: Suite) -> None:
@@ -390,6 +400,40 @@ def test_a_schema_that_is_wrong_is_told_and_nothing_is_left(server: TemporaryPos
     assert server.psql("SELECT count(*) FROM pg_database WHERE datname LIKE 'asyncdb_guard_%'") == "0"
 
 
+@pytest.mark.parametrize("foreign", [False, True], ids=["throw-away", "foreign"])
+async def test_the_processes_of_a_run_share_server_and_template(
+    server: TemporaryPostgres, foreign: bool, eventually: Eventually
+) -> None:
+    given = server.url() if foreign else None
+    listing = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"
+    before = server.psql(listing)
+    run = uuid.uuid4().hex
+    start = partial(TemporaryDatabase.start, url=given, run=run)
+    with start("CREATE TABLE t (i int)", process="second") as second:
+        with start("this is run by the first one only", process="first") as first:
+            assert first.url.rpartition("/")[0] == second.url.rpartition("/")[0]
+            assert first.url != second.url
+        assert await tables(second.url) == ["t"]
+    assert server.psql(listing) == before
+    if not foreign:
+        await eventually(lambda: is_gone(second.url), but="the throw-away server has ended")
+
+
+def is_gone(url: str) -> bool:
+    """Whether nobody listens any more where the URL leads to."""
+    address = urlsplit(url)
+    with socket.socket() as probe:
+        return probe.connect_ex((address.hostname or "", address.port or 0)) != 0
+
+
+async def tables(url: str) -> list[str]:
+    """The names of the tables in the schema public."""
+    connection = await asyncpg.connect(url)
+    rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    await connection.close()
+    return [row["tablename"] for row in rows]
+
+
 async def test_a_killed_run_leaves_no_server(suite: Suite, eventually: Eventually) -> None:
     suite.write(
         """
@@ -401,15 +445,9 @@ async def test_a_killed_run_leaves_no_server(suite: Suite, eventually: Eventuall
     )
     status, said = suite.run_alone("-s")
     assert status == -signal.SIGKILL
-    found = re.search(r"127\.0\.0\.1:(\d+)", said)
+    found = re.search(r"postgresql://\S+", said)
     assert found is not None
-    port = int(found[1])
-
-    def is_gone() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) != 0
-
-    await eventually(is_gone)
+    await eventually(lambda: is_gone(found[0]))
 
 
 def test_unused_it_imports_nothing_of_ours_and_no_server_is_started(suite: Suite) -> None:

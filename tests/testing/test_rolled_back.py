@@ -27,6 +27,7 @@ from asyncdb_guard.testing import (
     ManualClock,
     Observer,
     RolledBackError,
+    TcpProxy,
     TemporaryPostgres,
     confirmation_event,
     database_down,
@@ -296,7 +297,8 @@ async def test_a_local_setting_ends_with_its_transaction(base: GuardedPool, pool
     for one in (base, pool):
         async with one.acquire() as conn:
             async with conn.transaction():
-                await conn.execute(sql)
+                for _ in range(2):
+                    await conn.execute(sql)
                 async with conn.transaction():
                     assert await conn.fetchval(SHOW) == "x"
             assert not await conn.fetchval(SHOW)
@@ -750,6 +752,19 @@ def test_it_serves_one_event_loop(server: TemporaryPostgres, role: str, url: str
     with pytest.raises(RolledBackError, match="one event loop"):
         asyncio.run(use())
     asyncio.run(end())
+
+
+def test_the_end_of_an_event_loop_cancels_no_reset(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
+    base = GuardedPool(DatabaseSettings(url=url_via_tcp_proxy))
+
+    async def use() -> None:
+        async with rolled_back(base) as pool:
+            await pool.ping()
+
+    for _ in range(2):
+        asyncio.run(use())
+    asyncio.run(base.close())
+    assert (proxy.accepted, proxy.cancel_requests) == (2, 0)
 
 
 def test_its_events_are_the_base_pools_and_its_circuit_is_its_own(server: TemporaryPostgres, url: str) -> None:

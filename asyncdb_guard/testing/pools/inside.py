@@ -92,6 +92,17 @@ def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:
         acquisition.__aexit__(None, None, None).send(None)
 
 
+async def wait_until_reset(acquisition: Acquisition, connection: PooledConnection, timeout: float) -> None:
+    """Wait for the reset after `return_now`, for at most `timeout` seconds: the end of a loop would cancel it.
+
+    That takes a second connection, for the cancel request.
+    """
+    under_way = acquisition._loop_pool.workers._tasks.items()
+    resets = [task for task, (in_hand, _) in under_way if in_hand is connection]
+    if resets:
+        await asyncio.wait(resets, timeout=timeout)
+
+
 def bare(connection: PooledConnection) -> Any:
     """asyncpg's own connection, which works whoever has it lent."""
     return connection._connection

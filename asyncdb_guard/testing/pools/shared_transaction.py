@@ -35,6 +35,9 @@ _CHECK = (
     " RELEASE SAVEPOINT asyncdb_guard_check"
 )
 
+_RESET_TIMEOUT = 1.0
+"""Seconds for the reset at the end; what takes longer goes on without anybody who waits."""
+
 _PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"
 """A test may stand in a debugger for as long as it likes."""
 
@@ -215,7 +218,7 @@ class SharedTransaction:
         ]
         endings += [f"DROP TABLE IF EXISTS pg_temp.{name} CASCADE" for name in doomed]
         if endings:
-            await self._send("; ".join(endings), spoils=True)
+            await self._send("; ".join(endings))
 
     def spoil(self) -> None:
         """It failed: the next statement undoes it first."""
@@ -226,9 +229,9 @@ class SharedTransaction:
         """Let asyncpg forget tables and types, as it does by itself outside of a transaction."""
         await self._bare.reload_schema_state()
 
-    async def _send(self, sql: str, *, spoils: bool = False) -> None:
-        """Send a statement of our own, whose failure may spoil what the borrower did."""
-        await self._sent(lambda: self._execute(sql, spoils=spoils))
+    async def _send(self, sql: str) -> None:
+        """Send a statement of our own. Its failure spoils what the borrower did."""
+        await self._sent(partial(self._execute, sql))
 
     async def _sent(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Send something in a task of its own: a cancelled borrower must not leave it half done."""
@@ -247,12 +250,11 @@ class SharedTransaction:
         finally:
             self._sending = None
 
-    async def _execute(self, sql: str, *, spoils: bool) -> None:
+    async def _execute(self, sql: str) -> None:
         try:
             await self._bare.execute(sql)
         except BaseException:
-            if spoils:
-                self.spoil()
+            self.spoil()
             raise
         else:
             if sql in {_UNDO, _NEXT}:
@@ -277,6 +279,7 @@ class SharedTransaction:
             self._bare.terminate()  # a statement of the last borrower still runs: the server undoes it with the session
         finally:
             inside.return_now(self._acquisition, changed_codecs=self._changed_codecs)
+        await inside.wait_until_reset(self._acquisition, self._connection, _RESET_TIMEOUT)
 
     def drop(self) -> None:
         """End the session, and with it the transaction, at once."""

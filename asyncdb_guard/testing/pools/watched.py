@@ -12,6 +12,7 @@ from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Listener
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.pool.acquisition import Acquisition
+from asyncdb_guard.pool.listening import Listening
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.testing.pools.inside import core_of
 
@@ -36,6 +37,10 @@ class WatchedPool(GuardedPool):
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow a connection, as `GuardedPool.acquire` does."""
         return _WatchedAcquisition(self, timeout, caller())
+
+    def listen(self, *channels: str) -> Listening:
+        """LISTEN, as `GuardedPool.listen` does. It has a connection, too."""
+        return _WatchedListening(self, channels, caller())
 
     @property
     def left_open(self) -> list[str]:
@@ -62,3 +67,13 @@ class _WatchedAcquisition(Acquisition):
     def release(self, error: BaseException | None) -> None:
         self._pool.borrowed.pop(self._number, None)
         super().release(error)
+
+
+class _WatchedListening(Listening):
+    def __init__(self, pool: WatchedPool, channels: tuple[str, ...], place: str) -> None:
+        super().__init__(core_of(pool), channels)
+        self._pool = pool
+        self._place = place
+
+    def _acquire(self) -> Acquisition:
+        return _WatchedAcquisition(self._pool, None, self._place)

@@ -66,7 +66,7 @@ class TemporaryDatabase:
         """
         run = run or uuid.uuid4().hex
         given = url or os.environ.get(ENVIRONMENT)
-        server = _Server(given, None, None, OPTION if url else ENVIRONMENT) if given else _server_of(run, version)
+        server = _foreign(given, OPTION if url else ENVIRONMENT) if given else _server_of(run, version)
         try:
             name = run_blocking(_create(server, run, process, schema, version))
         except BaseException:
@@ -96,8 +96,8 @@ class _Server:
     url: str
     started: TemporaryPostgres | None
     joined: int | None
-    named: str = ""
-    """What has the URL of somebody's own."""
+    named: str = "The throw-away server"
+    """For the texts of errors."""
 
     @property
     def is_foreign(self) -> bool:
@@ -108,6 +108,10 @@ class _Server:
             self.started.leave()
         elif self.joined is not None:
             os.close(self.joined)
+
+
+def _foreign(url: str, place: str) -> _Server:
+    return _Server(url, None, None, f"The server of {place}")
 
 
 def _server_of(run: str, version: int | None) -> _Server:
@@ -133,7 +137,7 @@ async def _create(server: _Server, run: str, process: str, schema: str, version:
             found = admin.get_server_version().major
             if version not in {None, found}:
                 raise PostgresUrlError(
-                    f"The server of {server.named} is PostgreSQL {found}, and --postgres-version asks for {version}."
+                    f"{server.named} is PostgreSQL {found}, and --postgres-version asks for {version}."
                     " Remove one of the two."
                 )
             await _sweep(admin)
@@ -149,8 +153,8 @@ async def _create_database(admin: Any, server: _Server, what: str) -> None:
         await admin.execute(f"CREATE DATABASE {what}")
     except asyncpg.InsufficientPrivilegeError:
         problem = PostgresUrlError(
-            f"The role in {server.named} may not create databases, and each process of a run gets one of its own. Use"
-            " ALTER ROLE … CREATEDB, or another role; without a URL, a throw-away server is started."
+            f"{server.named} does not let this role create databases, and each process of a run gets one of its own."
+            " Use ALTER ROLE … CREATEDB, or another role; without a URL, a throw-away server is started."
         )
     else:
         return
@@ -210,13 +214,10 @@ async def _administrator(server: _Server, digest: str) -> AsyncGenerator[Any]:
     try:
         connection = await asyncpg.connect(server.url, server_settings={"application_name": OBSERVER}, timeout=10.0)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if not server.is_foreign:
-            raise
         problem = _why_not(error)
     if connection is None:  # outside of the except block: the error's context would have the URL in its frames
         raise PostgresUrlError(
-            f"The server of {server.named} cannot be used for tests: {problem}, or remove the URL to get a throw-away"
-            " server."
+            f"{server.named} cannot be used for tests: {problem}, or remove the URL to get a throw-away server."
         )
     try:
         await connection.execute(f"SELECT pg_advisory_lock({int(digest, 16) >> 1})")
