@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import inspect
 import os
+import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 _OURS = str(Path(__file__).resolve().parent) + os.sep
 _ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
@@ -22,8 +24,14 @@ def caller() -> str:
     """
     frame = inspect.currentframe()
     assert frame is not None
+    # SQLAlchemy calls us in a greenlet, whose frames end where it began: they go on in the one that waits for it
+    greenlet = sys.modules.get("greenlet")
+    running: Any = greenlet.getcurrent() if greenlet is not None else None
     while _is_passing(frame):
         outer = frame.f_back
+        if outer is None and running is not None and running.parent is not None:
+            running = running.parent
+            outer = running.gr_frame
         if outer is None or outer.f_code.co_filename.startswith(_ASYNCIO):
             break
         frame = outer

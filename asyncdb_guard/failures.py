@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 class Verdict(enum.Enum):
     """gobreaker's three outcomes."""
 
-    SUCCESS = "success"
-    FAILURE = "failure"
-    NEUTRAL = "neutral"
+    SUCCESS = enum.auto()
+    FAILURE = enum.auto()
+    NEUTRAL = enum.auto()
 
 
 class FailureKind(enum.Enum):
     """How the database failed; decides how long the circuit stays open."""
 
-    ANSWERED = "answered"
+    ANSWERED = enum.auto()
     """The server or its host answered: nothing listens there, a session was reset, the server went down."""
-    STARTING = "starting"
+    STARTING = enum.auto()
     """57P03: the server is starting up or shutting down."""
-    FULL = "full"
+    FULL = enum.auto()
     """Class 53: the server has no connections or memory left. A refusal costs it nearly as much as a login."""
-    SILENT = "silent"
+    SILENT = enum.auto()
     """No answer at all: a caller waited until a timeout."""
 
 
@@ -263,7 +263,7 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     None for any other error, since what somebody else's attribute of that name holds may be anything; and None where
     they have not the form of an SQLSTATE.
     """
-    if error is None or not _is(error, asyncpg.PostgresError):
+    if not _is(error, asyncpg.PostgresError):
         return None
     sqlstate: object = _field(error, "sqlstate")
     return sqlstate if type(sqlstate) is str and re.fullmatch(_FORM, sqlstate) else None
@@ -343,7 +343,7 @@ def _members_of(error: BaseException) -> tuple[BaseException, ...]:
     return members
 
 
-def _is(error: BaseException, *kinds: type[E]) -> TypeGuard[E]:
+def _is(error: BaseException | None, *kinds: type[E]) -> TypeGuard[E]:
     """isinstance(), which would also ask the error itself: a `__class__` of its own may raise."""
     return issubclass(type(error), kinds)
 

@@ -8,6 +8,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+import coverage
 import hypothesis
 import pytest
 import trustme
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+pytest_plugins = ["pytester"]
+
 SERVERS = (16, 18)
 _OURS = ("LAMBDA_DATABASE_", "PG", "AWS_", "POWERTOOLS_", "_X_AMZN")
 
@@ -36,6 +39,13 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("thorough")
     if config.getoption("--thorough"):
         hypothesis.settings.load_profile("thorough")
+
+
+def pytest_sessionfinish() -> None:
+    """Keep what was measured so far: pytest-xdist kills a worker that takes 10 s to exit."""
+    measurement = coverage.Coverage.current()
+    if measurement is not None:
+        measurement.save()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

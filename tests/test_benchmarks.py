@@ -44,59 +44,36 @@ MEASURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What it printed, and where its files are. A variable of the caller's own must not reach what it measures."""
-    directory = tmp_path_factory.mktemp("benchmarks")
+def test_a_short_run_tells_all_that_it_measures(tmp_path: Path) -> None:
+    """One test, as the run takes long. A variable of the caller's own must not reach what it measures."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", "--quick", "--output", str(directory)],
+        [sys.executable, "-m", "tests.benchmarks", "--quick", "--output", str(tmp_path)],
         cwd=ROOT, env=unmeasured(LAMBDA_DATABASE_UNKNOWN="1"), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, directory
+    told = json.loads((tmp_path / "benchmark.json").read_text())
+    figures = told["figures"]
 
+    assert {"asyncdb_guard", "asyncpg", "Python", "PostgreSQL"} <= told["versions"].keys()
+    assert told["command"] == "nox -s bench -- --quick"
+    assert {figure["measure"] for figure in figures} >= MEASURES - {"Peak memory at the first row"}
+    assert {figure["measure"] for figure in figures} <= MEASURES
+    assert not [figure for figure in figures if figure["value"]["middle"] <= 0]
+    assert all(figure["measure"] in done.stdout for figure in figures)
+    assert len((tmp_path / "benchmark.md").read_text().splitlines()) == 2 + len(figures)
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
-@pytest.fixture(scope="module")
-def told(output: tuple[str, Path]) -> dict[str, Any]:
-    return json.loads((output[1] / "benchmark.json").read_text())
-
-
-def test_it_measures_all_there_is_to_measure(told: dict[str, Any]) -> None:
-    assert {figure["measure"] for figure in told["figures"]} >= MEASURES - {"Peak memory at the first row"}
-    assert {figure["measure"] for figure in told["figures"]} <= MEASURES
-    assert all(figure["value"]["middle"] > 0 for figure in told["figures"])
-
-
-def test_a_warm_borrow_takes_the_round_trips_that_it_must(told: dict[str, Any]) -> None:
-    trips = {
-        figure["name"]: figure["value"]["middle"]
-        for figure in told["figures"]
-        if figure["measure"] == "Round trips of a warm borrow"
-    }
+    trips = values(figures, "Round trips of a warm borrow")
     assert trips["asyncpg connection"] == trips["GuardedPool, reset never"] == 1
     assert trips["GuardedPool, reset always"] == trips["GuardedPool, proxy profile"] == 2
-
-
-def test_a_lone_borrow_waits_for_no_reset(told: dict[str, Any]) -> None:
-    trips = {
-        figure["name"]: figure["value"]["middle"]
-        for figure in told["figures"]
-        if figure["measure"] == "Round trips until a lone borrow returns"
-    }
+    trips = values(figures, "Round trips until a lone borrow returns")
     assert trips["asyncpg connection"] == trips["GuardedPool, reset never"] == trips["GuardedPool, reset always"] == 1
     assert trips["asyncpg.Pool"] == 2
 
 
-def test_it_names_the_versions_and_the_command(told: dict[str, Any]) -> None:
-    assert {"asyncdb_guard", "asyncpg", "Python", "PostgreSQL"} <= told["versions"].keys()
-    assert told["command"] == "nox -s bench -- --quick"
-
-
-def test_it_prints_a_table_and_writes_it_and_a_picture(output: tuple[str, Path], told: dict[str, Any]) -> None:
-    printed, directory = output
-    assert all(figure["measure"] in printed for figure in told["figures"])
-    assert len((directory / "benchmark.md").read_text().splitlines()) == 2 + len(told["figures"])
-    assert (directory / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+def values(figures: list[dict[str, Any]], measure: str) -> dict[str, float]:
+    """What each contestant has taken."""
+    return {figure["name"]: figure["value"]["middle"] for figure in figures if figure["measure"] == measure}
 
 
 def test_a_ratio_compares_samples_of_the_same_round() -> None:

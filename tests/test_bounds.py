@@ -198,7 +198,7 @@ async def test_50_callers_behind_a_hung_connect_end_by_their_own_timeout(
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         waits = await asyncio.gather(*(borrow() for _ in range(50)))
         assert min(waits) > 0.55
-        assert max(waits) < 0.9
+        assert max(waits) < 1.8  # sooner than CONNECT_TIMEOUT
         assert proxy.accepted == 1
 
 
@@ -220,7 +220,7 @@ async def test_a_failed_connect_fails_one_caller_and_the_next_gets_a_connect_of_
 
 
 async def test_a_connect_slower_than_its_caller_serves_the_next(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
-    proxy.latency = 0.1
+    proxy.latency = 0.05
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy)) as pool:
         with pytest.raises(ConnectTimeoutError):
             await pool.ping(timeout=0.1)
@@ -237,7 +237,7 @@ async def test_a_timeout_of_zero_takes_what_is_there_and_waits_for_nothing(url: 
         await pool.ping()
         await at_rest(pool)
         lent = await pool.acquire(timeout=0)
-        with pytest.raises(AcquireTimeoutError, match=r"within 0\.00 s\. Return .* LAMBDA_DATABASE_POOL_MAX"):
+        with pytest.raises(AcquireTimeoutError, match=r"within 0\.\d\d s\. Return .* LAMBDA_DATABASE_POOL_MAX"):
             async with pool.acquire(timeout=0):
                 pass
         await pool.release(lent)
@@ -439,14 +439,11 @@ async def test_a_statement_that_still_runs_for_a_broken_connection_keeps_its_pla
     fault: str,
     run: Callable[[GuardedPool], Awaitable[None]],
 ) -> None:
-    async def asleep() -> bool:
-        return any("pg_sleep" in row["query"] for row in await observer.sessions(user=role))
-
     allow(server, url_via_tcp_proxy, 1)
     async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=10)) as pool:
         for _ in range(3):
             running = asyncio.ensure_future(run(pool))
-            await eventually(asleep)
+            await eventually(lambda: _is_asleep(observer, role))
             getattr(proxy, fault)()
             await asyncio.wait([running])
             assert await pool.fetchval("SELECT 1") == 1
@@ -467,12 +464,12 @@ async def test_close_during_a_connect_leaves_no_session(observer: Observer, url:
 
 async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     proxy.hang = True
-    pool = GuardedPool(DatabaseSettings(url=url_via_tcp_proxy))
+    pool = GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=10_000))
     asked = asyncio.create_task(pool.ping())
-    await asyncio.sleep(0.01)
+    await eventually(lambda: proxy.accepted == 1)
     started = time.monotonic()
     await pool.close(timeout=0.2)
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2.0
     with pytest.raises(PoolClosedError):
         await asked
 
@@ -480,14 +477,17 @@ async def test_close_ends_in_time_while_a_connect_hangs(proxy: TcpProxy, url_via
 async def test_a_disconnect_takes_no_longer_than_the_server(url: str, observer: Observer, role: str) -> None:
     async with GuardedPool(DatabaseSettings(url=url)) as pool:
         running = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
-        await eventually(lambda: pool.stats()["lent"] == 1)
-        await asyncio.sleep(0.05)
+        await eventually(lambda: _is_asleep(observer, role))
         started = time.monotonic()
         await pool.disconnect(timeout=5.0)
-        assert time.monotonic() - started < 0.3
+        assert time.monotonic() - started < 2.5
         assert await observer.count(user=role) == 0
         await asyncio.wait([running])
         running.exception()
+
+
+async def _is_asleep(observer: Observer, role: str) -> bool:
+    return any("pg_sleep" in row["query"] for row in await observer.sessions(user=role))
 
 
 @pytest.mark.parametrize("statement", ["SELECT pg_sleep(5)", "SELECT 1"])
@@ -524,6 +524,25 @@ async def test_a_session_whose_cancel_request_is_lost_keeps_its_place_until_the_
         assert await pool.fetchval("SELECT 1") == 1
         assert pool.stats()["connect_failures"] == 0
         assert await observer.count(user=role) == 1
+        await asyncio.wait([busy])
+        busy.exception()
+
+
+async def test_a_session_whose_cancel_request_is_refused_keeps_its_place_until_the_server_ends_it(
+    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str
+) -> None:
+    allow(server, url_via_tcp_proxy, 1)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, command_timeout_ms=10_000)
+    async with GuardedPool(settings) as pool:
+        await pool.ping()
+        await at_rest(pool)
+        busy = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
+        await eventually(lambda: pool.stats()["lent"] == 1)
+        await proxy.stop_listening()
+        await pool.disconnect()
+        await proxy.listen_again()
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats()["connect_failures"] == 0
         await asyncio.wait([busy])
         busy.exception()
 
@@ -604,7 +623,7 @@ async def test_a_timeout_bounds_all_of_a_ping(proxy: TcpProxy, url_via_tcp_proxy
         started = time.monotonic()
         with pytest.raises(TimeoutError):
             await pool.ping(timeout=0.1)
-        assert time.monotonic() - started < 0.8
+        assert time.monotonic() - started < 1.8  # sooner than COMMAND_TIMEOUT and CONNECT_TIMEOUT
         proxy.deaf = False
         await pool.disconnect(timeout=0.1)
 

@@ -139,14 +139,14 @@ async def test_a_short_run_tells_the_whole_story_and_leaves_nothing_behind(tmp_p
     assert (tmp_path / "burst.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("moment", ["A database", "Act one", "starting", "burst  ", "database down"])
+@pytest.mark.parametrize("moment", ["A database", "starting", "burst  ", "database down"])
 async def test_ctrl_c_ends_everything_within_seconds(moment: str, tmp_path: Path) -> None:
     async with running(*SMALL, cwd=tmp_path) as demo:
         await demo.reaches(moment)
         demo.process.send_signal(signal.SIGINT)
         # Whoever started it may lose patience, as nox does; the cleaning up goes on.
         demo.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             assert await demo.process.wait() == 130, demo.output
         await demo.leaves_nothing()
     assert "Nothing is left running" in demo.output

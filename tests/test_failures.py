@@ -17,31 +17,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from asyncdb_guard import DatabaseSettings, GuardedPool, clock
 from asyncdb_guard.errors import (
     AcquireTimeoutError,
-    ConfigurationError,
     ConnectFailedError,
     ConnectTimeoutError,
     DeadlineExceededError,
 )
-from asyncdb_guard.failures import (
-    FailureKind,
-    Verdict,
-    is_lost,
-    judge,
-    judge_connect,
-    raised_by_driver,
-    server_spoke,
-    sqlstate_of,
-)
+from asyncdb_guard.failures import FailureKind, Verdict
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from tests.support.eventually import eventually
+from tests.support.odd_errors import WithANumber, WithoutACause, WithoutASqlstate
 from tests.support.speaker import message, refusal, speaker
 
 if TYPE_CHECKING:
@@ -379,28 +368,6 @@ async def own_deadline_spent_in_a_statement(connection, world):
 
 async def own_deadline_that_left_little(connection, world):
     raise DeadlineExceededError("The trigger's time ended while a statement was running.")
-
-
-class WithANumber(asyncpg.PostgresError):
-    sqlstate = 12345
-
-
-class WithoutASqlstate(asyncpg.PostgresError):
-    @property
-    def sqlstate(self):
-        raise ValueError("none")
-
-
-class WithoutACause(Exception):
-    @property
-    def __cause__(self):
-        raise ValueError("none")
-
-
-class WithoutAClass(Exception):
-    @property
-    def __class__(self):
-        raise ValueError("none")
 
 
 def nested(depth):
@@ -753,154 +720,3 @@ async def test_a_server_that_shuts_down_under_a_statement_is_a_failure(island):
             await asyncio.to_thread(island.restart)
     assert isinstance(raised.__cause__, asyncpg.AdminShutdownError)
     assert seen is FAILURE
-
-
-# The decision itself, beyond what a server can be made to say.
-
-
-def of_an_answer(sqlstate: str, severity: str | None, lost: bool, paused: bool) -> Verdict:
-    """The contract's own words."""
-    if sqlstate in {"57P05", "25P03"}:
-        return NEUTRAL
-    if severity in {"FATAL", "PANIC"}:
-        return FAILURE
-    if severity is None and (sqlstate[:2] == "08" or sqlstate in {"57P01", "57P02", "57P03"}):
-        return FAILURE
-    if lost:
-        return NEUTRAL if paused else FAILURE
-    return SUCCESS
-
-
-def of_a_refusal(sqlstate: str) -> Verdict:
-    return SUCCESS if sqlstate[:2] == "28" or sqlstate in {"3D000", "42501", "22023", "42704"} else FAILURE
-
-
-SQLSTATES = st.one_of(
-    st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5),
-    st.tuples(st.sampled_from(["08", "25P", "28", "53", "57P"]), st.text("0123456789P", min_size=3, max_size=3)).map(
-        lambda parts: "".join(parts)[:5]
-    ),
-    st.sampled_from(["3D000", "42501", "22023", "42704"]),
-)
-
-
-@given(
-    sqlstate=SQLSTATES,
-    severity=st.sampled_from([None, "ERROR", "FATAL", "PANIC"]),
-    lost=st.booleans(),
-    paused=st.booleans(),
-)
-def test_an_answer_is_judged_by_its_severity_and_by_the_session(sqlstate, severity, lost, paused):
-    fields = {"C": sqlstate, "M": "whatever the language"} | ({"S": "whatever", "V": severity} if severity else {})
-    error = asyncpg.PostgresError.new(fields)
-    assert judge(error, lost=lost, paused=paused) is of_an_answer(sqlstate, severity, lost, paused)
-
-
-@given(sqlstate=SQLSTATES)
-def test_any_refusal_of_a_connect_is_a_failure_but_for_a_wrong_setting_of_ours(sqlstate):
-    error = asyncpg.PostgresError.new({"C": sqlstate, "M": "whatever the language"})
-    assert judge_connect(error) is of_a_refusal(sqlstate)
-    assert judge_connect(error, renewed=True) is (FAILURE if sqlstate[:2] == "28" else of_a_refusal(sqlstate))
-
-
-@pytest.mark.parametrize(
-    ("last_words", "verdict"),
-    [(None, FAILURE), ("57P01", FAILURE), ("57P02", FAILURE), ("57P05", NEUTRAL), ("25P03", NEUTRAL)],
-)
-def test_the_last_words_of_a_lost_session_decide(last_words, verdict):
-    error = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
-    if last_words is not None:
-        error.__cause__ = asyncpg.PostgresError.new({"C": last_words, "M": "terminating connection"})
-    assert judge(error, lost=True) is verdict
-    assert is_lost(error)
-
-
-@pytest.mark.parametrize(
-    ("error", "verdict"),
-    [
-        pytest.param(OSError(), FAILURE, id="network"),
-        pytest.param(TimeoutError(), FAILURE, id="timeout"),
-        pytest.param(asyncpg.InternalClientError("out of step"), FAILURE, id="out-of-step"),
-        pytest.param(asyncpg.InterfaceError("unsupported authentication method"), FAILURE, id="login-method"),
-        pytest.param(asyncpg.ClientConfigurationError("a wrong argument"), NEUTRAL, id="argument"),
-        pytest.param(ExceptionGroup("of a provider", [KeyError(), OSError()]), FAILURE, id="group"),
-        pytest.param(ConfigurationError("The secret has no password."), NEUTRAL, id="configuration"),
-        pytest.param(ConnectFailedError("The provider of credentials has none."), FAILURE, id="no-credentials"),
-    ],
-)
-def test_a_connect_that_failed_without_the_server_is_judged(error, verdict):
-    assert judge_connect(error) is verdict
-
-
-def test_a_complaint_that_another_library_makes_in_asyncpgs_name_is_not_the_drivers():
-    for kind in (asyncpg.InterfaceError, asyncpg.InternalClientError):
-        with pytest.raises(kind) as caught:
-            raise kind("not asyncpg's own")
-        assert not is_lost(caught.value)
-        assert judge(caught.value, lost=True, paused=True) is NEUTRAL
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_an_error_that_cannot_be_looked_at_is_judged(lost):
-    """Its module has a name that raises, as an error does whose module somebody wrote."""
-
-    class Name:
-        def __str__(self):
-            raise ValueError("none")
-
-    with pytest.raises(BlockingIOError) as caught:
-        exec("raise BlockingIOError", {"__name__": Name()})
-    assert judge(caught.value, lost=lost) is (FAILURE if lost else NEUTRAL)
-    assert judge(WithoutAClass(), lost=lost) is (FAILURE if lost else NEUTRAL)
-
-    kind = type("Odd", (Exception,), {})
-    with pytest.raises(kind) as caught:
-        exec("raise kind", {"__name__": Name(), "kind": kind})
-    assert judge_connect(caught.value) is NEUTRAL
-
-
-def test_an_error_that_was_never_raised_is_nobodys():
-    assert not raised_by_driver(OSError())
-    assert not is_lost(KeyError())
-
-
-@pytest.mark.parametrize(
-    ("errors", "verdict"),
-    [
-        ([KeyError(), asyncpg.UniqueViolationError(), DeadlineExceededError("spent")], FAILURE),
-        ([KeyError(), ExceptionGroup("inner", [DeadlineExceededError("spent")])], FAILURE),
-        ([KeyError(), asyncpg.UniqueViolationError()], SUCCESS),
-        ([KeyError(), TimeoutError()], NEUTRAL),
-    ],
-)
-def test_a_group_is_as_bad_as_its_worst_member(errors, verdict):
-    assert judge(ExceptionGroup("group", errors)) is verdict
-
-
-def test_the_servers_word_is_understood_in_any_language():
-    assert server_spoke(asyncpg.PostgresError.new({"S": "FATAL", "C": "57P01", "M": "terminating connection"}))
-    assert server_spoke(asyncpg.PostgresError.new({"S": "SCHWERWIEGEND", "V": "FATAL", "C": "57P01", "M": "Ende"}))
-    assert not server_spoke(asyncpg.PostgresError.new({"S": "FEHLER", "V": "ERROR", "C": "23505", "M": "doppelt"}))
-    assert not server_spoke(WithoutACause())
-
-
-@pytest.mark.parametrize("odd", [WithANumber("odd"), WithoutASqlstate("odd"), KeyError(), None])
-def test_an_sqlstate_has_the_form_of_one(odd):
-    assert sqlstate_of(odd) is None
-    assert sqlstate_of(asyncpg.PostgresError.new({"C": "23505\n", "M": ""})) is None
-    assert sqlstate_of(asyncpg.PostgresError.new({"C": "23505", "M": ""})) == "23505"
-
-
-def test_the_servers_word_is_found_wherever_it_stands():
-    spoke = asyncpg.PostgresError.new({"S": "FATAL", "C": "57P01", "M": "terminating connection"})
-    silent, earlier = asyncpg.ConnectionDoesNotExistError("lost"), asyncpg.UniqueViolationError("there already")
-    assert not server_spoke(None)
-    assert not server_spoke(silent)
-    assert not server_spoke(ExceptionGroup("group", [silent, earlier]))
-    assert server_spoke(spoke)
-    assert server_spoke(ExceptionGroup("group", [KeyError(), ExceptionGroup("inner", [silent, spoke])]))
-    silent.__cause__ = spoke
-    wrapped = LookupError()
-    wrapped.__context__ = silent
-    silent.__context__ = wrapped  # in a circle
-    assert server_spoke(wrapped)

@@ -269,7 +269,7 @@ async def test_nothing_goes_on_behind_an_open_circuit(
             began.set()
             await asyncio.Event().wait()
 
-    async with pool_for(url, init, pool_max=2, breaker_fail_max=1, command_timeout_ms=30) as pool:
+    async with pool_for(url, init, pool_max=2, breaker_fail_max=1, command_timeout_ms=250) as pool:
 
         async def trip() -> None:
             async with pool.acquire() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ import uvloop
 from asyncdb_guard import DatabaseSettings, GuardedPool, PoolClosedError, PoolInUseError
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
+from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 
 PID = "SELECT pg_backend_pid()"
 
@@ -71,6 +73,38 @@ def test_a_loop_that_was_just_closed_leaves_its_session_to_the_next_use(
         gc.collect()  # a ResourceWarning would come now
     asyncio.run(pool.close())
     assert sessions() == 0
+
+
+def test_a_session_that_was_reset_while_no_loop_ran_gives_way(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url_via_tcp_proxy))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.ping())
+    loop.close()
+    (session,) = pool._core.loop_pool.connections.all
+    proxy.reset_all()
+    while not session.readable():
+        os.sched_yield()
+    asyncio.run(pool.ping())
+    assert len(proxy.startups) == 2
+    gc.collect()  # a ResourceWarning would come now
+
+
+def test_a_borrow_that_is_forgotten_after_its_loop_hurts_nobody(
+    pool: GuardedPool, sessions: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def borrow() -> Any:
+        return await pool.acquire()
+
+    loop = asyncio.new_event_loop()
+    borrowed = loop.run_until_complete(borrow())
+    loop.close()
+    with asyncio.Runner() as runner:
+        pid = runner.run(pool.fetchval(PID))
+        del borrowed
+        gc.collect()
+        assert runner.run(pool.fetchval(PID)) == pid
+    assert sessions() == 0
+    assert caplog.records == []
 
 
 def test_a_loop_that_only_rests_gives_way(pool: GuardedPool, sessions: Callable[[], int]) -> None:
@@ -236,6 +270,11 @@ def test_close_from_another_loop_ends_the_session(pool: GuardedPool, sessions: C
     with pytest.raises(PoolClosedError):
         asyncio.run(pool.ping())
     loop.close()
+
+
+async def test_a_pool_without_a_session_has_nothing_to_wait_for_before_a_freeze(pool: GuardedPool) -> None:
+    async with asyncio.timeout(5.0):
+        await pool._core.settle(60.0)
 
 
 async def test_a_pool_outside_any_loop_can_be_looked_at(pool: GuardedPool) -> None:

@@ -30,7 +30,7 @@ async def test_connect_timeout(monkeypatch: pytest.MonkeyPatch, url_via_tcp_prox
         started = time.monotonic()
         with pytest.raises(ConnectTimeoutError):
             await pool.ping()
-        assert 0.09 < time.monotonic() - started < 0.5
+        assert 0.09 < time.monotonic() - started < 1.5
 
 
 async def test_proxy_host_override(
@@ -68,7 +68,7 @@ async def test_fail_fast(url_via_tcp_proxy: str, proxy: TcpProxy) -> None:
         for _ in range(100):
             with pytest.raises(CircuitOpenError):
                 await pool.ping()
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 1.0
         assert proxy.accepted == 1
 
 

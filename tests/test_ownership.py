@@ -7,7 +7,8 @@ import contextlib
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -22,6 +23,13 @@ from tests.support.eventually import eventually
 
 # what tears asyncpg and asyncio in the middle leaves warnings of theirs
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_garbage() -> Iterator[None]:
+    """What was torn is collected here: elsewhere its warnings and log lines would be another test's failure."""
+    yield
+    gc.collect()
 
 
 async def serves(pool: GuardedPool) -> bool:
@@ -131,6 +139,23 @@ async def test_a_borrow_that_is_forgotten_gives_its_place_back(url: str, observe
         assert await observer.count(user=role) == 1
 
 
+async def test_a_borrow_that_is_forgotten_just_before_the_end(
+    url: str, observer: Observer, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = GuardedPool(DatabaseSettings(url=url))
+    connection = await pool.acquire()
+    del connection
+    gc.collect()
+    pool.terminate()
+    await asyncio.sleep(0)  # its end is told in the loop's next round
+    await eventually(lambda: _is_gone(observer, role))
+    assert caplog.records == []
+
+
+async def _is_gone(observer: Observer, role: str) -> bool:
+    return await observer.count(user=role) == 0
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 async def test_a_coroutine_that_is_closed_in_its_block(proxy: TcpProxy, url_via_tcp_proxy: str, steps: int) -> None:
     proxy.latency = 0.01
@@ -190,14 +215,15 @@ async def test_an_exception_out_of_nowhere_that_somebody_keeps_keeps_no_connecti
         assert kept.value.__traceback__ is not None
 
 
-@pytest.mark.parametrize("step", ["take_back", "put_to_work", "rest", "is_closed", "lend"])
+@pytest.mark.parametrize("step", ["take_back", "put_to_work", "rest", "is_closed", "lend", "Lease.__init__"])
 async def test_an_exception_out_of_nowhere_in_any_step_of_a_borrow(
     url: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tracer stands in for the signal: it raises in the step's first line, once."""
 
     def trace(frame: Any, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code.co_name == step and "asyncdb_guard" in frame.f_code.co_filename:
+        code = frame.f_code
+        if event == "call" and step in {code.co_name, code.co_qualname} and "asyncdb_guard" in code.co_filename:
             sys.setprofile(None)
             raise Alarm
 
@@ -215,6 +241,26 @@ async def test_an_exception_out_of_nowhere_in_any_step_of_a_borrow(
 
         await eventually(lambda: serves(pool))
         assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_an_exception_out_of_nowhere_as_a_worker_begins(url: str) -> None:
+    def trace(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "call_soon" and frame.f_back.f_code.co_name == "_start":
+            sys.setprofile(None)
+            raise Alarm
+
+    async with GuardedPool(DatabaseSettings(url=url, connect_timeout_ms=700)) as pool:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            sys.setprofile(trace)
+            try:
+                with pytest.raises(Alarm):
+                    await pool.ping()
+            finally:
+                sys.setprofile(None)
+            gc.collect()
+        assert [str(warning.message) for warning in told if "never awaited" in str(warning.message)] == []
+        assert await serves(pool)
 
 
 async def test_an_exception_out_of_nowhere_costs_no_waiter_its_timeout(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
@@ -343,3 +389,20 @@ async def test_credentials_that_suppress_their_cancellation(proxy: TcpProxy, url
         assert len(asyncio.all_tasks()) < 4  # the place was taken, and no second login begun
     released.set()
     await eventually(lambda: proxy.accepted == 1 and not proxy.open_server_connections)
+
+
+async def test_credentials_that_come_when_nobody_waits_any_more(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
+    """The login that follows is over before its place is free, and ends with a goodbye."""
+
+    class Provider:
+        async def complete(self, target: ConnectTarget, *, refused: ConnectTarget | None = None) -> ConnectTarget:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return target
+
+    settings = DatabaseSettings(url=url_via_tcp_proxy, **(FEW_MS | {"connect_timeout_ms": 300}))
+    async with GuardedPool(settings, credentials=Provider()) as pool:
+        with pytest.raises(GuardError):
+            await pool.ping()
+        await eventually(lambda: proxy.accepted == 1 and not proxy.open_connections)
+        assert proxy.client_messages[-1] == b"X"

@@ -169,6 +169,28 @@ async def test_a_listener_left_behind_is_told_and_not_handed_on(url: str, sessio
     assert heard == []
 
 
+async def test_a_listener_left_behind_is_an_error_where_warnings_are_errors(url: str) -> None:
+    async with GuardedPool(DatabaseSettings(url=url)) as pool:
+        with pytest.raises(asyncpg.InterfaceWarning, match="listener"):
+            async with pool.acquire() as connection:
+                await connection.add_listener("news", lambda *_: None)
+        assert await pool.fetch("SELECT pg_listening_channels()") == []
+        assert pool.stats()["connects"] == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+async def test_a_session_in_whose_driver_it_may_have_struck_is_not_lent_again(
+    url: str, error: type[Exception], observer: Observer, role: str
+) -> None:
+    async with GuardedPool(DatabaseSettings(url=url, breaker_fail_max=1)) as pool:
+        with suppress(error):
+            async with pool.acquire() as connection:
+                pid = await connection.fetchval("SELECT pg_backend_pid()")
+                raise error
+        assert await pool.fetchval("SELECT pg_backend_pid()") != pid
+        assert await observer.count(user=role) == 1
+
+
 async def test_an_acquisition_serves_one_block_at_a_time(pool: GuardedPool) -> None:
     acquisition = pool.acquire()
     async with acquisition:

@@ -10,7 +10,6 @@ import pytest
 
 from asyncdb_guard import DatabaseSettings, GuardedPool
 from asyncdb_guard.connect.read_only import REPLACE_INTERVAL, ReadOnlySessions
-from asyncdb_guard.failures import unfit
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import at_rest
@@ -162,10 +161,3 @@ def test_a_session_is_worth_ending_unless_it_was_opened_just_now_in_place_of_ano
     assert sessions.worth_ending((5.0, 5.0), (10.1, 10.1))
     assert not sessions.worth_ending((10.1, 10.1), (10.9, 10.9))
     assert sessions.worth_ending((10.1, 10.1), (11.0, 11.0))
-
-
-def test_only_a_refused_write_makes_a_session_suspicious():
-    assert unfit(None) is None
-    assert unfit(KeyError()) is None
-    assert unfit(asyncpg.UniqueViolationError("there already")) is None
-    assert unfit(ExceptionGroup("group", [KeyError(), REFUSED("no")])) == "read_only"

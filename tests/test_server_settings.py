@@ -66,7 +66,8 @@ async def test_the_stricter_timeout_counts(url: str) -> None:
 async def test_one_that_the_server_refuses_is_told_and_costs_no_timeout(
     url_via_tcp_proxy: str, proxy: TcpProxy, own: dict[str, Any], sqlstate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with GuardedPool(DatabaseSettings(url=url_via_tcp_proxy, server_settings=own)) as pool:
+    settings = DatabaseSettings(url=url_via_tcp_proxy, server_settings=own, connect_timeout_ms=10_000)
+    async with GuardedPool(settings) as pool:
         for _ in range(2):
             with pytest.raises(ConnectFailedError, match=rf"LAMBDA_DATABASE_SERVER_SETTINGS.*{sqlstate}"):
                 await pool.ping()

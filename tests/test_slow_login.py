@@ -47,7 +47,7 @@ async def test_a_login_that_was_given_up_keeps_its_place_until_the_server_lets_g
                 failures.append(error)
         slow_server.psql("ALTER SYSTEM RESET post_auth_delay")
         slow_server.psql("SELECT pg_reload_conf()")
-        await eventually(lambda: _works(pool))
+        await eventually(lambda: _works(pool), within=20.0)
     # the role's limit would refuse a second session: none was tried
     assert not any(isinstance(error, ConnectFailedError) and "53300" in str(error) for error in failures)
     assert len(failures) > 5
@@ -62,7 +62,7 @@ async def _works(pool: GuardedPool) -> bool:
 async def test_the_place_is_free_as_soon_as_the_server_has_let_go(
     proxy: TcpProxy, url_via_tcp_proxy: str, later: Callable[[float], None]
 ) -> None:
-    settings = DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=300, breaker_fail_max=1000)
+    settings = DatabaseSettings(url=url_via_tcp_proxy, connect_timeout_ms=400, breaker_fail_max=1000)
     async with GuardedPool(settings) as pool:
         proxy.hang = True
         with pytest.raises(ConnectFailedError):
@@ -71,7 +71,7 @@ async def test_the_place_is_free_as_soon_as_the_server_has_let_go(
         later(10)  # past the open period
         started = time.monotonic()
         await pool.ping()
-        assert time.monotonic() - started < 0.25
+        assert time.monotonic() - started < 1.5  # a late login keeps its place for 2 s
 
 
 async def test_a_login_that_was_given_up_leaves_no_connection_behind_after_close(

@@ -172,20 +172,26 @@ async def test_a_type_that_the_driver_must_look_up_is_read(tables):
 
 
 async def test_a_changed_table_is_read_anew_by_all_sessions(tables, pool, server, role):
-    async def read() -> list[Any]:
+    async def read(both: asyncio.Barrier | None = None) -> list[Any]:
         async with tables.connect() as connection:
+            if both is not None:
+                await both.wait()  # each reads on a session of its own
             return [tuple(row) for row in await connection.execute(text("SELECT * FROM changing"))]
+
+    async def read_on_both() -> list[Any]:
+        both = asyncio.Barrier(2)
+        return await asyncio.gather(read(both), read(both))
 
     async with tables.begin() as connection:
         await connection.execute(text("CREATE TABLE changing AS SELECT 1 AS a"))
-    assert await asyncio.gather(read(), read()) == [[(1,)], [(1,)]]
+    assert await read_on_both() == [[(1,)], [(1,)]]
     async with tables.begin() as connection:
         await connection.execute(DDL("ALTER TABLE changing ADD b text DEFAULT 'x'"))
-    assert await asyncio.gather(read(), read()) == [[(1, "x")], [(1, "x")]]
+    assert await read_on_both() == [[(1, "x")], [(1, "x")]]
     server.psql(f"ALTER TABLE {role}.changing ADD c int")
     with pytest.raises(DBAPIError, match="cached statement plan is invalid"):
         await read()  # what PostgreSQL says once, as to SQLAlchemy's own pool
-    assert await asyncio.gather(read(), read()) == [[(1, "x", None)], [(1, "x", None)]]
+    assert await read_on_both() == [[(1, "x", None)], [(1, "x", None)]]
     assert pool.stats()["circuit"] == "closed"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from asyncdb_guard import DatabaseSettings, GuardedPool
+from asyncdb_guard import Connection, DatabaseSettings, GuardedPool, StatementTimeoutError
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
@@ -34,6 +34,23 @@ async def test_a_statement_on_a_dead_path_does_not_keep_its_backend(
             return all(row["state"] != "active" for row in await observer.sessions(user=role))
 
         await eventually(runs_nothing, within=2.0)
+
+
+@pytest.mark.parametrize("slow_from", ["the login", "the end of init="])
+async def test_a_connect_has_its_own_bound_whatever_that_of_a_statement_is(
+    proxy: TcpProxy, url_via_tcp_proxy: str, slow_from: str
+) -> None:
+    async def init(connection: Connection) -> None:
+        await connection.execute("SET timezone = 'Asia/Tokyo'")
+        proxy.latency = 0.06
+
+    settings = DatabaseSettings(url=url_via_tcp_proxy, command_timeout_ms=100)
+    async with GuardedPool(settings, init=init if slow_from == "the end of init=" else None) as pool:
+        proxy.latency = 0.06 if slow_from == "the login" else 0.0
+        async with pool.acquire() as connection:
+            with pytest.raises(StatementTimeoutError):
+                await connection.execute("SELECT 1")
+        proxy.latency = 0.0
 
 
 @pytest.mark.parametrize("session_reset", ["always", "never"])

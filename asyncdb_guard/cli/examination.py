@@ -167,7 +167,7 @@ async def _database(
         return
     kind = await _pooler_kind(settings, connector, connections)
     yield findings.pooler(kind, profile=settings.profile is not DIRECT)
-    state = await node_state(connection)
+    state = await node_state(connection, settings.connect_timeout)
     wanted = settings.target.target_session_attrs
     if wanted == "any" or not suits(wanted, state):
         yield findings.node(standby=state.standby, read_only=state.read_only)

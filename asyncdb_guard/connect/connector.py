@@ -159,7 +159,7 @@ class Connector:
     async def _is_suitable(self, connection: asyncpg.Connection, kind: SessionAttrs) -> bool:
         """Whether a connection is on a node of this kind. If not, close it."""
         try:
-            if kind == "any" or suits(kind, await node_state(connection)):
+            if kind == "any" or suits(kind, await node_state(connection, self._settings.connect_timeout)):
                 return True
         except BaseException:
             connection.terminate()
@@ -208,8 +208,9 @@ class Connector:
         """Whether a connection can be used as a direct one. If not, close it; the next attempt sends something else."""
         traits = self._traits
         sent = traits.parameters()
+        timeout = self._settings.connect_timeout
         try:
-            found = await probe(connection, sent, dba=not traits.dba_asked)
+            found = await probe(connection, sent, timeout, dba=not traits.dba_asked)
             if not found:
                 traits.dba_asked = True
                 return True
@@ -221,7 +222,7 @@ class Connector:
                 if target.target_session_attrs != "any":
                     raise ConfigurationError(_NODE_THROUGH_POOLER)
                 traits.found_pooler()
-            elif not traits.respect(await role_settings(connection, sent)):
+            elif not traits.respect(await role_settings(connection, sent, timeout)):
                 return True
         except BaseException:
             connection.terminate()

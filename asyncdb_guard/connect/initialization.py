@@ -74,7 +74,7 @@ async def initialize(connection: PooledConnection, init: Init, timeout: float, *
     whether a transaction pooler stands in between.
     """
     # a task, as `init` is somebody else's code, and may go on after a cancellation
-    task = asyncio.create_task(_run(connection, init, resets=resets, pooler=pooler))
+    task = asyncio.create_task(_run(connection, init, timeout, resets=resets, pooler=pooler))
     task.add_done_callback(_look_at)
     try:
         done, _ = await asyncio.wait({task}, timeout=max(timeout, 0.0))
@@ -94,7 +94,7 @@ def _look_at(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def _run(connection: PooledConnection, init: Init, *, resets: bool, pooler: bool) -> None:
+async def _run(connection: PooledConnection, init: Init, timeout: float, *, resets: bool, pooler: bool) -> None:
     lent = connection.lend()
     log: list[Any] = []
     with lent.query_logger(log.append):
@@ -104,13 +104,13 @@ async def _run(connection: PooledConnection, init: Init, *, resets: bool, pooler
         await work
         await asyncio.sleep(0)  # asyncpg calls a query logger in the loop's next round
     connection.keep(lent)
-    if connection.needs_cleanup and not await connection.settle():
+    if connection.needs_cleanup and not await connection.settle(timeout):
         raise ConfigurationError(_NOT_CLEAN)
     if pooler:
         if any(re.search(_OUTLIVES_STATEMENT, record.query) for record in log):
             raise ConfigurationError(_NOT_THROUGH_POOLER)
     elif resets and log:
-        rows = await connection.fetch(_SETTINGS, sorted(_custom_names(log)))
+        rows = await connection.fetch(_SETTINGS, sorted(_custom_names(log)), timeout=timeout)
         connection.keep_settings([Setting(*row) for row in rows])
 
 

@@ -10,6 +10,7 @@ name, which fails in plain words when asyncpg changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import warnings
 import weakref
@@ -191,9 +192,9 @@ class PooledConnection:
         self._restore += tuple(Part(sql, "what init= set") for sql in statements)
         self._restore_text = f";{join(self._restore)}" if self._restore else ""
 
-    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        """Run one statement of our own. Raises whatever the driver raises."""
-        rows: list[asyncpg.Record] = await self._connection.fetch(query, *arguments)
+    async def fetch(self, query: str, *arguments: object, timeout: float) -> list[asyncpg.Record]:
+        """Run one statement of our own within `timeout` seconds. Raises whatever the driver raises."""
+        rows: list[asyncpg.Record] = await self._connection.fetch(query, *arguments, timeout=timeout)
         return rows
 
     def take_back(self, lent: LentConnection) -> None:
@@ -274,18 +275,15 @@ class PooledConnection:
             or connection._top_xact is not None
         )
 
-    async def settle(self, timeout: float | None = None) -> bool:
-        """Wait until a cancelled statement has ended; return whether the connection is clean.
-
-        By default for at most COMMAND_TIMEOUT.
-        """
+    async def settle(self, timeout: float) -> bool:
+        """Wait, for at most `timeout` seconds, until a cancelled statement has ended; return whether it is clean."""
         # asyncpg waits for the outstanding cancellation before it sends this, within the same timeout
         await self.ping(timeout)
         connection = self._connection
         return not (connection.is_in_transaction() or connection._top_xact is not None or self.has_leftovers)
 
-    async def ping(self, timeout: float | None) -> None:
-        """Make one round trip of at most `timeout` seconds, or COMMAND_TIMEOUT. Raises whatever the driver raises."""
+    async def ping(self, timeout: float) -> None:
+        """Make one round trip of at most `timeout` seconds. Raises whatever the driver raises."""
         await self._connection.execute("SELECT 1", timeout=timeout)
 
     async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
@@ -393,15 +391,15 @@ class PooledConnection:
         That takes about `timeout` seconds at most. A running statement is cancelled first; but a cancel request that
         overtakes its statement does nothing.
         """
-        unsure = self.lost_mid_statement  # as it was before this close, which itself waits for the server
-        try:
-            await self._connection.close(timeout=max(timeout - _CUT_OFF_TIME, timeout / 2))
-        except TimeoutError:
-            unsure = True
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            pass
+        connection = self._connection
+        # as they were before this close, which itself waits for the server
+        lost_mid_statement, aborted = self.lost_mid_statement, connection._aborted
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            await connection.close(timeout=max(timeout - _CUT_OFF_TIME, timeout / 2))
+        # asyncpg/connection.py: it aborts what it could not close in order; where the cancel request failed, silently
+        cut_off = connection._aborted and not aborted
         self.terminate()
-        if unsure:
+        if lost_mid_statement or cut_off:
             await asyncio.sleep(_CUT_OFF_TIME)
 
     def terminate(self) -> None:

@@ -25,25 +25,28 @@ AND split_part(setting, '=', 1) = ANY ('{{{names}}}')
 """
 
 
-async def probe(connection: asyncpg.Connection, sent: Mapping[str, str], *, dba: bool) -> int:
-    """Return POOLER, STRICTER or 0. `dba`: whether to look for stricter limits that the DBA set for the role."""
+async def probe(connection: asyncpg.Connection, sent: Mapping[str, str], timeout: float, *, dba: bool) -> int:
+    """Return POOLER, STRICTER or 0. `dba`: whether to look for stricter limits that the DBA set for the role.
+
+    `timeout` in seconds, here and below: a connect has its own bound, whatever that of a borrower's statement is.
+    """
     moved = [f"pg_catalog.pg_backend_pid() <> {connection.get_server_pid()}"]
     moved += [f"current_setting('{name}', true)::interval <> '{value} ms'" for name, value in sent.items()]
     flags = f"({' OR '.join(moved)})::int"
     if dba and sent:
         flags += f" + 2 * (EXISTS (SELECT {_OF_THE_ROLE.format(names=','.join(sent))}))::int"
-    tag = await connection.execute(f"SELECT FROM generate_series(1, {flags})")
+    tag = await connection.execute(f"SELECT FROM generate_series(1, {flags})", timeout=timeout)
     answer = int(tag.rpartition(" ")[2])
     return POOLER if answer & POOLER else answer
 
 
-async def role_settings(connection: asyncpg.Connection, sent: Mapping[str, str]) -> list[str]:
+async def role_settings(connection: asyncpg.Connection, sent: Mapping[str, str], timeout: float) -> list[str]:
     """Return the DBA's settings for this role, in this database or in all, as `name=value`. Direct connections only."""
-    rows = await connection.fetch(f"SELECT setting {_OF_THE_ROLE.format(names=','.join(sent))}")
+    rows = await connection.fetch(f"SELECT setting {_OF_THE_ROLE.format(names=','.join(sent))}", timeout=timeout)
     return [row[0] for row in rows]
 
 
-async def node_state(connection: asyncpg.Connection) -> NodeState:
+async def node_state(connection: asyncpg.Connection, timeout: float) -> NodeState:
     """Return what kind of node a new connection is on; one round trip to a server that does not report it."""
     reported = reported_state(connection.get_settings())
     if reported is not None:
@@ -52,6 +55,6 @@ async def node_state(connection: asyncpg.Connection) -> NodeState:
         f"{STANDBY} * pg_catalog.pg_is_in_recovery()::int"
         f" + {READ_ONLY} * (current_setting('default_transaction_read_only') = 'on')::int"
     )
-    tag = await connection.execute(f"SELECT FROM generate_series(1, {flags})")
+    tag = await connection.execute(f"SELECT FROM generate_series(1, {flags})", timeout=timeout)
     answer = int(tag.rpartition(" ")[2])
     return NodeState(bool(answer & STANDBY), bool(answer & READ_ONLY))

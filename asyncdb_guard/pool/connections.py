@@ -45,8 +45,7 @@ class Connections:
         self.lent: set[PooledConnection] = set()
         self.at_work: set[PooledConnection] = set()
         self._failed_at = LONG_AGO
-        self._pause = 0.0
-        self._pause_doubled = 0.0
+        self._pause = self._pause_doubled = 0.0
 
     @property
     def vacant(self) -> int:
@@ -119,7 +118,6 @@ class Connections:
         """A connect succeeded; its worker goes on with the connection. The pool may grow again."""
         self.connecting.discard(attempt)
         self.at_work.add(connection)
-        self._failed_at = LONG_AGO
         self._pause = self._pause_doubled = 0.0
 
     def pause_growth(self, now: Instant) -> float:
@@ -132,15 +130,11 @@ class Connections:
 
     def growth_paused_for(self, now: Instant) -> float:
         """Seconds for which the pool still must not grow."""
-        return max(self._pause - elapsed(self._failed_at, now), 0.0) if self._pause else 0.0
+        return max(self._pause - elapsed(self._failed_at, now), 0.0)
 
     def held_by(self, task: object) -> bool:
         """Whether `task` itself holds every session that the pool may have, so that it would wait for itself."""
         return task is not None and len(self.lent) == self.pool_max and all(one.holder is task for one in self.lent)
-
-    def next_idle(self) -> PooledConnection | None:
-        """The idle connection that a waiter should get, once it was checked."""
-        return self.idle[-1] if self.idle else None
 
     def may_connect(self, now: Instant) -> bool:
         """Whether one more connection may be opened now."""

@@ -322,10 +322,12 @@ class Gate:
                     self.bulletin.tell_open()
 
     def _refuse_all(self, now: Instant) -> None:
-        for waiter in self._take_out():
+        for waiter in tuple(self._take_out()):
             try:
-                self._breaker.admit(now)
+                waiter.permit = self._breaker.admit(now)
             except CircuitOpenError as error:
                 waiter.future.set_exception(error)
+            else:
+                self._waiters[waiter] = None  # the trial: the fleet has told of a recovery
         for attempt in self._attempts:  # nothing connects behind an open circuit
             self._cancel_attempt(attempt)

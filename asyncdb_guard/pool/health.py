@@ -28,11 +28,11 @@ RESET_TIMEOUT = 0.5
 
 
 class Health(enum.Enum):
-    """What may be done with an idle connection."""
+    """What may be done with an idle connection; if it is to be closed, for that reason."""
 
-    GOOD = "good"
+    GOOD = enum.auto()
     """Lend it as it is."""
-    SUSPECT = "suspect"
+    SUSPECT = enum.auto()
     """Ping it first."""
     LOST = "lost"
     IDLE_TIMEOUT = "idle_timeout"

@@ -130,7 +130,11 @@ class Workers:
         attempt = self._gate.begin_connect(now, alone=not self._connections.all)
         self._connections.connecting.add(attempt)
         timeout = self._connect_timeout + self._late_login_timeout
-        attempt.task = self._start(self._connect_it(attempt), attempt, timeout)
+        try:
+            attempt.task = self._start(self._connect_it(attempt), attempt, timeout)
+        except BaseException:
+            self._end_connect(attempt)
+            raise
         self._preparing.add(attempt.task)
 
     def _start(

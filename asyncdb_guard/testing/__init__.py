@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from asyncdb_guard.testing.pools.outage import database_down
     from asyncdb_guard.testing.pools.rolled_back import RolledBackPool, rolled_back
     from asyncdb_guard.testing.pools.watched import WatchedPool
-    from asyncdb_guard.testing.postgres.databases import TemporaryDatabase
+    from asyncdb_guard.testing.postgres.databases import PostgresUrlError, TemporaryDatabase
     from asyncdb_guard.testing.postgres.installation import PostgresNotFoundError
     from asyncdb_guard.testing.postgres.observer import Observer
     from asyncdb_guard.testing.postgres.server import TemporaryPostgres
@@ -41,6 +41,7 @@ __all__ = [
     "ManualClock",
     "Observer",
     "PostgresNotFoundError",
+    "PostgresUrlError",
     "Recording",
     "RolledBackError",
     "RolledBackPool",

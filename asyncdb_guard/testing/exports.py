@@ -13,6 +13,7 @@ _HOMES = {
     "ManualClock": "manual_clock",
     "Observer": "postgres.observer",
     "PostgresNotFoundError": "postgres.installation",
+    "PostgresUrlError": "postgres.databases",
     "Recording": "recording",
     "RolledBackError": "pools.errors",
     "RolledBackPool": "pools.rolled_back",

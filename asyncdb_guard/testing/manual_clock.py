@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -17,9 +18,10 @@ class ManualClock:
 
     def __init__(self) -> None:
         self._ahead = 0.0
+        self._before: Any = time
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass at once. Raises ValueError for less than none.
+        """Let so many seconds pass at once. Raises ValueError for less than none, and for what is no finite number.
 
         On the running event loop, timers are due as if they had passed: an idle session is closed, a waiting `acquire`
         or a trigger's deadline ends, `asyncio.sleep` returns, at the loop's next turn. uvloop has a clock of its own
@@ -27,8 +29,10 @@ class ManualClock:
 
         The loop stays ahead when the clock is put back in the end, so that what waits on it is not late.
         """
-        if seconds < 0:
-            raise ValueError("Time cannot go back: advance() takes seconds from 0 on.")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(
+                "Time cannot go back, nor to its end: advance() takes a finite number of seconds from 0 on."
+            )
         self._ahead += seconds
         try:
             loop: Any = asyncio.get_running_loop()
@@ -40,14 +44,14 @@ class ManualClock:
 
     def monotonic(self) -> float:
         """What `time.monotonic()` would say."""
-        return time.monotonic() + self._ahead
+        return float(self._before.monotonic()) + self._ahead
 
     def time(self) -> float:
         """What `time.time()` would say."""
-        return time.time() + self._ahead
+        return float(self._before.time()) + self._ahead
 
     def __enter__(self) -> Self:
-        self._before: Any = _NAMES["time"]
+        self._before = _NAMES["time"]  # maybe another clock of this kind, which this one goes on from
         _NAMES["time"] = self  # where clock.now() looks; whoever holds that function holds this clock
         return self
 

@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--postgres-version",
         metavar="MAJOR",
         type=int,
-        help="the major version of the throw-away server, such as 16; by default the newest there is",
+        help="the major version of the server, such as 16; by default the newest throw-away server there is",
     )
 
 
@@ -52,14 +52,17 @@ def postgres_schema() -> str:
 @pytest.fixture(scope="session")
 def postgres_url(request: pytest.FixtureRequest, postgres_schema: str) -> Iterator[str]:
     """The URL of a database that only this process has, with `postgres_schema` in it; gone after the run."""
-    from asyncdb_guard.testing import PostgresNotFoundError
+    from asyncdb_guard.testing import PostgresNotFoundError, PostgresUrlError
     from asyncdb_guard.testing.fixtures import database
 
     temporary = database(request.config, postgres_schema)
+    url, problem = "", None
     try:
         url = temporary.__enter__()
-    except PostgresNotFoundError as error:
-        pytest.fail(str(error), pytrace=False)
+    except (PostgresNotFoundError, PostgresUrlError) as error:
+        problem = str(error)
+    if problem is not None:  # outside of the except block: pytest would print the text twice
+        pytest.fail(problem, pytrace=False)
     yield url
     temporary.__exit__(None, None, None)
 

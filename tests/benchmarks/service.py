@@ -1,14 +1,22 @@
-"""A service under load: many tasks on one pool, each with one statement after the other, on a table with an index."""
+"""A service under load: many tasks on one pool, each with one statement after the other, on a table with an index.
+
+Each pool has a process of its own, as in a service: `python -m tests.benchmarks.service NAME URL` is one. Two pools in
+one process would share the interpreter's caches and the garbage.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import random
+import sys
 import time
-from contextlib import AsyncExitStack
-from typing import Any, TypeAlias
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeAlias
 
 import asyncpg
 
@@ -49,38 +57,80 @@ Request: TypeAlias = tuple[str, int]
 async def service_load(server: Cluster, *, rounds: int, requests: int) -> list[Figure]:
     """Requests per second and the 99th percentile of their duration, the wait for a connection included."""
     server.psql(_SCHEMA)
-    url = server.url()
-    settings = DatabaseSettings(
-        url=url,
-        pool_max=POOL_SIZE,
-        session_reset="always",
-        connect_timeout_ms=_ACQUIRE_TIMEOUT_MS,
-        command_timeout_ms=round(COMMAND_TIMEOUT * 1000),
-    )
-    options: dict[str, Any] = {"ssl": "disable", "command_timeout": COMMAND_TIMEOUT}
-    throughput: Samples = {ASYNCPG_POOL: [], ALWAYS: []}
-    p99: Samples = {ASYNCPG_POOL: [], ALWAYS: []}
+    names = (ASYNCPG_POOL, ALWAYS)
+    throughput: Samples = {name: [] for name in names}
+    p99: Samples = {name: [] for name in names}
     async with AsyncExitStack() as stack:
-        pools: dict[str, Pool] = {
-            ASYNCPG_POOL: await stack.enter_async_context(
-                asyncpg.create_pool(url, min_size=POOL_SIZE, max_size=POOL_SIZE, **options)
-            ),
-            ALWAYS: await stack.enter_async_context(GuardedPool(settings)),
-        }
-        draw = random.Random(0)
-        for pool in pools.values():
-            await _serve(pool, _requests(draw, 10))  # each of the sessions prepares each of the statements
-        gc.collect()
+        services = {name: await stack.enter_async_context(_Service.start(name, server.url())) for name in names}
         for number in range(rounds):
-            work = _requests(draw, requests)
-            for name in (ASYNCPG_POOL, ALWAYS) if number % 2 else (ALWAYS, ASYNCPG_POOL):
-                await _serve(pools[name], [own[:1] for own in work])  # its sessions have rested for a turn
-                began = time.perf_counter()
-                durations = await _serve(pools[name], work)
-                throughput[name].append(len(durations) / (time.perf_counter() - began))
-                p99[name].append(sorted(durations)[math.ceil(0.99 * len(durations)) - 1] * 1e3)
+            for name in names if number % 2 else reversed(names):
+                a_second, slow = await services[name].work(number, requests)
+                throughput[name].append(a_second)
+                p99[name].append(slow)
     bars = {ALWAYS: {ASYNCPG_POOL: 1.0}}
     return compare(THROUGHPUT, throughput, "/s", bars=bars, at_least=True) + compare(P99, p99, "ms", bars=bars)
+
+
+class _Service:
+    """The other end of a service's process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, name: str, url: str) -> AsyncIterator[_Service]:
+        command = (sys.executable, "-m", __name__, name, url)
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+        try:
+            yield cls(process)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()
+
+    async def work(self, seed: int, requests: int) -> tuple[float, float]:
+        """Requests per second, and the 99th percentile in milliseconds."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"%d %d\n" % (seed, requests))
+        answer = await self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("A service has ended early; its error is above.")
+        a_second, slow = json.loads(answer)
+        return a_second, slow
+
+
+async def serve(name: str, url: str) -> None:
+    """A service's process: it works when its standard input says so, until that ends."""
+    async with _open(name, url) as pool:
+        await _run(pool, _requests(random.Random(0), 10))  # each of the sessions prepares each of the statements
+        gc.collect()
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            seed, requests = map(int, line.split())
+            work = _requests(random.Random(seed), requests)
+            await _run(pool, [own[:1] for own in work])  # its sessions have rested for a turn
+            began = time.perf_counter()
+            durations = sorted(await _run(pool, work))
+            a_second = len(durations) / (time.perf_counter() - began)
+            sys.stdout.write(json.dumps((a_second, durations[math.ceil(0.99 * len(durations)) - 1] * 1e3)) + "\n")
+            sys.stdout.flush()
+
+
+def _open(name: str, url: str) -> Pool:
+    if name == ASYNCPG_POOL:
+        return asyncpg.create_pool(
+            url, min_size=POOL_SIZE, max_size=POOL_SIZE, ssl="disable", command_timeout=COMMAND_TIMEOUT
+        )
+    return GuardedPool(
+        DatabaseSettings(
+            url=url,
+            pool_max=POOL_SIZE,
+            session_reset="always",
+            connect_timeout_ms=_ACQUIRE_TIMEOUT_MS,
+            command_timeout_ms=round(COMMAND_TIMEOUT * 1000),
+        )
+    )
 
 
 def _requests(draw: random.Random, each: int) -> list[list[Request]]:
@@ -88,7 +138,7 @@ def _requests(draw: random.Random, each: int) -> list[list[Request]]:
     return [[(text, draw.randint(1, most)) for text, most in draw.choices(_MIX, k=each)] for _ in range(TASKS)]
 
 
-async def _serve(pool: Pool, work: list[list[Request]]) -> list[float]:
+async def _run(pool: Pool, work: list[list[Request]]) -> list[float]:
     """Let all tasks do their work at once; return the seconds that each request took."""
     durations: list[float] = []
 
@@ -101,3 +151,7 @@ async def _serve(pool: Pool, work: list[list[Request]]) -> list[float]:
 
     await asyncio.gather(*map(task, work))
     return durations
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(*sys.argv[1:]))

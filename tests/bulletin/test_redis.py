@@ -147,7 +147,8 @@ async def test_ten_thousand_healthy_borrows_cost_the_store_nothing(
 async def test_news_are_one_round_trip_and_are_asked_for_once_by_many_who_are_refused(
     make_environment: MakeEnvironment, proxy: TcpProxy, redis: RedisServer
 ) -> None:
-    pool = make_environment(fleet_url=redis.url, breaker_reset_timeout_ms=5000)
+    long = {"breaker_reset_timeout_ms": 60_000, "breaker_reset_timeout_max_ms": 60_000}
+    pool = make_environment(fleet_url=redis.url, **long)
     await pool.ping()
     go_down(proxy)
     await trip(pool)
@@ -308,8 +309,8 @@ async def local_policy_holds(pool: GuardedPool, proxy: TcpProxy, later: Later, r
         await pool._core.settle(0.1)
     if redis is not None:
         redis.command("FLUSHALL")
-    assert statistics.median(waited) < 0.05 + 0.05  # the second half is for a busy machine
-    assert LONGEST / 2 - 0.2 <= await retry_after(pool) <= LONGEST
+    assert statistics.median(waited) < 0.05 + 0.4  # the second part is for a busy machine
+    assert LONGEST / 2 - 1.0 <= await retry_after(pool) <= LONGEST
 
 
 def one_warning(caplog: pytest.LogCaptureFixture) -> str:

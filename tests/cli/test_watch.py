@@ -135,7 +135,8 @@ async def test_a_provider_without_credentials_is_told(watch: Any, monkeypatch: p
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     secret = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:x-AbCdEf"
-    code, seen = await watch("postgresql://127.0.0.1/app", SECRET_ARN=secret)
+    # on a busy machine, the import of boto3 alone takes seconds
+    code, seen = await watch("postgresql://127.0.0.1/app", SECRET_ARN=secret, CONNECT_TIMEOUT_MS="30000")
     assert code == 1
     assert "No AWS credentials were found" in seen["database"]["fault"]
 

@@ -185,7 +185,7 @@ async def test_redis_killed_in_mid_run_fails_no_sign_in(make_pool: MakePool, red
         began = time.monotonic()
         assert id_claims(await triggers.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
         slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 0.4
+    assert slowest < 1.0
 
 
 @debian
@@ -200,7 +200,7 @@ async def test_a_deaf_redis_costs_a_tenth_of_a_second_and_then_nothing(
         began = time.monotonic()
         for _ in range(20):
             assert id_claims(await triggers.load_claims(token_event("2", sub=sub))) == {"role": "admin"}
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 1.5  # each for itself, they would take 2 s
 
 
 @debian

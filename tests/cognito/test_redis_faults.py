@@ -511,6 +511,19 @@ async def test_plain_text_where_tls_is_expected_and_the_reverse_are_told(
         assert "with TLS, rediss:// and the client certificate" in str(error)
 
 
+async def test_another_protocol_where_tls_is_expected_is_told() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, LOOPBACK, 0) as server:
+        error = await refusal(cache_on(f"rediss://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"))
+    assert "and this client do not agree on TLS" in str(error)
+    assert "Check redis:// or rediss:// in claims_cache_url (LAMBDA_DATABASE_CLAIMS_CACHE_URL)" in str(error)
+
+
 @pytest.mark.parametrize(
     ("setting", "text"),
     [

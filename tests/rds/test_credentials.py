@@ -113,6 +113,17 @@ async def test_a_wrong_password_in_the_url_is_tried_once_and_is_no_failure(guard
     assert guarded_server.log.count('password authentication failed for user "keeper"') > 0
 
 
+async def test_a_provider_may_leave_its_sessions_without_a_name(url, role, observer):
+    class Nameless:
+        async def complete(self, target, *, refused=None):
+            return replace(target, application_name=None)
+
+    async with GuardedPool(DatabaseSettings(url=url), credentials=Nameless()) as pool:
+        await pool.ping()
+        (session,) = await observer.sessions(user=role)
+        assert session["application_name"] == ""
+
+
 async def test_a_provider_that_hangs_is_bounded(server, url):
     class Hangs:
         async def complete(self, target, *, refused=None):

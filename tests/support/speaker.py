@@ -52,15 +52,18 @@ class Platform:
         counts: Callable[[str], int] = lambda _: 0,
         version: str = "16.0",
         knows: Container[str] | None = None,
+        reports: Callable[[], dict[str, str]] = dict,
     ) -> None:
         """`refuses(sql)` gives the SQLSTATE of a refusal, or None; `counts(sql)` the rows of a SELECT in its tag.
 
-        `knows`: the startup parameters that `version` has; any other one is refused, as an old server does.
+        `knows`: the startup parameters that `version` has; any other one is refused, as an old server does. `reports()`
+        gives parameters that are reported at the login and with each answer.
         """
         self._version = version
         self._knows = knows
         self._refuses = refuses
         self._counts = counts
+        self._reports = reports
         self.logins = 0
         self.asked: list[str] = []
 
@@ -70,6 +73,11 @@ class Platform:
         server = await asyncio.start_server(self._serve, LOOPBACK, 0)
         async with server:
             yield f"postgresql://user@{LOOPBACK}:{server.sockets[0].getsockname()[1]}/db?sslmode=disable"
+
+    def _status(self, parameters: dict[str, str]) -> bytes:
+        """ParameterStatus messages, those of `reports` included."""
+        told = parameters | self._reports()
+        return b"".join(message(b"S", f"{name}\0{value}\0".encode()) for name, value in told.items())
 
     def _is_known(self, parameter: str) -> bool:
         return self._knows is None or parameter in self._knows
@@ -90,9 +98,8 @@ class Platform:
                 "TimeZone": "UTC",
                 "session_authorization": "user",
             }
-            said = [message(b"S", f"{name}\0{value}\0".encode()) for name, value in told.items()]
             key = message(b"K", struct.pack("!ii", self.logins, 0))
-            writer.write(b"".join((message(b"R", bytes(4)), *said, key, ready)))
+            writer.write(b"".join((message(b"R", bytes(4)), self._status(told), key, ready)))
             while (kind := await reader.readexactly(1)) == b"Q":
                 body = await reader.readexactly(struct.unpack("!i", await reader.readexactly(4))[0] - 4)
                 sql = body.rstrip(b"\0").decode()
@@ -101,6 +108,7 @@ class Platform:
                 last = sql.rpartition(";")[2]
                 tag = f"SELECT {self._counts(sql)}" if last.startswith("SELECT") else last
                 done = message(b"C", tag.encode() + b"\0")
-                writer.write((done if sqlstate is None else refusal(sqlstate, severity="ERROR")) + ready)
+                answer = done if sqlstate is None else refusal(sqlstate, severity="ERROR")
+                writer.write(answer + self._status({}) + ready)
             assert kind == b"X"
         writer.close()

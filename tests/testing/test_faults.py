@@ -8,7 +8,14 @@ import inspect
 import asyncpg
 import pytest
 
-from asyncdb_guard import CircuitOpenError, ConnectFailedError, DatabaseSettings, GuardedPool, TriggerFailedError
+from asyncdb_guard import (
+    CircuitOpenError,
+    ConnectFailedError,
+    Connection,
+    DatabaseSettings,
+    GuardedPool,
+    TriggerFailedError,
+)
 from asyncdb_guard.call_site import caller
 from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.testing import (
@@ -22,7 +29,7 @@ from asyncdb_guard.testing import (
     recorded,
     token_event,
 )
-from asyncdb_guard.testing.pools.inside import breaker_of, credentials_of, cut_off, loop_of
+from asyncdb_guard.testing.pools.inside import breaker_of, credentials_of, cut_off, loop_of, own_settings
 from tests.support.eventually import Eventually
 
 
@@ -82,6 +89,23 @@ async def test_a_database_that_is_down_loses_sessions_and_refuses_connects(
         assert await pool.fetchval("SELECT 1") == 1
 
 
+async def test_a_pool_with_the_same_settings_is_not_down(url: str) -> None:
+    settings = DatabaseSettings(url=url)
+    async with GuardedPool(settings) as pool, GuardedPool(settings) as other:
+        await pool.ping()
+        for _ in range(2):
+            with database_down(pool):
+                with pytest.raises(ConnectFailedError):
+                    await pool.ping()
+                await other.ping()
+            await pool.ping()
+        with database_down(other):
+            await pool.ping()
+            with pytest.raises(ConnectFailedError):
+                await other.ping()
+        assert pool.settings == other.settings == settings
+
+
 async def test_a_pool_that_was_never_used_can_be_down_and_downs_can_be_nested(url: str) -> None:
     pool = GuardedPool(DatabaseSettings(url=url))
     with database_down(pool):
@@ -135,6 +159,18 @@ async def test_a_watched_pool_knows_who_has_its_connections(url: str, eventually
         assert str(BorrowLeftOpenError(["a", "b"])).startswith("2 connections were")
 
 
+async def test_a_connection_that_was_forgotten_is_still_told(url: str) -> None:
+    async def prepare(conn: Connection) -> None:
+        await conn.execute("SET app.tenant = 'of init'")
+
+    async with WatchedPool(DatabaseSettings(url=url), init=prepare) as pool:
+        await pool.acquire()
+        line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
+        for _ in range(10):  # each may be where the forgotten one was in memory
+            assert await pool.fetchval("SHOW app.tenant") == "of init"
+        assert [place.partition(" in ")[0] for place in pool.left_open] == [f"tests/testing/test_faults.py:{line}"]
+
+
 def test_a_place_elsewhere_has_its_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.chdir(str(tmp_path))
     assert caller().startswith(f"{__file__}:")
@@ -153,5 +189,7 @@ async def test_each_private_name_that_is_used_is_still_there(url: str) -> None:
     cut_off(pool)
     await pool.ping()
     assert pool.stats()["replaced"] == 1
+    given = pool.settings
+    assert own_settings(pool) is pool.settings is not given
     await pool.close()
     assert loop_of(pool) is None

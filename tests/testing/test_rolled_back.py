@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import itertools
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -19,6 +20,7 @@ from asyncdb_guard import (
     DatabaseSettings,
     GuardedPool,
     PoolClosedError,
+    StatementTimeoutError,
 )
 from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.testing import (
@@ -32,7 +34,7 @@ from asyncdb_guard.testing import (
     recorded,
     rolled_back,
 )
-from asyncdb_guard.testing.pools.statements import changes_schema, refused
+from asyncdb_guard.testing.pools.statements import Reading, read
 from tests.support.bound import at_rest
 from tests.support.eventually import Eventually
 from tests.support.program import run
@@ -188,7 +190,9 @@ async def test_a_read_only_transaction_is_one(pool: GuardedPool) -> None:
             await conn.execute(INSERT, "undone")
     async with pool.transaction(readonly=True) as conn:
         assert await conn.fetchval(NAMES) == ["first"]
-    await pool.execute(INSERT, "second")
+    async with pool.transaction() as conn, conn.transaction(readonly=True):  # asyncpg passes it over there
+        await conn.execute(INSERT, "second")
+    assert await pool.fetchval(NAMES) == ["first", "second"]
 
 
 async def test_another_isolation_level_is_told_with_the_remedy(base: GuardedPool, pool: GuardedPool) -> None:
@@ -246,12 +250,12 @@ async def test_a_transaction_by_hand_is_refused_by_name(pool: GuardedPool, sql: 
     ],
 )
 async def test_a_word_that_only_looks_like_it_is_not_refused(pool: GuardedPool, sql: str) -> None:
-    assert refused(sql) is None
+    assert read(sql).refused is None
     await pool.execute(sql)
 
 
 def test_an_empty_statement_is_nobodys_command() -> None:
-    assert refused("") is refused("; ") is refused(";; -- COMMIT") is None
+    assert read("") == read("; ") == read(";; -- COMMIT") == Reading()
 
 
 async def test_a_savepoint_by_hand_works_in_a_transaction(pool: GuardedPool) -> None:
@@ -263,11 +267,95 @@ async def test_a_savepoint_by_hand_works_in_a_transaction(pool: GuardedPool) -> 
     assert await pool.fetchval(NAMES) == ["first"]
 
 
-@pytest.mark.parametrize("sql", ["VACUUM", "CREATE INDEX CONCURRENTLY i ON item (name)", "DISCARD ALL"])
+async def test_what_needs_a_transaction_is_refused_outside_of_one(pool: GuardedPool, base: GuardedPool) -> None:
+    alone = ("SAVEPOINT mine", "RELEASE mine", "rollback to mine", "LOCK TABLE item", "DECLARE c CURSOR FOR SELECT 1")
+    for sql in alone:
+        for one in (base, pool):  # as the server itself says it
+            with pytest.raises(asyncpg.NoActiveSQLTransactionError, match="can only be used in transaction blocks"):
+                await one.execute(sql)
+    async with pool.acquire() as conn:
+        await conn.execute("DECLARE c CURSOR WITH HOLD FOR SELECT 1; FETCH c; CLOSE c")
+        await conn.execute("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
+        async with conn.transaction():
+            for sql in ("SAVEPOINT mine", "RELEASE mine", "LOCK TABLE item", "DECLARE d CURSOR FOR SELECT 1"):
+                await conn.execute(sql)
+
+
+SHOW = "SELECT current_setting('app.tenant', true)"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SET LOCAL app.tenant = 'x'",
+        'set local "app.tenant" TO x',
+        "SELECT set_config('app.tenant', concat('x'), true)",
+    ],
+)
+async def test_a_local_setting_ends_with_its_transaction(base: GuardedPool, pool: GuardedPool, sql: str) -> None:
+    for one in (base, pool):
+        async with one.acquire() as conn:
+            async with conn.transaction():
+                await conn.execute(sql)
+                async with conn.transaction():
+                    assert await conn.fetchval(SHOW) == "x"
+            assert not await conn.fetchval(SHOW)
+            await conn.execute("SET app.tenant = 'mine'")
+            await conn.execute(sql)  # outside of a transaction: a warning, and no effect
+            assert await conn.fetchval(SHOW) == "mine"
+            with contextlib.suppress(KeyError):
+                async with conn.transaction():
+                    await conn.execute(sql)
+                    raise KeyError
+            assert await conn.fetchval(SHOW) == "mine"
+            async with conn.transaction():
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await conn.execute(INSERT, "first")
+                with pytest.raises(asyncpg.InFailedSQLTransactionError):
+                    await conn.execute(sql)
+            assert await conn.fetchval(SHOW) == "mine"
+
+
+async def test_settings_with_words_of_their_own_end_with_the_transaction_too(pool: GuardedPool, role: str) -> None:
+    show = "SELECT current_setting('role'), current_setting('timezone'), current_setting('search_path')"
+    async with pool.acquire() as conn:
+        before = await conn.fetchrow(show)
+        async with conn.transaction():
+            await conn.execute(f"SET LOCAL ROLE {role}; SET LOCAL TIME ZONE 'Asia/Tokyo'; SET LOCAL SCHEMA 'public'")
+            await conn.execute("SET LOCAL TRANSACTION READ ONLY")
+            assert tuple(await conn.fetchrow(show) or ()) == (role, "Asia/Tokyo", "public")
+        assert await conn.fetchrow(show) == before
+        await conn.execute(INSERT, "second")
+        with pytest.raises(asyncpg.UndefinedObjectError):
+            await conn.execute("SET LOCAL nothing_of_that_name = 1")
+        assert await conn.fetchrow(show) == before
+
+
+async def test_a_table_that_a_commit_drops_is_dropped(base: GuardedPool, pool: GuardedPool) -> None:
+    for one in (base, pool):
+        async with one.acquire() as conn:
+            for _ in range(2):
+                async with conn.transaction():
+                    await conn.execute("CREATE TEMP TABLE staging (name text) ON COMMIT DROP")
+                    await conn.execute('CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp."St 2" ON COMMIT DROP AS SELECT 1')
+                    await conn.copy_records_to_table("staging", records=[("staged",)])
+                    assert await conn.fetchval("SELECT name FROM staging") == "staged"
+            assert await conn.fetchval("""SELECT coalesce(to_regclass('staging'), to_regclass('"St 2"'))""") is None
+            await conn.execute("CREATE TEMP TABLE kept (name text)")
+            assert await conn.fetch("SELECT * FROM kept") == []
+    with pytest.raises(RolledBackError, match=r"^ON COMMIT DELETE ROWS cannot run"):
+        await pool.execute("CREATE TEMP TABLE emptied (name text) ON COMMIT DELETE ROWS")
+
+
+@pytest.mark.parametrize(
+    "sql", ["VACUUM", "CREATE INDEX CONCURRENTLY i ON item (name)", "CREATE DATABASE d", "DISCARD ALL"]
+)
 async def test_the_server_names_what_cannot_run_in_a_transaction_and_a_note_has_the_remedy(
     pool: GuardedPool, sql: str
 ) -> None:
-    with pytest.raises(asyncpg.ActiveSQLTransactionError, match=sql.split(" INDEX", maxsplit=1)[0]) as refusal:
+    with pytest.raises(
+        asyncpg.ActiveSQLTransactionError, match=sql.split(" INDEX", maxsplit=1)[0].removesuffix(" d")
+    ) as refusal:
         await pool.execute(sql)
     assert any("guarded_pool" in note for note in refusal.value.__notes__)
     assert await pool.fetchval("SELECT 1") == 1
@@ -322,6 +410,8 @@ async def test_what_would_end_the_session_or_wait_for_news_is_refused(pool: Guar
             await conn.reset()
         await conn.execute("NOTIFY news")
         assert await conn.fetchval("SELECT 1") == 1
+    with pytest.raises(RolledBackError, match=r"^LISTEN cannot run .* no notification would arrive"):
+        pool.listen("news")
 
 
 async def test_a_connection_does_not_work_after_its_block(pool: GuardedPool) -> None:
@@ -360,6 +450,11 @@ async def test_concurrent_borrowers_come_one_after_the_other(pool: GuardedPool) 
     assert (pool.stats()["lent"], pool.stats()["idle"], pool.stats()["acquired"]) == (0, 1, 11)
 
 
+async def borrow(pool: GuardedPool) -> None:
+    async with pool.acquire(timeout=0.02):
+        pass
+
+
 async def test_whoever_waits_too_long_is_told_where_the_connection_is(pool: GuardedPool) -> None:
     async with pool.acquire():
         line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
@@ -367,12 +462,45 @@ async def test_whoever_waits_too_long_is_told_where_the_connection_is(pool: Guar
         await asyncio.sleep(0)
         assert pool.stats()["waiting"] == 1
         with pytest.raises(AcquireTimeoutError, match=rf"borrowed at tests.testing.test_rolled_back\.py:{line} in"):
-            async with pool.acquire(timeout=0.02):
-                pass
+            await asyncio.create_task(borrow(pool))
         assert pool.left_open[0].startswith(f"tests/testing/test_rolled_back.py:{line} in")  # type: ignore[attr-defined]
     assert await waiting == 1
     assert pool.left_open == []  # type: ignore[attr-defined]
     assert pool.stats()["acquire_timeouts"] == 1
+
+
+async def test_a_borrow_inside_of_a_borrow_is_refused_at_once(pool: GuardedPool) -> None:
+    with recorded(pool) as events:
+        async with pool.acquire():
+            with pytest.raises(
+                AcquireTimeoutError, match=r"has it already: it was borrowed at tests.testing.test_rolled"
+            ):
+                await pool.fetchval("SELECT 1")
+    assert events.names == ["acquire_timeout"]
+    taken = await pool.acquire()  # which another task may return
+    later = asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(pool.release(taken)))
+    assert await pool.fetchval("SELECT 1") == 1
+    assert later.when() > 0
+
+
+async def test_observers_are_told_of_borrows(pool: GuardedPool) -> None:
+    told: list[str] = []
+
+    class Observer:
+        def acquired(self, seconds: float) -> None:
+            told.append("acquired")
+
+        def failed(self, seconds: float, error: BaseException) -> None:
+            told.append(type(error).__name__)
+
+        def released(self, seconds: float) -> None:
+            told.append("released")
+
+    pool.observers.add(Observer())
+    await pool.ping()
+    with open_circuit(pool), pytest.raises(CircuitOpenError):
+        await pool.ping()
+    assert told == ["acquired", "released", "CircuitOpenError"]
 
 
 async def test_two_operations_at_once_on_one_connection_are_an_error_as_ever(pool: GuardedPool) -> None:
@@ -403,6 +531,31 @@ async def test_a_cancelled_statement_is_undone_and_the_next_one_works(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await pool.fetchval(NAMES) == ["first", "second"]
+
+
+@pytest.mark.parametrize("reset", ["always", "never"])
+async def test_a_statement_that_took_too_long_is_undone_and_nobody_else_notices(
+    base: GuardedPool, url: str, reset: Literal["always", "never"]
+) -> None:
+    settings = DatabaseSettings(url=url, command_timeout_ms=60, session_reset=reset)
+    bound = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
+    async with GuardedPool(settings) as impatient, rolled_back(impatient) as pool:
+        await pool.execute(INSERT, "second")
+        before = await pool.fetchval(bound)
+        with pytest.raises(StatementTimeoutError):
+            await pool.execute("INSERT INTO item (name) SELECT 'undone' FROM pg_sleep(60)")
+        assert await pool.fetchval("SELECT 1 FROM pg_sleep(0.1)", timeout=5) == 1
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await pool.fetchval("SELECT 1 / 0", timeout=5)
+        assert await pool.fetchval(bound) == before
+        with pytest.raises(asyncpg.UniqueViolationError):
+            async with pool.transaction() as conn:
+                await conn.execute(INSERT, "second")
+        async with pool.transaction() as conn:  # and the borrower passes over it
+            with pytest.raises(asyncpg.UniqueViolationError):
+                await conn.execute(INSERT, "second")
+        assert await pool.fetchval(NAMES) == ["first", "second"]
+    await at_rest(impatient)
 
 
 async def test_an_end_at_any_moment_undoes_all_of_it(base: GuardedPool) -> None:
@@ -461,6 +614,20 @@ async def test_the_session_is_reset_between_borrowers(base: GuardedPool, url: st
         assert await pool.fetchval("SHOW work_mem") == "99MB"
 
 
+async def test_the_reset_between_borrowers_is_the_pools_own(server: TemporaryPostgres, role: str) -> None:
+    async def prepare(conn: Connection) -> None:
+        await conn.execute("SET app.tenant = 'of init'")
+
+    async with GuardedPool(DatabaseSettings(url=server.url()), init=prepare) as base, rolled_back(base) as pool:
+        for _ in range(2):
+            async with pool.acquire() as conn:
+                assert await conn.fetchval(SHOW) == "of init"
+                assert await conn.fetchval("SELECT session_user") == "postgres"
+                await conn.execute(f"SET app.tenant = 'of a borrower'; SET SESSION AUTHORIZATION {role}")
+                await conn.execute("PREPARE mine AS SELECT 1")
+                assert await conn.fetchval("SELECT session_user") == role
+
+
 async def test_type_codecs_end_with_it(base: GuardedPool) -> None:
     async with rolled_back(base) as pool, pool.acquire() as conn:
         await conn.set_type_codec("date", encoder=str, decoder=lambda text: f"<{text}>", schema="pg_catalog")
@@ -469,8 +636,8 @@ async def test_type_codecs_end_with_it(base: GuardedPool) -> None:
 
 
 async def test_a_changed_schema_is_seen_at_once_and_undone(base: GuardedPool) -> None:
-    assert changes_schema("SELECT 1; drop table x")
-    assert not changes_schema("SELECT 'create'")
+    assert read("SELECT 1; drop table x").changes_schema
+    assert not read("SELECT 'create'").changes_schema
     for column in ("a integer", "b text"):
         async with rolled_back(base) as pool:
             await pool.execute("CREATE TABLE made (id integer)")
@@ -617,6 +784,27 @@ async def test_the_database_can_be_down_and_come_back_with_what_was_written(pool
     await pool.execute(INSERT, "second")
     with database_down(pool), pytest.raises(ConnectFailedError):
         await pool.execute(INSERT, "third")
+    assert await pool.fetchval(NAMES) == ["first", "second"]
+
+
+async def test_a_borrow_is_lost_once_the_database_was_down(pool: GuardedPool) -> None:
+    lost = asyncpg.ConnectionDoesNotExistError
+    async with pool.acquire() as conn:
+        await conn.execute(INSERT, "second")
+        transaction = conn.transaction()
+        await transaction.start()
+        await conn.execute(INSERT, "undone")
+        with database_down(pool), pytest.raises(lost):
+            await conn.fetchval("SELECT 1")
+        for call in (lambda: conn.fetchval("SELECT 1"), conn.transaction().start, transaction.commit):
+            with pytest.raises(lost):
+                await call()
+    async with pool.acquire() as conn:
+        with contextlib.suppress(KeyError):
+            async with conn.transaction():
+                await conn.execute(INSERT, "undone")
+                with database_down(pool):
+                    raise KeyError
     assert await pool.fetchval(NAMES) == ["first", "second"]
 
 

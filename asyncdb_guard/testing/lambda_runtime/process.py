@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-from asyncdb_guard.testing.lambda_runtime.endpoint import FUNCTION, REGION, Answer, Endpoint
+from asyncdb_guard.testing.lambda_runtime.endpoint import FUNCTION, REGION, Answer, Endpoint, EnvironmentFailed
 from asyncdb_guard.testing.loop_thread import LoopThread
 
 _INHERITED = ("COVERAGE_", "DYLD_", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")
@@ -160,12 +160,15 @@ class LambdaRuntime:
         return self._thread.run(self._until_ended(), timeout)
 
     def freeze(self) -> None:
-        """Stop the process and its children where they are (SIGSTOP), as Lambda does between invocations."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        """Stop the process and its children where they are (SIGSTOP), as Lambda does between invocations.
+
+        Raises EnvironmentFailed if it has ended.
+        """
+        self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let them go on (SIGCONT)."""
-        os.killpg(self.pid, signal.SIGCONT)
+        """Let them go on (SIGCONT). Raises EnvironmentFailed if the process has ended."""
+        self._signal_all(signal.SIGCONT)
 
     def close(self) -> None:
         """End the process: gently if it waits for an event, else with SIGKILL. Safe to call twice."""
@@ -173,6 +176,12 @@ class LambdaRuntime:
             self._thread.run(self.end())
             if self._own_thread:
                 self._thread.stop()
+
+    def _signal_all(self, number: int) -> None:
+        if self.returncode is not None:  # its ID may be another process's by now
+            raise EnvironmentFailed(f"The process has ended with exit code {self.returncode}.")
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def _signal(self, number: int) -> None:
         if self.returncode is None:

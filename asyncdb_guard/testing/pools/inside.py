@@ -16,10 +16,11 @@ from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.connect.pooled_connection import PooledConnection
-from asyncdb_guard.connect.reset import join
+from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, join
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.pool.core import PoolCore
+from asyncdb_guard.settings import DatabaseSettings
 
 L = TypeVar("L", bound=LentConnection)
 
@@ -45,6 +46,15 @@ def loop_of(pool: GuardedPool) -> asyncio.AbstractEventLoop | None:
     return None if loop_pool is None or loop_pool.closed else loop_pool.loop
 
 
+def own_settings(pool: GuardedPool) -> DatabaseSettings:
+    """The settings of this pool and of no other: from now on a copy of those that it was given."""
+    core = pool._core
+    core._settings = settings = core.settings.model_copy()
+    if core.loop_pool is not None:
+        core.loop_pool._connector._settings = settings
+    return settings
+
+
 def cut_off(pool: GuardedPool) -> None:
     """End the path of each session of the pool, as the network would: the pool is not told."""
     loop_pool = pool._core.loop_pool
@@ -65,9 +75,10 @@ def lend_as(kind: type[L], connection: PooledConnection) -> L:
     return lent
 
 
-def reset_query(connection: PooledConnection) -> str:
-    """What the pool sends between two borrowers."""
-    return join(connection._traits.reset_plan.parts())
+def reset_query(connection: PooledConnection, *, names: bool) -> str:
+    """What the pool sends between two borrowers; `names`: whether there may be a name of SQL's own PREPARE."""
+    parts = join(connection._traits.reset_plan.parts([AUTHORIZATION], connection._restore))
+    return f"{parts};{DEALLOCATE}" if names else parts
 
 
 def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:

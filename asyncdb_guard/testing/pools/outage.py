@@ -10,7 +10,7 @@ from dataclasses import replace
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.testing.pools.circuit import close_circuit
-from asyncdb_guard.testing.pools.inside import cut_off
+from asyncdb_guard.testing.pools.inside import cut_off, own_settings
 from asyncdb_guard.testing.ports import LOOPBACK
 
 _TARGET = "target"
@@ -32,7 +32,7 @@ def database_down(pool: GuardedPool) -> Generator[None]:
     `acquire()` raises ConnectFailedError, and after BREAKER_FAIL_MAX of these CircuitOpenError. Everybody else still
     has the database. In the end the circuit is closed, too, and the next `acquire()` connects.
     """
-    settings = pool.settings
+    settings = own_settings(pool) if not is_down(pool.settings) else pool.settings
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as nobody:
         nobody.bind((LOOPBACK, 0))  # bound, and nobody listens: the kernel refuses
         before = settings.target

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import asyncpg
 
 from asyncdb_guard import clock
 from asyncdb_guard.call_site import caller
+from asyncdb_guard.clock import Instant, elapsed
 from asyncdb_guard.connect.lent_connection import LentConnection
-from asyncdb_guard.errors import DatabaseUnavailableError, PoolClosedError
+from asyncdb_guard.errors import AcquireTimeoutError, DatabaseUnavailableError, PoolClosedError
+from asyncdb_guard.events import AcquireTimeout
 from asyncdb_guard.pool import GuardedPool, PoolStats
 from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.testing.pools import inside
 from asyncdb_guard.testing.pools.errors import RolledBackError
 from asyncdb_guard.testing.pools.outage import is_down
-from asyncdb_guard.testing.pools.shared_connection import SharedConnection
+from asyncdb_guard.testing.pools.shared_connection import SharedConnection, refuse_to_listen
 from asyncdb_guard.testing.pools.shared_transaction import SharedTransaction, restore_sequences
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class RolledBackPool(GuardedPool):
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """Borrow the one connection, as `GuardedPool.acquire` does. Raises RolledBackError, too."""
         return _SharedAcquisition(self, timeout, caller())
+
+    def listen(self, *channels: str) -> NoReturn:
+        """Raises RolledBackError: nothing is committed, so nothing would ever be heard."""
+        refuse_to_listen()
 
     async def begun(self, timeout: float | None) -> SharedTransaction:
         """The one transaction; the first caller begins it. Raises as the `acquire()` of the pool behind it does."""
@@ -125,10 +130,11 @@ class RolledBackPool(GuardedPool):
 
 
 class _SharedAcquisition(Acquisition):
-    __slots__ = ("_lent", "_permit", "_place", "_pool", "_shared")
+    __slots__ = ("_lent", "_permit", "_place", "_pool", "_shared", "_since")
 
     _lent: SharedConnection | None
     _permit: int
+    _since: Instant
     _shared: SharedTransaction
 
     def __init__(self, pool: RolledBackPool, timeout: float | None, place: str) -> None:
@@ -144,24 +150,38 @@ class _SharedAcquisition(Acquisition):
         if self._in_use:
             raise RuntimeError("This acquisition is in use. Call acquire() again for each `async with`.")
         self._in_use = True
-        counters = core.counters
+        counters, observers, began = core.counters, core.observers, clock.now()
         counters.requests += 1
+        permit: int | None = None
         try:
-            permit = core.breaker.admit(clock.now())
+            permit = core.breaker.admit(began)
             shared = await self._pool.begun(self._timeout)
-            await shared.borrow(core.settings.connect_timeout if self._timeout is None else self._timeout, self._place)
+            await shared.borrow(self._seconds, self._place)
         except BaseException as error:
             self._in_use = False
+            if permit is not None:
+                core.breaker.released(permit)
             counters.count_failed_request(error)
+            if isinstance(error, AcquireTimeoutError) and permit is not None:
+                core.events.emit(AcquireTimeout(elapsed(began, clock.now())))
+            observers.failed(elapsed(began, clock.now()), error)
             raise
         counters.acquired += 1
-        self._shared, self._permit = shared, permit
-        self._lent = shared.lend()
+        self._shared, self._permit, self._since = shared, permit, clock.now()
+        observers.acquired(elapsed(began, self._since))
+        self._lent = shared.lend(core)
         return self._lent
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    @property
+    def connection(self) -> SharedConnection:
+        assert self._lent is not None
+        return self._lent
+
+    @property
+    def is_lost(self) -> bool:
+        return self.connection.lost or self._shared.is_lost
+
+    def release(self, error: BaseException | None) -> None:
         lent, core = self._lent, self._core
         assert lent is not None
         self._lent = None
@@ -170,6 +190,7 @@ class _SharedAcquisition(Acquisition):
             core.breaker.succeeded(self._permit)
         else:
             core.breaker.released(self._permit)
+        core.observers.released(elapsed(self._since, clock.now()))
         self._shared.give_back(lent, reset=core.settings.reset_sessions, in_transaction=lent.depth > 0)
 
     @property
@@ -177,7 +198,8 @@ class _SharedAcquisition(Acquisition):
         return self._shared.loop
 
     def _let_go(self, lent: LentConnection) -> None:
-        """The shared connection is nobody's to lose: the pool undoes it in the end."""
+        """The shared connection is nobody's to lose: the pool undoes it in the end. Another task may return it."""
+        self._shared.holder = None
 
     def _hold(self, lent: LentConnection) -> None:
         """It was never let go."""

@@ -8,8 +8,10 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import asyncpg
 
 from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.testing.pools.errors import RolledBackError
-from asyncdb_guard.testing.pools.statements import changes_schema, refused
+from asyncdb_guard.testing.pools.outage import is_down
+from asyncdb_guard.testing.pools.statements import Reading, read
 
 T = TypeVar("T")
 
@@ -26,46 +28,54 @@ class Savepoint(Protocol):
     async def save(self) -> None:
         """Before a statement or a transaction."""
 
+    async def foresee(self, statement: Reading) -> None:
+        """Before a statement, in a transaction or alone: note what it leaves for the end."""
+
     async def keep(self) -> None:
         """It went well."""
 
     def spoil(self) -> None:
         """It failed."""
 
-    def schema_changed(self) -> None:
-        """It is about to change tables or types."""
-
     async def reload_schema(self) -> None:
-        """It has changed them."""
+        """It has changed tables or types."""
 
 
 class SharedConnection(LentConnection):
     """A connection for one borrow of a rolled-back pool."""
 
+    core: PoolCore
+    """What it was borrowed from."""
     shared: Savepoint
     depth = 0
     """How many transactions of the borrower's are open."""
     busy = False
+    lost = False
+    """Whether the database was down during this borrow."""
 
     async def alone(self, call: Callable[[], Awaitable[T]], sql: str = "") -> T:
         """Run a statement as the server would outside of a transaction: its failure undoes nothing but itself."""
         if self.released:
             return await call()
-        command = refused(sql)
-        if command is not None:
-            _refuse(command)
-        alters = changes_schema(sql)
-        if alters:
-            self.shared.schema_changed()
+        self.check_path()
+        statement = read(sql)
+        if statement.refused == "LISTEN":
+            refuse_to_listen()
+        if statement.refused is not None:
+            _refuse(statement.refused)
         if self.depth:
-            return await self._noted(call, alters=alters)
+            return await self._noted(call, statement)
+        if statement.needs_transaction is not None:
+            raise asyncpg.NoActiveSQLTransactionError(
+                f"{statement.needs_transaction} can only be used in transaction blocks"
+            )
         if self.busy:
             raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
         self.busy = True
         try:
             await self.shared.save()
             try:
-                result = await self._noted(call, alters=alters)
+                result = await self._noted(call, statement)
             except BaseException:
                 self.shared.spoil()
                 raise
@@ -74,15 +84,22 @@ class SharedConnection(LentConnection):
             self.busy = False
         return result
 
-    async def _noted(self, call: Callable[[], Awaitable[T]], *, alters: bool) -> T:
+    async def _noted(self, call: Callable[[], Awaitable[T]], statement: Reading) -> T:
+        await self.shared.foresee(statement)
         try:
             result = await call()
         except _NOT_HERE as error:
             error.add_note(f"A rolled-back pool runs every statement in one transaction. {_REMEDY}")
             raise
-        if alters:
+        if statement.changes_schema:
             await self.shared.reload_schema()
         return result
+
+    def check_path(self) -> None:
+        """Fail as a connection does that was lost: for the rest of the borrow, once the database was down."""
+        self.lost = self.lost or is_down(self.core.settings)
+        if self.lost:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
 
     def is_in_transaction(self) -> bool:
         return self.depth > 0
@@ -103,12 +120,16 @@ class SharedConnection(LentConnection):
         call = super().prepare
         return _Prepared(self, await self.alone(lambda: call(query, **options)), query)
 
+    async def prepare_cached(self, query: str) -> Any:
+        call = super().prepare_cached
+        return _Prepared(self, await self.alone(lambda: call(query)), query)
+
     def cursor(self, query: str, *args: Any, **options: Any) -> Any:
         _check_cursor(self)
         return super().cursor(query, *args, **options)
 
     async def add_listener(self, channel: str, callback: Any) -> None:
-        _refuse("LISTEN")
+        refuse_to_listen()
 
     async def reset(self, **options: Any) -> None:
         _refuse("reset()")
@@ -152,19 +173,20 @@ class _Nested:
         connection = self._connection
         if self._open or connection.released:
             return await start()  # asyncpg says what is wrong
+        connection.check_path()
         outermost = connection.depth == 0
         if outermost:
             await connection.shared.save()
         try:
             await start()
+            if self._readonly and outermost:  # asyncpg/transaction.py: of an inner one it is passed over
+                await LentConnection.execute(connection, "SET TRANSACTION READ ONLY")
         except BaseException:
             if outermost:
                 connection.shared.spoil()
             raise
         self._open, self._outermost = True, outermost
         connection.depth += 1
-        if self._readonly:
-            await connection.execute("SET TRANSACTION READ ONLY")
         return None
 
     async def _end(self, end: Callable[[], Awaitable[None]], *, kept: bool, refused: bool = False) -> None:
@@ -174,6 +196,8 @@ class _Nested:
         self._open = False
         connection.depth -= 1
         try:
+            if kept:
+                connection.check_path()
             await end()
         except BaseException as error:
             if not self._outermost:
@@ -239,4 +263,11 @@ def _refuse(command: str) -> NoReturn:
     raise RolledBackError(
         f"{command} cannot run on a rolled-back pool, whose one transaction is always undone. Use conn.transaction()"
         f" for a transaction. {_REMEDY}"
+    )
+
+
+def refuse_to_listen() -> NoReturn:
+    """For LISTEN, by whatever way. Raises RolledBackError."""
+    raise RolledBackError(
+        f"LISTEN cannot run on a rolled-back pool: nothing is committed, so no notification would arrive. {_REMEDY}"
     )

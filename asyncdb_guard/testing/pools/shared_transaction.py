@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
 
 import asyncpg
 
+from asyncdb_guard.connect.reset import literal
 from asyncdb_guard.errors import AcquireTimeoutError
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.pool.acquisition import Acquisition
+from asyncdb_guard.pool.core import PoolCore
 from asyncdb_guard.testing.pools import inside
 from asyncdb_guard.testing.pools.errors import RolledBackError
 from asyncdb_guard.testing.pools.shared_connection import SharedConnection
+from asyncdb_guard.testing.pools.statements import Reading
+
+T = TypeVar("T")
 
 _SAVE = "SAVEPOINT asyncdb_guard"
 _NEXT = f"RELEASE {_SAVE}; {_SAVE}"
@@ -52,13 +59,15 @@ class SharedTransaction:
         self.loop = asyncio.get_running_loop()
         self.place: str | None = None
         """Where its present borrower borrowed it."""
+        self.holder: object = None
+        """The task that borrowed it for an `async with`; None if anybody may return it."""
         self.isolation = isolation or ""
         self.waiting = 0
         self._turn = asyncio.Lock()
         self._acquisition = acquisition
         self._connection = inside.pooled_connection_of(acquisition)
         self._bare: Any = inside.bare(self._connection)
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[Any] | None = None
         self._fresh = True
         """Whether nothing has come after the savepoint."""
         self._spoiled = False
@@ -66,7 +75,13 @@ class SharedTransaction:
         self._checks = False
         """Whether a COMMIT may find fault: there are constraints or triggers that can be deferred."""
         self._needs_reset = False
+        self._prepares = False
+        """Whether a borrower may have left a name of PREPARE, which no ROLLBACK removes."""
         self._schema_changed = False
+        self._local: dict[str, str | None] = {}
+        """What the borrower has set until the end of its transaction, each with the value before that."""
+        self._doomed: list[str] = []
+        """The temporary tables that the end of its transaction drops."""
         self._lent: SharedConnection | None = None
         self._changed_codecs = False
         self.sequences: list[tuple[str, int, bool]] = []
@@ -101,6 +116,11 @@ class SharedTransaction:
 
     async def borrow(self, timeout: float, place: str) -> None:
         """Wait for the connection, for at most `timeout` seconds. Raises AcquireTimeoutError and RolledBackError."""
+        if self.holder is asyncio.current_task():
+            raise AcquireTimeoutError(
+                "A rolled-back pool has one connection, and this task has it already: it was borrowed at"
+                f" {self.place}. Return it first, or use a pool that is not rolled back."
+            )
         self.waiting += 1
         try:
             async with asyncio.timeout(timeout):
@@ -121,26 +141,34 @@ class SharedTransaction:
             if self._needs_reset:
                 if self._spoiled:
                     await self._send(_UNDO)
-                await self._send(f"{inside.reset_query(self._connection)}; {_PATIENT}")
-                self._fresh = self._needs_reset = False
+                await self._send(f"{inside.reset_query(self._connection, names=self._prepares)}; {_PATIENT}")
+                self._fresh = self._needs_reset = self._prepares = False
         except BaseException:
             self._turn.release()
             raise
         self.place = place
+        self.holder = asyncio.current_task()
 
-    def lend(self) -> SharedConnection:
-        """The connection for whoever has just got it."""
+    def lend(self, core: PoolCore) -> SharedConnection:
+        """The connection for whoever has just got it from the pool of `core`."""
         self._lent = lent = inside.lend_as(SharedConnection, self._connection)
         lent.shared = self
+        lent.core = core
         return lent
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client knows that the session has ended."""
+        return self._connection.is_closed()
 
     def give_back(self, lent: SharedConnection, *, reset: bool, in_transaction: bool) -> None:
         """The borrower is done. What it left open is undone, as the pool's own reset would."""
         if self._lent is not lent:
             return  # it was cut off by `undo()`
-        self.place = None
+        self.place = self.holder = None
         self._needs_reset = reset
-        self._spoiled = self._spoiled or in_transaction
+        if in_transaction:
+            self.spoil()
         try:
             self._take_back()  # warns of listeners left behind, and a warning may be an error
         finally:
@@ -163,38 +191,68 @@ class SharedTransaction:
             await self._send(_NEXT)
         self._fresh = False
 
+    async def foresee(self, statement: Reading) -> None:
+        """Before a statement of a borrower: note what `keep` and `undo` have to do about it."""
+        for name in statement.local_settings:
+            if name not in self._local:
+                with contextlib.suppress(asyncpg.PostgresError):  # the transaction has failed: so will the statement
+                    self._local[name] = await self._sent(partial(self._read_setting, name))
+        self._doomed += statement.dropped_at_commit
+        self._prepares = self._prepares or statement.prepares
+        if statement.changes_schema:
+            # what asyncpg remembers of tables and types is out of date, now and again after the undo
+            self._schema_changed = self._checks = True
+
     async def keep(self) -> None:
-        """It went well: check what a COMMIT checks. Raises what the server finds."""
-        if self._checks:
-            await self._send(_CHECK)
+        """It went well: check what a COMMIT checks, and end what it ends. Raises what the server finds."""
+        local, doomed = self._local, self._doomed
+        self._local, self._doomed = {}, []
+        endings = [_CHECK] if self._checks else []
+        endings += [
+            f"SELECT set_config({literal(name)}, {literal(value or '')}, false)"
+            for name, value in local.items()
+            if value is not None or "." in name
+        ]
+        endings += [f"DROP TABLE IF EXISTS pg_temp.{name} CASCADE" for name in doomed]
+        if endings:
+            await self._send("; ".join(endings), spoils=True)
 
     def spoil(self) -> None:
         """It failed: the next statement undoes it first."""
         self._spoiled = True
-
-    def schema_changed(self) -> None:
-        """What asyncpg remembers of tables and types is out of date, now and again after the undo."""
-        self._schema_changed = self._checks = True
+        self._local, self._doomed = {}, []
 
     async def reload_schema(self) -> None:
         """Let asyncpg forget tables and types, as it does by itself outside of a transaction."""
         await self._bare.reload_schema_state()
 
-    async def _send(self, sql: str) -> None:
-        """Send a statement of our own. A task of its own: a cancelled borrower must not leave it half done."""
+    async def _send(self, sql: str, *, spoils: bool = False) -> None:
+        """Send a statement of our own, whose failure may spoil what the borrower did."""
+        await self._sent(lambda: self._execute(sql, spoils=spoils))
+
+    async def _sent(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Send something in a task of its own: a cancelled borrower must not leave it half done."""
         await self._settled()
-        self._sending = asyncio.create_task(self._execute(sql))
-        await asyncio.shield(self._sending)
+        self._sending = sending = asyncio.create_task(work())
+        return await asyncio.shield(sending)
 
     async def _settled(self) -> None:
         while self._sending is not None:
             await asyncio.wait({self._sending})
 
-    async def _execute(self, sql: str) -> None:
+    async def _read_setting(self, name: str) -> str | None:
+        try:
+            value: str | None = await self._bare.fetchval("SELECT current_setting($1, true)", name)
+            return value
+        finally:
+            self._sending = None
+
+    async def _execute(self, sql: str, *, spoils: bool) -> None:
         try:
             await self._bare.execute(sql)
         except BaseException:
-            self._spoiled = self._spoiled or sql == _CHECK
+            if spoils:
+                self.spoil()
             raise
         else:
             if sql in {_UNDO, _NEXT}:

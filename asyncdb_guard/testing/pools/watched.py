@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
-from types import TracebackType
 
 from asyncdb_guard.call_site import caller
 from asyncdb_guard.connect.credentials import Credentials
+from asyncdb_guard.connect.initialization import Init
 from asyncdb_guard.connect.lent_connection import LentConnection
 from asyncdb_guard.events import Listener
 from asyncdb_guard.pool import GuardedPool
 from asyncdb_guard.pool.acquisition import Acquisition
 from asyncdb_guard.settings import DatabaseSettings
 from asyncdb_guard.testing.pools.inside import core_of
+
+_numbers = itertools.count(1)
 
 
 class WatchedPool(GuardedPool):
@@ -24,8 +27,9 @@ class WatchedPool(GuardedPool):
         *,
         credentials: Credentials | None = None,
         on_event: Listener | Iterable[Listener] = (),
+        init: Init | None = None,
     ) -> None:
-        super().__init__(settings, credentials=credentials, on_event=on_event)
+        super().__init__(settings, credentials=credentials, on_event=on_event, init=init)
         self.borrowed: dict[int, str] = {}
         """Where each connection was borrowed that is not back yet."""
 
@@ -40,7 +44,9 @@ class WatchedPool(GuardedPool):
 
 
 class _WatchedAcquisition(Acquisition):
-    __slots__ = ("_place", "_pool")
+    __slots__ = ("_number", "_place", "_pool")
+
+    _number: int
 
     def __init__(self, pool: WatchedPool, timeout: float | None, place: str) -> None:
         super().__init__(core_of(pool), timeout)
@@ -49,11 +55,10 @@ class _WatchedAcquisition(Acquisition):
 
     async def __aenter__(self) -> LentConnection:
         lent = await super().__aenter__()
-        self._pool.borrowed[id(self)] = self._place
+        self._number = next(_numbers)
+        self._pool.borrowed[self._number] = self._place
         return lent
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.borrowed.pop(id(self), None)
-        await super().__aexit__(kind, error, trace)
+    def release(self, error: BaseException | None) -> None:
+        self._pool.borrowed.pop(self._number, None)
+        super().release(error)
