@@ -170,6 +170,8 @@ async def test_a_cache_that_works_is_used() -> None:
     assert await get(cache) == "1"
     await cache.forget("user")
     assert await get(cache) is None
+    await asyncio.sleep(0)
+    assert not cache._late, "no call is remembered for ever"
 
 
 async def test_a_cache_that_hangs_delays_one_call_by_a_tenth_of_a_second() -> None:
