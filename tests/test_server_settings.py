@@ -76,7 +76,7 @@ async def test_one_that_the_server_refuses_is_told_and_costs_no_timeout(
     assert caplog.records == []
 
 
-FAULTS = [
+FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"proxy_profile": True, "server_settings": {"jit": "off"}}, "under the proxy profile"),
     *[
         ({"server_settings": {name: "a"}}, f"names {name}, which is set already")

@@ -245,6 +245,11 @@ def test_a_directory_that_asyncpg_would_split_is_refused(text: str) -> None:
     assert parse_database_url(text)[0].host == "", "it is unknown, and not missing"
 
 
+@pytest.mark.parametrize("database", ["a/b", "a@b"])
+def test_a_bare_slash_or_at_sign_in_the_database_is_refused(database: str) -> None:
+    assert "contains a bare `/` or `@` after the host" in fault(f"postgresql://user@h/{database}")
+
+
 @pytest.mark.parametrize("text", ["postgresql://user:pass/word@h/d", "postgresql://user:12/word@h/d"])
 def test_a_bare_slash_in_the_password_is_told_as_such(text: str) -> None:
     assert any("ercent-encode" in sentence for sentence in parse_database_url(text)[1])

@@ -25,6 +25,9 @@ _MAX_EXACT_INT = 2**53
 """Most JSON parsers read numbers as IEEE 754 doubles, which are exact for integers up to this (RFC 8259, section 6)."""
 
 
+_BEYOND_EXACT = "contains an integer beyond ±2^53, which JSON parsers round; return it as a str"
+
+
 class ClaimError(GuardError):
     """A value that a callback returned cannot go into a token. Names the claim, never its value."""
 
@@ -101,7 +104,7 @@ def _descend(depth: int) -> int:
 
 def _from_int(value: int) -> int:
     if not -_MAX_EXACT_INT <= value <= _MAX_EXACT_INT:
-        raise _RefusedValueError("contains an integer beyond ±2^53, which JSON parsers round; return it as a str")
+        raise _RefusedValueError(_BEYOND_EXACT)
     return int.__index__(value)
 
 
@@ -114,9 +117,9 @@ def _from_float(value: float) -> float:
 def _from_decimal(value: Decimal) -> int | float:
     if not value.is_finite():
         raise _RefusedValueError("contains a NaN or an infinity, which JSON cannot represent")
-    if value.adjusted() > 16:  # before int() creates a billion digits of 1E+999999999
-        return _from_int(_MAX_EXACT_INT + 1)
     if value == value.to_integral_value():
+        if value.adjusted() > 15:  # before int() creates a billion digits of 1E+999999999
+            raise _RefusedValueError(_BEYOND_EXACT)
         return _from_int(int(value))
     nearest = float(value)
     if Decimal(repr(nearest)) != value:

@@ -47,9 +47,8 @@ def invalid_value(error: ErrorDetails, from_url: bool) -> str:
 
 
 def _url_label(setting: str) -> str:
-    parameters = [parameter for parameter in URL_PARAMETERS if parameter.feeds == setting]
-    names = " + ".join(parameter.name for parameter in parameters)
-    unit = f" ({parameters[0].unit})" if parameters[0].unit else ""
+    names = " + ".join(parameter.name for parameter in URL_PARAMETERS if parameter.feeds == setting)
+    unit = " (seconds)" if setting.endswith("_ms") else ""
     return f"{names}{unit} in the database URL"
 
 

@@ -35,7 +35,6 @@ class UrlParameter(NamedTuple):
     doc: str
     example: str
     """A value that is valid on its own and together with the other examples."""
-    unit: str = ""
 
     @property
     def feeds_setting(self) -> bool:
@@ -156,7 +155,6 @@ URL_PARAMETERS = (
         feeds="connect_timeout_ms",
         parse=_parse_seconds,
         rule=_SECONDS_RULE,
-        unit="seconds",
         doc="Added to `pool_timeout`, if both are set.",
         example="1",
     ),
@@ -173,7 +171,6 @@ URL_PARAMETERS = (
         feeds="connect_timeout_ms",
         parse=_parse_seconds,
         rule=_SECONDS_RULE,
-        unit="seconds",
         doc="Added to `connect_timeout`, if both are set.",
         example="2",
     ),
@@ -182,7 +179,6 @@ URL_PARAMETERS = (
         feeds="command_timeout_ms",
         parse=_parse_seconds,
         rule=_seconds_rule("command_timeout_ms"),
-        unit="seconds",
         doc="The bound on one statement.",
         example="5",
     ),
@@ -191,7 +187,6 @@ URL_PARAMETERS = (
         feeds="idle_timeout_ms",
         parse=_parse_seconds,
         rule=_seconds_rule("idle_timeout_ms"),
-        unit="seconds",
         doc="How long a session may be idle.",
         example="30",
     ),
@@ -200,7 +195,6 @@ URL_PARAMETERS = (
         feeds="max_lifetime_ms",
         parse=_parse_seconds_or_never,
         rule="a whole number of seconds from 0, which means never, to 86400",
-        unit="seconds",
         doc="How old a session may become.",
         example="900",
     ),

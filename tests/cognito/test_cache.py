@@ -14,6 +14,7 @@ from asyncdb_guard.cognito import CacheKey, CognitoTriggers, CognitoUser, Memory
 from asyncdb_guard.cognito.caching.fail_fast import FailFastCache
 from asyncdb_guard.cognito.caching.key import cache_key, stale_key, user_key
 from asyncdb_guard.cognito.caching.plain import PlainBackend
+from asyncdb_guard.cognito.caching.protocol import ClaimsCache
 from asyncdb_guard.cognito.callbacks import callback_id, claims_callback
 from asyncdb_guard.cognito.event import read_token_event
 from tests.cognito.conftest import MakePool, returning
@@ -73,6 +74,14 @@ async def test_the_least_recently_used_entry_is_evicted_first() -> None:
     assert len(cache) == 2
 
 
+async def test_a_thousand_and_twenty_four_entries_are_kept() -> None:
+    cache = MemoryCache()
+    for number in range(1025):
+        await cache.put(CacheKey("user", str(number)), "1", 60)
+    assert len(cache) == 1024
+    assert await cache.get(CacheKey("user", "0")) is None
+
+
 async def test_forget_drops_one_user() -> None:
     cache = MemoryCache()
     await cache.put(ONE, "1", 60)
@@ -96,9 +105,22 @@ def test_keys_hold_no_sub_and_no_e_mail() -> None:
 
 
 def test_a_key_does_not_depend_on_the_order_of_attributes() -> None:
-    one = token_event("2", userAttributes={"sub": "s", "a": "1"}, clientMetadata={"x": "1", "y": "2"})
-    other = token_event("2", userAttributes={"a": "1", "sub": "s"}, clientMetadata={"y": "2", "x": "1"})
-    assert cache_key(read_token_event(one), "") == cache_key(read_token_event(other), "")
+    groups = {"groupsToOverride": ["a"], "preferredRole": "b"}
+    one = token_event(
+        "2", userAttributes={"sub": "s", "a": "1"}, clientMetadata={"x": "1", "y": "2"}, groupConfiguration=groups
+    )
+    other = token_event(
+        "2", userAttributes={"a": "1", "sub": "s"}, clientMetadata={"y": "2", "x": "1"},
+        groupConfiguration=dict(reversed(groups.items())),
+    )  # fmt: skip
+    for key in (cache_key, stale_key):
+        assert key(read_token_event(one), "") == key(read_token_event(other), "")
+
+
+def test_a_key_can_be_made_of_any_text() -> None:
+    odd = user_key("\ud800")
+    assert len(odd) == 64
+    assert odd != user_key("\ud801")
 
 
 class Faulty:
@@ -148,6 +170,8 @@ async def test_a_cache_that_works_is_used() -> None:
     assert await get(cache) == "1"
     await cache.forget("user")
     assert await get(cache) is None
+    await asyncio.sleep(0)
+    assert not cache._late, "no call is remembered for ever"
 
 
 async def test_a_cache_that_hangs_delays_one_call_by_a_tenth_of_a_second() -> None:
@@ -181,7 +205,8 @@ async def test_the_backoff_doubles_with_each_failure_up_to_30_seconds(caplog: py
     clocks.monotonic += 1
     faulty.error = None
     assert await get(cache) == "1"  # the rests begin afresh after a success
-    assert "ConnectionError" in caplog.text
+    assert "The claims cache failed with ConnectionError. It is skipped for 1 s." in caplog.text
+    assert "It is skipped for 30 s." in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -336,14 +361,19 @@ async def test_a_user_who_is_not_forgotten_yet_is_neither_read_nor_written() -> 
         await cache.forget("user")
 
 
-async def test_the_users_who_are_to_be_forgotten_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncdb_guard.cognito.caching.fail_fast._OWED_MAX", 2)
+async def test_the_users_who_are_to_be_forgotten_are_limited_in_number() -> None:
     faulty = Faulty()
     faulty.error = RuntimeError()
     cache = guarded(faulty)
-    for user in ("a", "b", "c"):
-        await cache.forget_soon(user)
-    assert list(cache._owed) == ["b", "c"]
+    for number in range(10_002):
+        await cache.forget_soon(str(number))
+    assert list(cache._owed) == [str(number) for number in range(2, 10_002)]
+
+
+def test_the_docstrings_tell_the_seconds_that_a_cache_has() -> None:
+    for of_forget in (ClaimsCache.__doc__, CognitoTriggers.forget.__doc__):
+        assert f"{FailFastCache.FORGET_TIMEOUT:g} s" in str(of_forget)
+    assert f"{FailFastCache.CALL_TIMEOUT:g} s" in str(ClaimsCache.__doc__)
 
 
 @pytest.mark.parametrize("fault", ["hang", "error"])

@@ -74,6 +74,7 @@ VALUES = [
     (date(2026, 1, 2), "2026-01-02"),
     (Decimal("1.50"), 1.5),
     (Decimal("1E+3"), 1000),
+    (Decimal("1E+15"), 10**15),
     (Decimal(0), 0),
     ([1, None, "a"], [1, None, "a"]),
     (Point(1, 2), [1, 2]),
@@ -104,7 +105,8 @@ def test_in_version_1_all_values_are_texts(value: Any, expected: str) -> None:
 REFUSED = [
     (float("nan"), "NaN"), (float("-inf"), "infinity"), (Decimal("NaN"), "NaN"), (Decimal("sNaN"), "NaN"),
     (Decimal("Infinity"), "infinity"), (Decimal("0.12345678901234567890123"), "digits"),
-    (Decimal("1E+999999999"), "2\\^53"), (Decimal("1E-999999"), "digits"), (2**53 + 1, "2\\^53"), (-(2**64), "2\\^53"),
+    (Decimal("1E+16"), "2\\^53"), (Decimal("1E+999999999"), "2\\^53"), (Decimal("1E-999999"), "digits"),
+    (Decimal("12345678901234567.5"), "digits"), (2**53 + 1, "2\\^53"), (-(2**64), "2\\^53"),
     (b"bytes", "bytes"), (bytearray(b"x"), "bytearray"), ({1, 2}, "set"), (frozenset(), "frozenset"),
     (object(), "object"), (lambda: None, "function"), (1j, "complex"), ({1: 2}, "key of type int"),
     ({None: 2}, "key of type NoneType"), ([{"a": [b""]}], "bytes"), ("\ud800", "UTF-8"), ({"\udfff": 1}, "UTF-8"),
@@ -338,6 +340,10 @@ def test_size_is_bounded_over_both_tokens() -> None:
         in_id("\x00" * (MAX_SIZE // 4))  # six bytes of JSON each
     with pytest.raises(ClaimError, match=r"^The claims take \d+ bytes of JSON"):
         answered(TokenClaims(groups=["x" * 100] * 200))
+
+
+def test_claims_that_are_left_out_count_little() -> None:
+    assert answered({f"column{number}": None for number in range(MAX_SIZE // 2)}) == answered({})
 
 
 def test_claims_of_just_the_size_that_is_allowed() -> None:

@@ -136,6 +136,13 @@ async def test_the_deadline_is_the_nearer_of_budget_and_context(remaining: Any, 
     assert Deadline(4.0, Context(remaining)).remaining == pytest.approx(expected, abs=0.05)
 
 
+async def test_lambdas_milliseconds_are_read_exactly() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    remaining = Deadline(4.0, Context(4100)).remaining
+    assert remaining <= 3.9 <= remaining + (loop.time() - before) + 0.001
+
+
 class Broken:
     """A context that raises."""
 

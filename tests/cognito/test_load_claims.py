@@ -162,7 +162,7 @@ async def test_fifty_at_once_are_one_miss_and_one_query(
     assert asked == (1 if ttl else 2)  # without a cache only those who asked together share
 
 
-async def test_a_failed_load_fails_all_who_wait_for_it(pool: GuardedPool) -> None:
+async def test_a_failed_load_fails_all_who_wait_for_it(pool: GuardedPool, caplog: pytest.LogCaptureFixture) -> None:
     asked = 0
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -175,6 +175,7 @@ async def test_a_failed_load_fails_all_who_wait_for_it(pool: GuardedPool) -> Non
     outcomes = await asyncio.gather(*loads, return_exceptions=True)
     assert asked == 1
     assert [type(outcome) for outcome in outcomes] == [TriggerFailedError] * 10
+    assert caplog.text.count("DivisionByZeroError [22012]") == 10
 
 
 async def test_different_users_never_share_a_load(pool: GuardedPool) -> None:
@@ -320,8 +321,14 @@ def test_a_load_left_behind_on_another_event_loop_is_not_waited_for(url: str) ->
 
 
 async def test_a_lost_session_costs_one_more_read(
-    pool: GuardedPool, sub: str, role: str, observer: Observer, heard: list[str]
+    pool: GuardedPool,
+    sub: str,
+    role: str,
+    observer: Observer,
+    heard: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "asyncdb_guard")
     asked = 0
 
     async def claims(conn: Any, user: CognitoUser) -> Any:
@@ -335,6 +342,7 @@ async def test_a_lost_session_costs_one_more_read(
     assert id_claims(event) == {"role": "admin"}
     assert asked == 2
     assert heard.count("cache_miss") == 1
+    assert "Reading them once more." in caplog.text
 
 
 async def test_a_session_that_is_lost_again_is_a_failure(pool: GuardedPool, role: str, observer: Observer) -> None:

@@ -8,12 +8,13 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from asyncdb_guard import ConfigurationError, TriggerFailedError
 from asyncdb_guard.cognito import CognitoTriggers
 from asyncdb_guard.cognito.placeholders import scan
-from asyncdb_guard.cognito.statements import MachineClaims, Statement, UserClaims
+from asyncdb_guard.cognito.statements import MachineClaims, Statement, UserClaims, refusal
 from tests.cognito.conftest import MakePool
 from tests.cognito.events import (
     access_claims,
@@ -121,6 +122,25 @@ async def test_an_invalid_statement_is_logged_with_its_remedy(
     assert all(re.search(part, message, re.IGNORECASE) for part in expected.split(".*")), message
     assert sub not in caplog.text
     assert "app_user" not in caplog.text
+
+
+def test_what_the_server_says_of_a_statement_is_told_with_its_name() -> None:
+    said = asyncpg.UndefinedColumnError('column "a\n\x1b" does not exist ' + "x" * 400)
+    told = refusal(said, Statement("SELECT 1", "claims_sql"))
+    text = "PostgreSQL refused claims_sql: "
+    assert str(told).startswith(f'{text}column "a  " does not exist x')
+    assert len(str(told)) == len(text) + 300
+    assert told.__cause__ is said
+
+
+@pytest.mark.parametrize("error", [asyncpg.DivisionByZeroError("secret"), LookupError("secret")])
+def test_what_the_server_says_of_values_is_not_told(error: Exception) -> None:
+    assert refusal(error, Statement("SELECT 1", "claims_sql")) is error
+
+
+def test_what_the_server_says_of_a_functions_statement_is_not_told() -> None:
+    error = asyncpg.UndefinedColumnError("secret")
+    assert refusal(error, claims_of) is error
 
 
 async def test_one_row_too_many_is_all_that_is_fetched(

@@ -107,6 +107,8 @@ def _unseen(node: ast.AST, owner: ast.AST, field: str, position: int | None) -> 
         return True
     if isinstance(node, ast.Assign) and _text(node.targets[0]) in {"__slots__", "__all__"}:
         return True
+    if isinstance(node, ast.Call) and _text(node.func) == "TypeVar":
+        return True
     if field == "args" and position == 0 and isinstance(owner, ast.Call) and _text(owner.func) == "cast":
         return True
     return isinstance(node, ast.AnnAssign) and _text(node.annotation) == "TypeAlias"
