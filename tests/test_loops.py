@@ -107,6 +107,14 @@ def test_a_borrow_that_is_forgotten_after_its_loop_hurts_nobody(
     assert caplog.records == []
 
 
+def test_a_pool_whose_loop_has_ended_has_nothing_to_abandon(pool: GuardedPool, sessions: Callable[[], int]) -> None:
+    """As at the end of a process that a signal interrupts."""
+    asyncio.run(pool.ping())
+    pool._core.abandon()
+    asyncio.run(pool.ping())
+    assert sessions() == 0
+
+
 def test_a_loop_that_only_rests_gives_way(pool: GuardedPool, sessions: Callable[[], int]) -> None:
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     for _ in range(3):

@@ -573,6 +573,16 @@ async def test_an_end_at_any_moment_undoes_all_of_it(base: GuardedPool) -> None:
     await at_rest(base)
 
 
+async def test_a_session_that_ended_unseen_has_nothing_to_undo(base: GuardedPool, server: TemporaryPostgres) -> None:
+    async with rolled_back(base) as pool:
+        pid = await pool.fetchval("SELECT pg_backend_pid()")
+        await pool.execute(INSERT, "undone")
+        # no statement runs, and the event loop does not: nobody hears of it before the end
+        server.psql(f"SELECT pg_terminate_backend({pid}, 5000)")
+    assert await base.fetchval(NAMES) == ["first"]
+    await at_rest(base)
+
+
 async def test_a_borrower_cancelled_at_any_moment_spoils_nothing(base: GuardedPool) -> None:
     for rounds in itertools.count(1):
         async with rolled_back(base) as pool:
