@@ -49,7 +49,7 @@ def draw(figures: list[Figure], about: dict[str, Any], path: Path) -> None:
         canvas.text(0.02, 0.962, "What a guarded connection costs", fontsize=18, fontweight="bold")
         versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("Python", "asyncpg", "PostgreSQL"))
         canvas.text(
-            0.02, 0.935, "Medians of one run, everything in turns on one CPU; ×: of a bare asyncpg connection. "
+            0.02, 0.935, "Medians of one run, everything in turns; ×: of a bare asyncpg connection. "
             f"{versions}. {about['date']}.", color=PALE,
         )  # fmt: skip
         _borrows(near, "One borrow with one statement, on loopback", _of(figures, LOOPBACK_TIME))
