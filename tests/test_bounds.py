@@ -8,8 +8,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -508,9 +508,26 @@ async def test_whoever_asks_during_a_disconnect_waits_for_the_same_place(
         assert_accounts_balance(pool)
 
 
-async def test_a_session_whose_cancel_request_is_lost_keeps_its_place_until_the_server_ends_it(
-    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str
-) -> None:
+@asynccontextmanager
+async def unanswered(proxy: TcpProxy) -> AsyncIterator[None]:
+    proxy.hang = True
+    yield
+    proxy.hang = False
+
+
+@asynccontextmanager
+async def refused(proxy: TcpProxy) -> AsyncIterator[None]:
+    await proxy.stop_listening()
+    yield
+    await proxy.listen_again()
+
+
+# The cancel request is a connection of its own.
+@pytest.mark.parametrize(("fault", "limit"), [(unanswered, {"timeout": 0.1}), (refused, {})])
+async def test_a_session_whose_cancel_request_fails_keeps_its_place_until_the_server_ends_it(
+    fault: Callable[[TcpProxy], AbstractAsyncContextManager[None]], limit: dict[str, float],
+    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str, observer: Observer, role: str,
+) -> None:  # fmt: skip
     allow(server, url_via_tcp_proxy, 1)
     settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, command_timeout_ms=10_000)
     async with GuardedPool(settings) as pool:
@@ -518,31 +535,11 @@ async def test_a_session_whose_cancel_request_is_lost_keeps_its_place_until_the_
         await at_rest(pool)
         busy = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
         await eventually(lambda: pool.stats()["lent"] == 1)
-        proxy.hang = True  # the cancel request is a connection of its own
-        await pool.disconnect(timeout=0.1)
-        proxy.hang = False
+        async with fault(proxy):
+            await pool.disconnect(**limit)
         assert await pool.fetchval("SELECT 1") == 1
         assert pool.stats()["connect_failures"] == 0
         assert await observer.count(user=role) == 1
-        await asyncio.wait([busy])
-        busy.exception()
-
-
-async def test_a_session_whose_cancel_request_is_refused_keeps_its_place_until_the_server_ends_it(
-    server: Cluster, proxy: TcpProxy, url_via_tcp_proxy: str
-) -> None:
-    allow(server, url_via_tcp_proxy, 1)
-    settings = DatabaseSettings(url=url_via_tcp_proxy, breaker_fail_max=1, command_timeout_ms=10_000)
-    async with GuardedPool(settings) as pool:
-        await pool.ping()
-        await at_rest(pool)
-        busy = asyncio.create_task(pool.execute("SELECT pg_sleep(9)"))
-        await eventually(lambda: pool.stats()["lent"] == 1)
-        await proxy.stop_listening()
-        await pool.disconnect()
-        await proxy.listen_again()
-        assert await pool.fetchval("SELECT 1") == 1
-        assert pool.stats()["connect_failures"] == 0
         await asyncio.wait([busy])
         busy.exception()
 
