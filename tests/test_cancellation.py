@@ -14,7 +14,7 @@ from asyncdb_guard import CircuitOpenError, DatabaseSettings, GuardedPool
 from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.postgres.server import TemporaryPostgres as Cluster
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
-from tests.support.bound import allow, assert_accounts_balance
+from tests.support.bound import allow, assert_accounts_balance, at_rest
 from tests.support.cancelling import Moment, cancelled_at
 from tests.support.eventually import eventually
 
@@ -115,6 +115,7 @@ async def test_at_every_await_of_acquire_use_and_release(
             assert await pool.fetchval("SELECT 1") == 1  # at once: no trial is under way any more
             assert pool.stats()["circuit"] == "closed"
             await eventually(lambda: asyncio.all_tasks() == {own}, every=0.001)
+            await at_rest(pool)
             stats = pool.stats()
             assert (stats["idle"], stats["lent"], stats["waiting"], stats["connect_failures"]) == (1, 0, 0, 0)
             assert_accounts_balance(pool)

@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import asyncpg.pool
@@ -47,6 +48,7 @@ RELIED_UPON = {
     "_proxy": "test_a_connection_hands_its_proxy_to_callbacks",
     "_con": "test_a_statement_can_be_prepared_from_the_cache",
     "_prepare": "test_a_statement_can_be_prepared_from_the_cache",
+    "_config": "test_a_query_can_be_sent_without_a_timer_and_without_a_task",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
 ROOMS = ("adopting_pool", "lent_connection", "lent_statements", "pooled_connection", "pooler_connection", "sockets")
@@ -57,13 +59,14 @@ NOT_ASYNCPGS = {
     "_fut_waiter",
     "_log_destroy_pending",
     "_ssl_protocol",
+    "_asyncio_future_blocking",
     "_closed",
     "_closing",
     "_call_connection_lost",
     "_read_ready_cb",
     "_replace",
 }
-"""Of asyncio's transports, and of named tuples."""
+"""Of asyncio's futures and transports, and of named tuples."""
 
 
 @pytest.fixture
@@ -264,6 +267,24 @@ async def test_a_script_is_answered_with_its_last_tag(pool: asyncpg.Pool) -> Non
     async with pool.acquire() as connection:
         tag = await connection._con._protocol.query("RESET ALL;SELECT FROM generate_series(1, 3)", 1.0)
         assert tag == "SELECT 3", f"{ASYNCPG}: _protocol.query(sql, timeout)"
+
+
+async def test_a_query_can_be_sent_without_a_timer_and_without_a_task(url: str) -> None:
+    loop: Any = asyncio.get_running_loop()
+    connection = await asyncpg.connect(url, command_timeout=60)
+    timers = len(loop._scheduled)
+    config = connection._config
+    assert config.command_timeout == 60, f"{ASYNCPG}: Connection._config.command_timeout"
+    query = connection._protocol.query("RESET ALL;SELECT FROM generate_series(1, 3)", None)
+    connection._config = config._replace(command_timeout=None)
+    answer = query.send(None)
+    connection._config = config
+    query.close()
+    answer._asyncio_future_blocking = False
+    assert len(loop._scheduled) == timers, f"{ASYNCPG}: _protocol.query(sql, None) has a timer"
+    assert await answer == "SELECT 3", f"{ASYNCPG}: _protocol.query(sql, None).send(None)"
+    assert await connection.fetchval("SELECT 1") == 1
+    await connection.close()
 
 
 async def test_statements_go_through_two_methods(url: str) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from asyncdb_guard import DatabaseSettings, Event, GuardedPool, clock
 from asyncdb_guard.pool import health
-from tests.support.bound import allow, assert_accounts_balance, at_rest
+from tests.support.bound import allow, at_rest
 from tests.support.speaker import Platform
+from tests.support.witness import Witness, ahead
 
 if TYPE_CHECKING:
     from asyncdb_guard import Connection
@@ -25,34 +25,9 @@ SESSION = {"session_reset": "never"}
 KEPT: list[tuple[str, str]] = []
 
 
-class Pool(GuardedPool):
-    """It remembers why its sessions ended."""
-
-    def __init__(self, url: str, **knobs: Any) -> None:
-        self.heard: list[Event] = []
-        super().__init__(DatabaseSettings(url=url, **knobs), on_event=self.heard.append)
-
-    def endings(self) -> list[tuple[str, str]]:
-        ends: list[Any] = [one for one in self.heard if one.name in {"connection_replaced", "connection_closed"}]
-        return [(event.name.removeprefix("connection_"), event.reason) for event in ends]
-
-    async def works(self) -> list[tuple[str, str]]:
-        """Why sessions have ended, once the next borrower was served and returned what it got."""
-        assert await self.fetchval("SELECT 1") == 1
-        await at_rest(self)
-        assert_accounts_balance(self)
-        assert (self.stats()["failures"], self.stats()["circuit"]) == (0, "closed")
-        return self.endings()
-
-
 def die(server: Cluster, role: str) -> None:
     """End the sessions while our event loop stands still, so that nobody sees it before the next use."""
     server.psql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{role}'")
-
-
-def ahead(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """What a process finds that was frozen: its timers are not due yet."""
-    monkeypatch.setattr(clock, "now", lambda: (time.monotonic(), time.time() + seconds))
 
 
 # -- found at the next borrow ------------------------------------------------------------------------------------------
@@ -61,7 +36,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 async def test_a_session_that_ended_while_nobody_looked(server: Cluster, role: str, url: str, rounds: int) -> None:
     """Or nearly so: after two rounds of the loop the driver has read the message, and not yet the end of the stream."""
-    async with Pool(url, **SESSION) as pool:
+    async with Witness(url, **SESSION) as pool:
         await pool.works()
         die(server, role)
         for _ in range(rounds):
@@ -72,7 +47,7 @@ async def test_a_session_that_ended_while_nobody_looked(server: Cluster, role: s
 
 
 async def test_one_that_was_seen_to_end(observer: Observer, role: str, url: str, eventually: Eventually) -> None:
-    async with Pool(url, **SESSION) as pool:
+    async with Witness(url, **SESSION) as pool:
         await pool.works()
         (session,) = pool._core.loop_pool.connections.idle
         await observer.terminate(user=role)
@@ -83,7 +58,7 @@ async def test_one_that_was_seen_to_end(observer: Observer, role: str, url: str,
 async def test_a_path_that_is_silently_dead(
     proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Pool(url_via_tcp_proxy, **SESSION) as pool:
+    async with Witness(url_via_tcp_proxy, **SESSION) as pool:
         await pool.works()
         proxy.silence_all()
         ahead(monkeypatch, 1.1)
@@ -98,14 +73,14 @@ async def test_a_path_that_is_silently_dead(
 async def test_one_that_has_rested_for_long(
     url: str, monkeypatch: pytest.MonkeyPatch, passed: float, why: list[tuple[str, str]]
 ) -> None:
-    async with Pool(url, **SESSION) as pool:
+    async with Witness(url, **SESSION) as pool:
         await pool.works()
         ahead(monkeypatch, passed)
         assert await pool.works() == why
 
 
 async def test_one_that_is_old(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Pool(url, max_lifetime_ms=10_000, **SESSION) as pool:
+    async with Witness(url, max_lifetime_ms=10_000, **SESSION) as pool:
         await pool.works()
         ahead(monkeypatch, 8.0)
         assert await pool.works() == KEPT
@@ -114,7 +89,7 @@ async def test_one_that_is_old(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_one_whose_node_is_no_longer_of_the_kind_that_was_asked_for(url: str) -> None:
-    async with Pool(f"{url}?target_session_attrs=read-write", **SESSION) as pool:
+    async with Witness(f"{url}?target_session_attrs=read-write", **SESSION) as pool:
         await pool.works()
         assert await pool.works() == KEPT
         await pool.execute("SET default_transaction_read_only = on")
@@ -129,7 +104,7 @@ async def test_one_whose_node_tells_so_with_the_answer_to_the_ping(monkeypatch: 
             "default_transaction_read_only": "on" if changed and platform.logins == 1 else "off",
         }
     )
-    async with platform.serve() as url, Pool(f"{url}&target_session_attrs=read-write", **SESSION) as pool:
+    async with platform.serve() as url, Witness(f"{url}&target_session_attrs=read-write", **SESSION) as pool:
         for passed, change, why in ((0.0, False, KEPT), (1.1, False, KEPT), (2.2, True, [("replaced", "wrong_node")])):
             ahead(monkeypatch, passed)
             changed = change
@@ -140,7 +115,7 @@ async def test_one_whose_node_tells_so_with_the_answer_to_the_ping(monkeypatch: 
 async def test_one_that_refuses_its_ping(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing = False
     platform = Platform(lambda _: "53200" if refusing and platform.logins == 1 else None)
-    async with platform.serve() as url, Pool(url, **SESSION) as pool:
+    async with platform.serve() as url, Witness(url, **SESSION) as pool:
         await pool.ping()
         refusing = True
         ahead(monkeypatch, 1.1)
@@ -186,7 +161,7 @@ async def nothing(connection: Connection) -> None:
 async def test_what_a_borrower_may_leave_behind(
     url: str, block: Any, always: bool, never: bool, session_reset: str
 ) -> None:
-    async with Pool(url, session_reset=session_reset) as pool:
+    async with Witness(url, session_reset=session_reset) as pool:
         async with pool.acquire() as connection:
             await block(connection)
         await at_rest(pool)
@@ -196,7 +171,7 @@ async def test_what_a_borrower_may_leave_behind(
 
 @pytest.mark.parametrize("session_reset", ["always", "never"])
 async def test_a_session_that_dies_before_its_reset(server: Cluster, role: str, url: str, session_reset: str) -> None:
-    async with Pool(url, session_reset=session_reset) as pool:
+    async with Witness(url, session_reset=session_reset) as pool:
         async with pool.acquire() as connection:
             await connection.execute("BEGIN")
             die(server, role)
@@ -211,7 +186,7 @@ async def test_a_statement_that_goes_on_behind_a_broken_path_keeps_the_place(
 ) -> None:
     """The server notices the end within a quarter of a second; a connect before that would be one session more."""
     allow(server, url_via_tcp_proxy, 1)
-    async with Pool(url_via_tcp_proxy) as pool:
+    async with Witness(url_via_tcp_proxy) as pool:
         async with pool.acquire() as connection:
             stray = asyncio.create_task(connection.execute("SELECT pg_sleep(9)"))
             await asyncio.sleep(0.02)
@@ -229,7 +204,7 @@ async def test_a_path_that_dies_before_the_reset(
     proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch, session_reset: str
 ) -> None:
     monkeypatch.setattr(health, "RESET_TIMEOUT", 0.05)
-    async with Pool(url_via_tcp_proxy, session_reset=session_reset) as pool:
+    async with Witness(url_via_tcp_proxy, session_reset=session_reset) as pool:
         async with pool.acquire() as connection:
             await connection.execute("SELECT 1" if session_reset == "always" else "BEGIN")
             proxy.silence_all()
@@ -242,7 +217,7 @@ async def test_a_path_that_dies_before_the_reset(
 
 async def test_a_reset_that_the_server_refuses_for_once() -> None:
     platform = Platform(lambda sql: "53200" if "RESET ALL" in sql and platform.logins == 1 else None)
-    async with platform.serve() as url, Pool(url) as pool:
+    async with platform.serve() as url, Witness(url) as pool:
         async with pool.acquire():
             pass
         await at_rest(pool)
@@ -257,7 +232,7 @@ async def test_a_reset_that_the_server_refuses_for_once() -> None:
 async def test_a_session_that_takes_no_writes(server: Cluster, role: str, url: str, by_itself: bool) -> None:
     if not by_itself:
         server.psql(f"ALTER ROLE {role} SET default_transaction_read_only = on")
-    async with Pool(url) as pool:
+    async with Witness(url) as pool:
         assert await pool.works() == KEPT  # it reads, and nobody has asked
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             async with pool.acquire() as connection, connection.transaction(readonly=by_itself):

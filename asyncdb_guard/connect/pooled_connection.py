@@ -60,6 +60,7 @@ class PooledConnection:
 
     __slots__ = (
         "_bounds",
+        "_config",
         "_connection",
         "_holder",
         "_kept",
@@ -77,6 +78,7 @@ class PooledConnection:
         "_traits",
         "_transport",
         "_via_pooler",
+        "_without_timeout",
         "closing",
         "expires_at",
         "has_leftovers",
@@ -124,6 +126,8 @@ class PooledConnection:
         self.idle_since = now
         self.expires_at = expires_at
         """When it is to be replaced, at its next borrow."""
+        self._config = self._connection._config
+        self._without_timeout = self._config._replace(command_timeout=None)
         self._bounds = bounds
         self._lent_kind: type[LentConnection] = _timed_connection() if bounds.slow else LentConnection
         self._kept: tuple[tuple[tuple[str, Any], ...], dict[str, set[Any]]] | None = None
@@ -286,28 +290,42 @@ class PooledConnection:
         """Make one round trip of at most `timeout` seconds. Raises whatever the driver raises."""
         await self._connection.execute("SELECT 1", timeout=timeout)
 
-    async def reset(self, timeout: float, *, needs_cleanup: bool = True) -> None:
+    def send_reset(self) -> asyncio.Future[str] | None:
+        """Send the usual reset, and return its answer: the server's command tag, or an error. It has no timeout.
+
+        None if the session needs more than that, or cannot send it: then call `reset`.
+        """
+        if not self._prepared or self.suspected is not None or self._needs_more(self.needs_cleanup):
+            return None
+        connection = self._connection
+        query = self._protocol.query(self._traits.reset_plan.usual + self._restore_text, None)
+        connection._config = self._without_timeout
+        try:
+            answer: asyncio.Future[str] = query.send(None)
+        except Exception:  # a stray task uses the connection, say; `reset` meets that, too, and judges it
+            return None
+        finally:
+            connection._config = self._config
+        query.close()  # all that is left of it would wait for the answer
+        answer._asyncio_future_blocking = False  # asyncio/tasks.py: as a task does with what it gets to wait for
+        return answer
+
+    async def reset(
+        self, timeout: float, *, needs_cleanup: bool = True, answer: asyncio.Future[str] | None = None
+    ) -> None:
         """Roll back, and clear all that a borrower can leave in a session: one round trip of at most `timeout` seconds.
 
-        Raises whatever the driver raises, except for parts that the server does not know or does not allow the role.
+        `answer`: of `send_reset`, if that has sent something. Raises whatever the driver raises, except for parts that
+        the server does not know or does not allow the role.
         """
-        plan = self._traits.reset_plan
-        # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
-        unusual = (
-            needs_cleanup
-            or self._ran_scripts
-            or self._leaves_names
-            or self._known_statements != _driver._uid
-            or self._reported_user() != self._session_user
-            or self._via_pooler
-            or plan.one_by_one
-        )
         try:
-            if not unusual and self._prepared:
-                await self._protocol.query(plan.usual + self._restore_text, timeout)
+            if answer is not None:
+                await answer
                 return
-            if not unusual:
-                await self._protocol.query(plan.first + self._restore_text, timeout)
+            if not self._needs_more(needs_cleanup):
+                plan = self._traits.reset_plan
+                text = plan.usual if self._prepared else plan.first
+                await self._protocol.query(text + self._restore_text, timeout)
                 self._prepared = True
                 return
         except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
@@ -316,6 +334,19 @@ class PooledConnection:
             if not lacks(error):
                 raise
         await self._reset_unusually(timeout, needs_cleanup)
+
+    def _needs_more(self, needs_cleanup: bool) -> bool:
+        """Whether the reset needs parts that are needed only sometimes, or fewer than all."""
+        # asyncpg/connection.py: _uid goes up with each statement that any connection prepares
+        return (
+            needs_cleanup
+            or self._ran_scripts
+            or self._leaves_names
+            or self._known_statements != _driver._uid
+            or self._reported_user() != self._session_user
+            or self._via_pooler
+            or self._traits.reset_plan.one_by_one
+        )
 
     async def _reset_unusually(self, timeout: float, needs_cleanup: bool) -> None:
         """The same with the parts that are needed only sometimes, or after the server has refused a part."""

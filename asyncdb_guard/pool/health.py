@@ -6,7 +6,9 @@ None.
 
 from __future__ import annotations
 
+import asyncio
 import enum
+from typing import Any
 
 import asyncpg
 
@@ -91,12 +93,12 @@ async def check(connection: PooledConnection, health: Health, timeout: float) ->
     return Health.WRONG_NODE.value if connection.misplaced else None
 
 
-async def reset(connection: PooledConnection, *, always: bool) -> str | None:
+async def reset(connection: PooledConnection, *, always: bool, answer: asyncio.Future[Any] | None = None) -> str | None:
     """Make a returned connection fit for the next borrower, within RESET_TIMEOUT.
 
     `always`: by the reset query. Else one round trip proves that no statement runs any more; a connection with a
     transaction or a listener on it is closed, since only the reset query would clear that. A connection whose block was
-    refused a write is asked whether the server is read-only.
+    refused a write is asked whether the server is read-only. `answer`: that of a usual reset, if one was sent.
     """
     if connection.unresettable:
         return "unclean"
@@ -104,7 +106,7 @@ async def reset(connection: PooledConnection, *, always: bool) -> str | None:
     suspected, connection.suspected = connection.suspected, None
     try:
         if always:
-            await connection.reset(RESET_TIMEOUT, needs_cleanup=needs_cleanup)
+            await connection.reset(RESET_TIMEOUT, needs_cleanup=needs_cleanup, answer=answer)
         elif not await connection.settle(RESET_TIMEOUT):
             return "unclean"
         if connection.taken_for_busy:

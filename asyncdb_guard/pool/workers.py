@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from socket import socket
 from typing import Any, TypeAlias
 
@@ -35,6 +36,9 @@ _EAGER: Any = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 _LATE_LOGIN_TIMEOUT_MAX = 10.0
 """Seconds for which the place of a late login stays taken, or five times CONNECT_TIMEOUT, if that is less: a path that
 is silently dead looks like a server that is slow to log in."""
+
+_TIMER_TICK = 0.001
+"""Seconds until a timer that came early, or met an answer that is just being read, looks again."""
 
 _WORKER_GRACE = 0.6
 """Seconds past its timeout after which a worker is overdue; a goodbye and the wait for the server are less."""
@@ -67,11 +71,14 @@ class Workers:
         """The workers, each with what it has in hand and when it must be over. A loop alone does not hold its tasks."""
         self._preparing: set[asyncio.Task[None]] = set()
         """Those that may soon have a connection for a waiter."""
+        self._reset_sent: dict[PooledConnection, asyncio.Future[Any]] = {}
+        """The connections whose usual reset is under way, each with its answer; the one returned first in front."""
         self._resetting: dict[PooledConnection, None] = {}
-        """The connections whose reset is under way, the one returned first in front."""
+        """The same, of those that a worker resets."""
         self.closed = False
         self._closing_reason = "close"
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._reset_timer: asyncio.TimerHandle | None = None
         self._growth_timer: asyncio.TimerHandle | None = None
         self._changed: asyncio.Event | None = None
         """Set whenever a connection comes back or ends, if somebody waits for that."""
@@ -81,7 +88,7 @@ class Workers:
     def serve_waiters(self) -> None:
         """Start as many workers as there are waiters, as far as `connections` allows it."""
         connections = self._connections
-        while not self.closed and len(self._preparing) < self._gate.waiting:
+        while not self.closed and len(self._preparing) + len(self._reset_sent) < self._gate.waiting:
             if connections.idle:
                 self._check(connections.idle[-1])
             # mostly there is no vacancy, and then nobody needs to know the time
@@ -103,7 +110,15 @@ class Workers:
         connection.idle_since = now
         self._connections.put_to_work(connection)
         # at once, so that the reset is sent even if the event loop stops or is blocked after this block
-        self._preparing.add(self._start(self._reset_it(connection), connection, RESET_TIMEOUT, **_EAGER))
+        answer = connection.send_reset() if self._connector.resets else None
+        if answer is None:
+            self._reset(connection, **_EAGER)
+            return
+        # a task and a timer for each would cost as much as all else in a release
+        answer.add_done_callback(partial(self._reset_answered, connection))
+        self._reset_sent[connection] = answer
+        if self._reset_timer is None:
+            self._reset_timer = self._loop.call_later(RESET_TIMEOUT, self._time_out_resets)
 
     def retire(self, connection: PooledConnection, event: ClosingEvent, timeout: float = PING_TIMEOUT) -> None:
         """End a session that cannot be lent again; its place is vacant once the server has let go."""
@@ -114,6 +129,7 @@ class Workers:
     def give_up_stale(self, now: Instant) -> None:
         """Let nobody wait for an answer that was due before the process was frozen."""
         self._gate.cancel_stale(now, self._late_login_timeout)
+        self._end_late_resets(now)
         for connection in self._resetting:
             if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
                 return  # nor is any later one's
@@ -125,6 +141,10 @@ class Workers:
     def _check(self, connection: PooledConnection) -> None:
         self._connections.put_to_work(connection)
         self._preparing.add(self._start(self._check_it(connection), connection, PING_TIMEOUT))
+
+    def _reset(self, connection: PooledConnection, answer: asyncio.Future[Any] | None = None, **options: Any) -> None:
+        work = self._reset_it(connection, answer)
+        self._preparing.add(self._start(work, connection, RESET_TIMEOUT, **options))
 
     def _connect(self, now: Instant) -> None:
         attempt = self._gate.begin_connect(now, alone=not self._connections.all)
@@ -169,18 +189,6 @@ class Workers:
         if self._gate.waiting:
             self.serve_waiters()
 
-    def _end_at_once(self) -> None:
-        """End the running worker, which has nothing in hand any more.
-
-        As `_done` would in the loop's next round; but that round takes longer than all else after a reset.
-        """
-        task: Any = asyncio.current_task()
-        task.remove_done_callback(self._done)
-        self._tasks.pop(task, None)
-        self._preparing.discard(task)
-        if self._gate.waiting:
-            self.serve_waiters()
-
     def _take_over(self, connection: PooledConnection) -> None:
         """A worker was cut short, as asyncio.run() does in its end: its connection has no other owner."""
         if connection not in self._connections.at_work:
@@ -221,7 +229,8 @@ class Workers:
                 end_if_lost(task)
         for task in [task for task in self._tasks if task.done()]:
             self._done(task)  # its callback was torn, or is about to run
-        in_hand = {in_hand for in_hand, _ in self._tasks.values()}
+        self._end_late_resets(clock.now())
+        in_hand = {*(in_hand for in_hand, _ in self._tasks.values()), *self._reset_sent}
         self._gate.keep_connects(in_hand)
         self._preparing &= self._tasks.keys()
         connections.connecting &= in_hand
@@ -312,20 +321,59 @@ class Workers:
                 self.retire(other, ConnectionClosed(reason), timeout)
         self.retire(connection, ConnectionReplaced(reason), timeout)
 
-    async def _reset_it(self, connection: PooledConnection) -> None:
+    def _reset_answered(self, connection: PooledConnection, answer: asyncio.Future[Any]) -> None:
+        """The answer to a usual reset is here: hand the connection on. If it is an error, a worker goes on with it."""
+        failed = answer.cancelled() or answer.exception() is not None
+        if self._reset_sent.pop(connection, None) is None:
+            return  # it was late, and given up
+        if failed:
+            self._reset(connection, answer)
+        else:
+            self._hand_on(connection, clock.now())
+        if self._gate.waiting:
+            self.serve_waiters()
+
+    def _time_out_resets(self) -> None:
+        self._reset_timer = None
+        now = clock.now()
+        try:
+            self._end_late_resets(now)
+        finally:  # also where an exception from a signal handler comes in between
+            for connection in self._reset_sent:
+                rest = max(RESET_TIMEOUT - elapsed(connection.idle_since, now), _TIMER_TICK)
+                self._reset_timer = self._loop.call_later(rest, self._time_out_resets)
+                break
+
+    def _end_late_resets(self, now: Instant) -> None:
+        late = []
+        for connection, answer in self._reset_sent.items():
+            if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
+                break  # nor is any later one late
+            late.append((connection, answer))
+        for connection, answer in late:
+            if answer.done():
+                self._reset_answered(connection, answer)
+            elif not connection.readable():
+                connection.terminate()
+                del self._reset_sent[connection]
+                self._retire_after_reset(connection, "unresponsive")
+
+    async def _reset_it(self, connection: PooledConnection, answer: asyncio.Future[Any] | None) -> None:
+        """Reset a connection that needs more than the usual reset, or whose usual reset got an error for its answer."""
         self._resetting[connection] = None
         try:
-            reason = await reset(connection, always=self._connector.resets)
+            reason = await reset(connection, always=self._connector.resets, answer=answer)
         finally:
             del self._resetting[connection]
             self._notify()
         if reason is None:
             self._hand_on(connection, clock.now())
-            self._end_at_once()
-        elif self._gate.waiting and reason != "unclean":
-            self.retire(connection, ConnectionReplaced(reason))
         else:
-            self.retire(connection, ConnectionClosed(reason))
+            self._retire_after_reset(connection, reason)
+
+    def _retire_after_reset(self, connection: PooledConnection, reason: str) -> None:
+        replaced = self._gate.waiting and reason != "unclean"
+        self.retire(connection, ConnectionReplaced(reason) if replaced else ConnectionClosed(reason))
 
     async def _close_it(self, connection: PooledConnection, event: ClosingEvent, timeout: float) -> None:
         await connection.close(timeout)
@@ -447,11 +495,12 @@ class Workers:
             self._connections.put_to_work(connection)
             connection.terminate()
             self._vacate(connection, ConnectionClosed(reason))
+        self._reset_sent.clear()
         self._connector.terminate()
 
     def _stop(self) -> None:
         self.closed = True
-        for timer in (self._idle_timer, self._growth_timer):
+        for timer in (self._idle_timer, self._growth_timer, self._reset_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -461,6 +510,7 @@ class Workers:
         for task in self._tasks:
             forget_task(task)
         lingering = [connection.abandon() for connection in self._connections.all]
+        self._forget_resets()
         return [one for one in lingering if one is not None]
 
     def disown(self) -> None:
@@ -468,3 +518,10 @@ class Workers:
         self._stop()
         for connection in self._connections.all:
             connection.disown()
+        self._forget_resets()
+
+    def _forget_resets(self) -> None:
+        for answer in self._reset_sent.values():
+            if answer.done():
+                answer.exception()  # asyncio would log that nobody has asked for it
+        self._reset_sent.clear()
