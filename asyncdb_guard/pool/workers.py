@@ -2,7 +2,7 @@
 
 No borrower does any of that in its own task: it waits for the result. So a cancelled borrower tears nothing, and what
 was opened for it goes to the next one. A connection that a worker has is that worker's alone: whoever wants it closed
-says so (`closing`), and the worker closes it.
+says so (`closing`), and the worker closes it. Most resets need no worker: the answer itself hands the connection on.
 """
 
 from __future__ import annotations

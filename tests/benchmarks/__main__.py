@@ -48,7 +48,10 @@ class Effort:
     """Of everything that is taken in turns. Many short ones, as a busy machine spoils a long one surely."""
     batch: int
     """Borrows in one turn."""
+    load_starts: int
+    """Of a service."""
     load_rounds: int
+    """For each of these starts."""
     load: int
     """Requests of each task of a service in one turn."""
     queue_rounds: int
@@ -56,8 +59,8 @@ class Effort:
     """Borrowers at once."""
 
 
-FULL = Effort(starts=31, rounds=151, batch=30, load_rounds=61, load=5, queue_rounds=5, queue=10_000)
-QUICK = Effort(starts=2, rounds=2, batch=10, load_rounds=2, load=2, queue_rounds=1, queue=400)
+FULL = Effort(starts=31, rounds=151, batch=30, load_starts=7, load_rounds=13, load=5, queue_rounds=5, queue=10_000)
+QUICK = Effort(starts=2, rounds=2, batch=10, load_starts=2, load_rounds=1, load=2, queue_rounds=1, queue=400)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +118,9 @@ async def _in_one_loop(
     figures += await at_a_distance(server, makers, rounds=rounds, batch=5)
     figures += await lone_borrowers(server, rounds=rounds, batch=2)
     console.print("A service's load ...")
-    figures += await service_load(server, rounds=effort.load_rounds, requests=effort.load, cpu=another_cpu)
+    figures += await service_load(
+        server, starts=effort.load_starts, rounds=effort.load_rounds, requests=effort.load, cpu=another_cpu
+    )
     figures += await orm_requests(server, rounds=rounds, batch=batch)
     console.print("Claims, refusals, queues ...")
     figures += await loads(server, rounds=rounds, batch=batch)
