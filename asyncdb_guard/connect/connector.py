@@ -84,8 +84,7 @@ class Connector:
         return TRANSACTION_POOLER if self._traits.pooler else self._settings.profile
 
     @property
-    def resets(self) -> bool:
-        """Whether the reset query is sent at each release."""
+    def _resets(self) -> bool:
         return (self._settings.session_reset or self._profile.session_reset) == "always"
 
     @property
@@ -109,7 +108,7 @@ class Connector:
         bounds = Bounds(self._settings.command_timeout, bound, slow=self._settings.slow_statement)
         wanted = self._settings.target.target_session_attrs
         now = clock.now()
-        return PooledConnection(proxy, now, self._draw_expiry(now), self._traits, wanted, bounds)
+        return PooledConnection(proxy, now, self._draw_expiry(now), self._traits, wanted, bounds, resets=self._resets)
 
     @property
     def initializes(self) -> bool:
@@ -120,7 +119,7 @@ class Connector:
         """Hand a new connection to `init=`, for at most `timeout` seconds. Raises InitFailedError and TimeoutError."""
         assert self._init is not None
         pooler = self._profile is not DIRECT
-        await initialize(connection, self._init, timeout, resets=self.resets, pooler=pooler)
+        await initialize(connection, self._init, timeout, resets=connection.resets, pooler=pooler)
 
     async def _log_in(self) -> asyncpg.Connection:
         while self._lingering:

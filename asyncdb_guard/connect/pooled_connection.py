@@ -22,7 +22,7 @@ import asyncpg.connection
 from asyncpg.pool import PoolConnectionProxy
 
 from asyncdb_guard.clock import LONG_AGO, Instant
-from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.lent_connection import Leftovers, LentConnection
 from asyncdb_guard.connect.lent_statements import Bounds
 from asyncdb_guard.connect.node import kept_suitable, needs_writer, reported_state, suits
 from asyncdb_guard.connect.pooler_connection import PoolerConnection
@@ -89,6 +89,7 @@ class PooledConnection:
         "lost_mid_statement",
         "opened_at",
         "readable",
+        "resets",
         "suspected",
         "unresettable",
         "wanted",
@@ -102,6 +103,8 @@ class PooledConnection:
         traits: ServerTraits,
         wanted: SessionAttrs,
         bounds: Bounds,
+        *,
+        resets: bool,
     ) -> None:
         bare: Any = proxy  # asyncpg's private names have no types
         self._holder = bare._holder
@@ -122,6 +125,8 @@ class PooledConnection:
         """Whether the session has a name of ours, for the reset."""
         self._leaves_names = False
         """Whether a borrower of this session ever left a name of SQL's own PREPARE: then each reset checks for them."""
+        self.resets = resets
+        """Whether the reset query is sent at each release."""
         self.opened_at = now
         self.idle_since = now
         self.expires_at = expires_at
@@ -156,9 +161,7 @@ class PooledConnection:
 
     def lend(self) -> LentConnection:
         """Return a connection that works until `take_back`, and raises InterfaceError afterwards."""
-        lent = self._lent_kind(self._holder, self._connection)
-        lent.bounds = self._bounds
-        return lent
+        return self._lent_kind(self._holder, self._connection, self._bounds)
 
     def expire(self) -> None:
         """Have it replaced at its next borrow, whatever its age."""
@@ -171,11 +174,11 @@ class PooledConnection:
 
     def keep(self, lent: LentConnection) -> None:
         """End the work of `init=`: what it left on our side of the wire is there for every borrower."""
-        self._end(lent)
-        if lent.callbacks or lent.listeners:
-            self._kept = lent.callbacks, self._connection._listeners
+        left = self._end(lent)
+        if left.callbacks or left.listeners:
+            self._kept = left.callbacks, self._connection._listeners
             self._keep_callbacks()
-            channels = dict.fromkeys(channel for channel, _ in lent.listeners)
+            channels = dict.fromkeys(channel for channel, _ in left.listeners)
             self._restore_with(f"LISTEN {identifier(channel)}" for channel in channels)
 
     def keep_settings(self, settings: Sequence[tuple[str, str]]) -> None:
@@ -206,31 +209,30 @@ class PooledConnection:
 
         Warns with asyncpg.InterfaceWarning, as asyncpg does, if the borrower left a listener behind.
         """
-        self._end(lent)
-        self.unresettable = lent.changed_codecs
-        if lent.listeners or lent.callbacks or self._kept is not None:
-            self._remove_callbacks(lent)
+        left = self._end(lent)
+        self.unresettable = left.changed_codecs
+        if left.listeners or left.callbacks or self._kept is not None:
+            self._remove_callbacks(left, warn=not lent.listens)
 
-    def _end(self, lent: LentConnection) -> None:
-        bare: Any = lent
-        bare._detach()
-        lent.released = True
+    def _end(self, lent: LentConnection) -> Leftovers:
+        left = lent.end()
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
-        self.has_leftovers = lent.running > 0 or lent.raised_server_bound
-        self._ran_scripts = lent.ran_scripts
+        self.has_leftovers = left.running > 0 or left.raised_server_bound
+        self._ran_scripts = left.ran_scripts
+        return left
 
-    def _remove_callbacks(self, lent: LentConnection) -> None:
-        for kind, callback in lent.callbacks:
+    def _remove_callbacks(self, left: Leftovers, *, warn: bool) -> None:
+        for kind, callback in left.callbacks:
             getattr(self._connection, f"remove_{kind}")(callback)
-        self.has_leftovers = self.has_leftovers or bool(lent.listeners)
+        self.has_leftovers = self.has_leftovers or bool(left.listeners)
         if self._kept is not None:
             self.has_leftovers = self.has_leftovers or self._connection._listeners != self._kept[1]
             self._keep_callbacks()
-        left = len(lent.listeners) + sum(kind == "log_listener" for kind, _ in lent.callbacks)
-        if left and not lent.listens:
+        count = len(left.listeners) + sum(kind == "log_listener" for kind, _ in left.callbacks)
+        if count and warn:
             warnings.warn(
-                f"A connection was returned to the pool with {left} active listener(s). Remove each listener before"
+                f"A connection was returned to the pool with {count} active listener(s). Remove each listener before"
                 " the block ends.",
                 asyncpg.InterfaceWarning,
                 stacklevel=5,
@@ -293,7 +295,7 @@ class PooledConnection:
     def send_reset(self) -> asyncio.Future[str] | None:
         """Send the usual reset, and return its answer: the server's command tag, or an error. It has no timeout.
 
-        None if the session needs more than that, or cannot send it: then call `reset`.
+        None if the session needs something else, or cannot send it: then call `reset`.
         """
         if not self._prepared or self.suspected is not None or self._needs_more(self.needs_cleanup):
             return None

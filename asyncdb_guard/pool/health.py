@@ -93,19 +93,19 @@ async def check(connection: PooledConnection, health: Health, timeout: float) ->
     return Health.WRONG_NODE.value if connection.misplaced else None
 
 
-async def reset(connection: PooledConnection, *, always: bool, answer: asyncio.Future[Any] | None = None) -> str | None:
+async def reset(connection: PooledConnection, answer: asyncio.Future[Any] | None) -> str | None:
     """Make a returned connection fit for the next borrower, within RESET_TIMEOUT.
 
-    `always`: by the reset query. Else one round trip proves that no statement runs any more; a connection with a
-    transaction or a listener on it is closed, since only the reset query would clear that. A connection whose block was
-    refused a write is asked whether the server is read-only. `answer`: that of a usual reset, if one was sent.
+    By the reset query, if the settings ask for it. Else one round trip proves that no statement runs any more; a
+    connection with a transaction or a listener on it is closed, since only the reset query would clear that. One whose
+    block was refused a write is asked whether the server is read-only. `answer`: of a usual reset, if that was sent.
     """
     if connection.unresettable:
         return "unclean"
     needs_cleanup = connection.needs_cleanup
     suspected, connection.suspected = connection.suspected, None
     try:
-        if always:
+        if connection.resets:
             await connection.reset(RESET_TIMEOUT, needs_cleanup=needs_cleanup, answer=answer)
         elif not await connection.settle(RESET_TIMEOUT):
             return "unclean"

@@ -49,7 +49,7 @@ class LoopPool:
         init: Init | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._connector = connector = Connector(settings, credentials, traits, lingering, init)
+        connector = Connector(settings, credentials, traits, lingering, init)
         self.gate = Gate(
             breaker,
             bulletin,
@@ -171,7 +171,7 @@ class LoopPool:
         elif isinstance(error, (RecursionError, MemoryError)):
             connection.terminate()  # it may have struck inside the driver, whose state is anybody's guess then
             self.workers.retire(connection, ConnectionClosed("unclean"))
-        elif self._connector.resets or error is not None or connection.needs_cleanup:
+        elif connection.resets or error is not None or connection.needs_cleanup:
             # a block that failed may have left a statement running, of which asyncpg does not tell
             self.workers.clean_up(connection, now)
         else:

@@ -110,7 +110,7 @@ class Workers:
         connection.idle_since = now
         self._connections.put_to_work(connection)
         # at once, so that the reset is sent even if the event loop stops or is blocked after this block
-        answer = connection.send_reset() if self._connector.resets else None
+        answer = connection.send_reset()
         if answer is None:
             self._reset(connection, **_EAGER)
             return
@@ -362,7 +362,7 @@ class Workers:
         """Reset a connection that needs more than the usual reset, or whose usual reset got an error for its answer."""
         self._resetting[connection] = None
         try:
-            reason = await reset(connection, always=self._connector.resets, answer=answer)
+            reason = await reset(connection, answer)
         finally:
             del self._resetting[connection]
             self._notify()

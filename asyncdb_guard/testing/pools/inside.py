@@ -51,7 +51,7 @@ def own_settings(pool: GuardedPool) -> DatabaseSettings:
     core = pool._core
     core._settings = settings = core.settings.model_copy()
     if core.loop_pool is not None:
-        core.loop_pool._connector._settings = settings
+        core.loop_pool.workers._connector._settings = settings
     return settings
 
 
@@ -70,9 +70,7 @@ def pooled_connection_of(acquisition: Acquisition) -> PooledConnection:
 
 def lend_as(kind: type[L], connection: PooledConnection) -> L:
     """Lend a connection, to be used through a class of one's own, until `take_back`."""
-    lent = kind(connection._holder, connection._connection)
-    lent.bounds = connection._bounds
-    return lent
+    return kind(connection._holder, connection._connection, connection._bounds)
 
 
 def reset_query(connection: PooledConnection, *, names: bool) -> str:
@@ -87,7 +85,7 @@ def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:
     # unless somebody has ended the session meanwhile, as the end of the pool does
     lease.connection.closing = lease.connection not in acquisition._loop_pool.connections.lent
     lease.lent = lease.connection.lend()
-    lease.lent.changed_codecs = changed_codecs
+    lease.lent.leftovers.changed_codecs = changed_codecs
     with contextlib.suppress(StopIteration):  # a release never waits
         acquisition.__aexit__(None, None, None).send(None)
 

@@ -180,7 +180,7 @@ class SharedTransaction:
     def _take_back(self) -> None:
         lent, self._lent = self._lent, None
         if lent is not None:
-            self._changed_codecs = self._changed_codecs or lent.changed_codecs
+            self._changed_codecs = self._changed_codecs or lent.leftovers.changed_codecs
             self._connection.take_back(lent)
 
     # -- statements --------------------------------------------------------------------------------------------------
