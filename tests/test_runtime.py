@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
+import psutil
 import pytest
 import snapshot_restore_py
 from aws_lambda_powertools import Logger, Metrics
@@ -897,6 +898,7 @@ async def is_in(observer: Observer, role: str, state: str) -> bool:
 
 async def terminate(environment: Environment, role: str, observer: Observer, eventually: Eventually) -> float:
     """Send SIGTERM; the seconds until the server shows no session of this role."""
+    await until_it_waits(environment.pid, eventually)
     began = time.monotonic()
     os.kill(environment.pid, signal.SIGTERM)
     await eventually(lambda: no_session(observer, role), within=3, every=0.002)
@@ -905,11 +907,28 @@ async def terminate(environment: Environment, role: str, observer: Observer, eve
     return seconds
 
 
+async def until_it_waits(pid: int, eventually: Eventually) -> None:
+    """Return once the process's main thread waits in the kernel, as it does between two events.
+
+    Python runs a signal's handler late, if at all, where the signal came just before such a wait: the interpreter does
+    not look again until something else ends the wait. A busy machine may keep the main thread in that very place.
+    """
+    process = psutil.Process(pid)
+    last: object = None
+
+    def waits() -> bool:
+        nonlocal last
+        before, last = last, process.num_ctx_switches()
+        return last == before and process.status() == psutil.STATUS_SLEEPING
+
+    await eventually(waits, within=20)
+
+
 async def no_session(observer: Observer, role: str) -> bool:
     return await observer.count(user=role) == 0
 
 
-def test_sigterm_without_a_pool_or_a_call(deploy: Deploy) -> None:
+async def test_sigterm_without_a_pool_or_a_call(deploy: Deploy, eventually: Eventually) -> None:
     """An environment that was never used ends at once, even if the former handler fails or writes nowhere."""
     environment = deploy(
         FORMER.format(end="sys.stdout.stream.close(); raise ValueError('jane@example.com')")
@@ -918,6 +937,7 @@ def test_sigterm_without_a_pool_or_a_call(deploy: Deploy) -> None:
     async def handler(event, context): ...
         """
     )
+    await until_it_waits(environment.pid, eventually)
     assert environment.terminate() < 2
     assert environment.returncode == 0
     assert "former handler 15" in environment.stdout
@@ -995,6 +1015,7 @@ async def test_managed_instances_end_their_sessions(
     assert len({environment.pid, *workers}) == 3
     assert await observer.count(user=role) == 2
     for worker in workers:
+        await until_it_waits(worker, eventually)
         os.kill(worker, signal.SIGTERM)
     await eventually(lambda: no_session(observer, role))
     assert environment.wait(10.0) == 0
