@@ -1122,7 +1122,7 @@ def python(source: str, *options: str) -> str:
     """What a process with every warning an error says; it must end well and complain of nothing."""
     done = subprocess.run(
         [sys.executable, "-Werror", *options, "-c", textwrap.dedent(source)],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=20, check=False,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=START_TIMEOUT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
