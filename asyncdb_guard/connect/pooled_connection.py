@@ -322,7 +322,11 @@ class PooledConnection:
         """
         try:
             if answer is not None:
-                await answer
+                if not answer.done():
+                    await asyncio.wait({answer}, timeout=timeout)  # to cancel it would send a cancel request
+                if not answer.done():
+                    raise TimeoutError
+                answer.result()
                 return
             if not self._needs_more(needs_cleanup):
                 plan = self._traits.reset_plan
