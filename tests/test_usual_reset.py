@@ -214,6 +214,18 @@ async def test_an_answer_that_is_an_error(sqlstate: str, part: str, kept: bool) 
         assert ("DISCARD SEQUENCES" in platform.asked[-1]) is (sqlstate != "42501")
 
 
+@pytest.mark.parametrize("sql", ["DEALLOCATE ALL", "DISCARD ALL"])
+async def test_a_borrower_that_drops_the_statements_that_the_driver_caches(url: str, sql: str) -> None:
+    async with Witness(url) as pool:
+        mine = await pool.fetchval(PID)
+        await settle(pool)
+        await pool.execute(sql)
+        await settle(pool)
+        assert await pool.fetchval(PID) == mine
+        await at_rest(pool)
+        assert pool.endings() == []
+
+
 @pytest.mark.parametrize("end", ["close", "disconnect", "terminate"])
 async def test_an_end_during_it(
     proxy: TcpProxy, url_via_tcp_proxy: str, end: str, caplog: pytest.LogCaptureFixture
