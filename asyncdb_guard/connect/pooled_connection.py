@@ -215,7 +215,11 @@ class PooledConnection:
             self._remove_callbacks(left, warn=not lent.listens)
 
     def _end(self, lent: LentConnection) -> Leftovers:
-        left = lent.end()
+        bare: Any = lent
+        if bare._con is not None:  # asyncpg/pool.py: _detach() takes more steps
+            bare._con = self._connection._proxy = None
+        lent.released = True
+        left = lent.leftovers
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
         self.has_leftovers = left.running > 0 or left.raised_server_bound

@@ -85,7 +85,7 @@ def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:
     # unless somebody has ended the session meanwhile, as the end of the pool does
     lease.connection.closing = lease.connection not in acquisition._loop_pool.connections.lent
     lease.lent = lease.connection.lend()
-    lease.lent.leftovers.changed_codecs = changed_codecs
+    lease.lent._own_leftovers().changed_codecs = changed_codecs
     with contextlib.suppress(StopIteration):  # a release never waits
         acquisition.__aexit__(None, None, None).send(None)
 
