@@ -177,11 +177,17 @@ async def test_a_session_that_dies_during_it(proxy: TcpProxy, url_via_tcp_proxy:
         assert pool.endings() == [("closed", "lost")]
 
 
-async def test_a_stray_task_that_is_in_its_way(url: str) -> None:
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_stray_task_that_is_in_its_way(url: str, known: bool) -> None:
     async with Witness(url) as pool:
+        await pool.fetchval("SELECT pg_sleep(0.02)")
         await settle(pool)
         async with pool.acquire() as connection:
-            stray = asyncio.create_task(connection.prepare("SELECT 'not yet known'"))
+            if known:  # a statement that is prepared again would call for more than the usual reset
+                statement = await connection.prepare_cached("SELECT pg_sleep(0.02)")
+                stray: asyncio.Task[Any] = asyncio.create_task(statement.fetch())
+            else:
+                stray = asyncio.create_task(connection.prepare("SELECT 'not yet known'"))
             await asyncio.sleep(0)
         await at_rest(pool)
         assert pool.endings() == [("closed", "unclean")]
