@@ -345,7 +345,7 @@ class Workers:
                 break
 
     def _end_late_resets(self, now: Instant) -> None:
-        late = []
+        late: list[tuple[PooledConnection, asyncio.Future[Any]]] = []
         for connection, answer in self._reset_sent.items():
             if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
                 break  # nor is any later one late
