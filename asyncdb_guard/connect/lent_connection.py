@@ -77,11 +77,6 @@ class LentConnection(PoolConnectionProxy):
         self.bounds = bounds
         """The bounds on each statement."""
 
-    def _own_leftovers(self) -> Leftovers:
-        if self.leftovers is _NOTHING:
-            self.leftovers = Leftovers()
-        return self.leftovers
-
     @property
     def in_statement(self) -> bool:
         """Whether a statement was interrupted that the server may still be running."""
@@ -121,12 +116,12 @@ class LentConnection(PoolConnectionProxy):
                 " Use pool.listen(), which is exempt from that and listens again after a loss."
             )
         await super().add_listener(channel, callback)
-        self._own_leftovers().listeners += ((channel, callback),)
+        own_leftovers(self).listeners += ((channel, callback),)
 
     async def remove_listener(self, channel: str, callback: Any) -> None:
         """Undo `add_listener` of the same channel and callback."""
         await super().remove_listener(channel, callback)
-        self._own_leftovers().listeners = _without(self.leftovers.listeners, (channel, callback))
+        own_leftovers(self).listeners = _without(self.leftovers.listeners, (channel, callback))
 
     async def prepare_cached(self, query: str) -> LentStatement:
         """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
@@ -152,12 +147,19 @@ class LentConnection(PoolConnectionProxy):
         """Run one statement that may take longer than the server's bound. This takes two additional round trips."""
         execute = PoolConnectionProxy.execute
         milliseconds = round((timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
-        self._own_leftovers().raised_server_bound = True
+        own_leftovers(self).raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
         await execute(self, self.bounds.reset)
-        self._own_leftovers().raised_server_bound = False
+        own_leftovers(self).raised_server_bound = False
         return answer
+
+
+def own_leftovers(lent: LentConnection) -> Leftovers:
+    """The record to note in what this borrow leaves behind."""
+    if lent.leftovers is _NOTHING:
+        lent.leftovers = Leftovers()
+    return lent.leftovers
 
 
 def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
@@ -193,7 +195,7 @@ def _unguarded(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
-        leftovers = self._own_leftovers()
+        leftovers = own_leftovers(self)
         leftovers.ran_scripts = True
         leftovers.running += 1
         try:
@@ -209,7 +211,7 @@ def _changes_codecs(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
-        self._own_leftovers().changed_codecs = True
+        own_leftovers(self).changed_codecs = True
         return await method(self, *arguments, **options)
 
     return call
@@ -221,7 +223,7 @@ def _adds_callback(kind: str) -> Any:
     @functools.wraps(method)
     def call(self: LentConnection, callback: Any) -> None:
         method(self, callback)
-        self._own_leftovers().callbacks += ((kind, callback),)
+        own_leftovers(self).callbacks += ((kind, callback),)
 
     return call
 
@@ -232,7 +234,7 @@ def _removes_callback(kind: str) -> Any:
     @functools.wraps(method)
     def call(self: LentConnection, callback: Any) -> None:
         method(self, callback)
-        self._own_leftovers().callbacks = _without(self.leftovers.callbacks, (kind, callback))
+        own_leftovers(self).callbacks = _without(self.leftovers.callbacks, (kind, callback))
 
     return call
 
