@@ -351,14 +351,14 @@ class Workers:
                 break  # nor is any later one late
             late.append((connection, answer))
         if late and self._reset_timer is not None:
-            # the timer was to find them: an exception from a signal handler may have torn it, and it never comes again
+            # an exception from a signal handler may have torn the timer, which then never starts again by itself
             self._reset_timer.cancel()
             self._reset_timer = self._loop.call_later(_TIMER_TICK, self._time_out_resets)
         for connection, answer in late:
             arrives = answer.done() or connection.readable()
             del self._reset_sent[connection]
             if arrives:
-                # a worker has the patience for what may be just a part of it, or, without poll(2), nothing
+                # a worker waits for the rest: this may be a part of the answer, or, without poll(2), nothing at all
                 self._reset(connection, answer)
             else:
                 connection.terminate()
