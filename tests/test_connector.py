@@ -49,6 +49,7 @@ RELIED_UPON = {
     "_con": "test_a_statement_can_be_prepared_from_the_cache",
     "_prepare": "test_a_statement_can_be_prepared_from_the_cache",
     "_config": "test_a_query_can_be_sent_without_a_timer_and_without_a_task",
+    "_drop_local_statement_cache": "test_a_connection_can_forget_the_statements_that_it_caches",
     "_server_caps": "test_a_connection_can_be_told_that_the_server_has_no_jit",
 }
 ROOMS = ("adopting_pool", "lent_connection", "lent_statements", "pooled_connection", "pooler_connection", "sockets")
@@ -314,6 +315,14 @@ async def test_a_statement_can_be_prepared_from_the_cache(pool: asyncpg.Pool) ->
             assert await statement.fetchval(1) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True)"
             names.add(statement.get_name())
         assert len(names) == 1, f"{ASYNCPG}: Connection._prepare(use_cache=True) prepares again"
+
+
+async def test_a_connection_can_forget_the_statements_that_it_caches(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+        await connection.execute("DEALLOCATE ALL")
+        connection._con._drop_local_statement_cache()
+        assert await connection.fetchval("SELECT 1") == 1, f"{ASYNCPG}: _drop_local_statement_cache"
 
 
 async def test_a_connection_can_be_told_that_the_server_has_no_jit(url: str) -> None:

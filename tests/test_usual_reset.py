@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asyncdb_guard import GuardedPool
-from asyncdb_guard.pool import workers
+from asyncdb_guard.pool import health, workers
 from tests.support.bound import at_rest
 from tests.support.eventually import eventually
 from tests.support.program import run
@@ -143,6 +144,27 @@ async def test_a_process_that_was_frozen_during_it(
         assert time.monotonic() - began < 0.4, "the time was up before the thaw"
 
 
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_late_answer_of_which_a_part_may_have_come(
+    proxy: TcpProxy, url_via_tcp_proxy: str, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    """Without poll(2) each socket looks as if there were something to read. It gets a second time, and not a third."""
+    monkeypatch.delattr(select, "poll")
+    monkeypatch.setattr(workers, "RESET_TIMEOUT", 0.03)
+    monkeypatch.setattr(health, "RESET_TIMEOUT", 0.5 if answered else 0.03)
+    async with Witness(url_via_tcp_proxy) as pool:
+        await settle(pool)
+        proxy.latency = 0.03 if answered else 0.0
+        async with pool.acquire():
+            if not answered:
+                proxy.silence_all()
+        began = time.monotonic()
+        await at_rest(pool)
+        assert pool.endings() == ([] if answered else [("closed", "unresponsive")])
+        assert time.monotonic() - began < 0.4
+        assert proxy.cancel_requests == 0
+
+
 async def test_a_session_that_dies_during_it(proxy: TcpProxy, url_via_tcp_proxy: str) -> None:
     async with Witness(url_via_tcp_proxy) as pool:
         await settle(pool)
@@ -155,11 +177,17 @@ async def test_a_session_that_dies_during_it(proxy: TcpProxy, url_via_tcp_proxy:
         assert pool.endings() == [("closed", "lost")]
 
 
-async def test_a_stray_task_that_is_in_its_way(url: str) -> None:
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_stray_task_that_is_in_its_way(url: str, known: bool) -> None:
     async with Witness(url) as pool:
+        await pool.fetchval("SELECT pg_sleep(0.02)")
         await settle(pool)
         async with pool.acquire() as connection:
-            stray = asyncio.create_task(connection.prepare("SELECT 'not yet known'"))
+            if known:  # a statement that is prepared again would call for more than the usual reset
+                statement = await connection.prepare_cached("SELECT pg_sleep(0.02)")
+                stray: asyncio.Task[Any] = asyncio.create_task(statement.fetch())
+            else:
+                stray = asyncio.create_task(connection.prepare("SELECT 'not yet known'"))
             await asyncio.sleep(0)
         await at_rest(pool)
         assert pool.endings() == [("closed", "unclean")]
@@ -190,6 +218,18 @@ async def test_an_answer_that_is_an_error(sqlstate: str, part: str, kept: bool) 
         assert len(pool.endings()) == (not kept)
         assert platform.asked[-1] == platform.asked[-2]
         assert ("DISCARD SEQUENCES" in platform.asked[-1]) is (sqlstate != "42501")
+
+
+@pytest.mark.parametrize("sql", ["DEALLOCATE ALL", "DISCARD ALL"])
+async def test_a_borrower_that_drops_the_statements_that_the_driver_caches(url: str, sql: str) -> None:
+    async with Witness(url) as pool:
+        mine = await pool.fetchval(PID)
+        await settle(pool)
+        await pool.execute(sql)
+        await settle(pool)
+        assert await pool.fetchval(PID) == mine
+        await at_rest(pool)
+        assert pool.endings() == []
 
 
 @pytest.mark.parametrize("end", ["close", "disconnect", "terminate"])
@@ -312,6 +352,11 @@ async def test_an_exception_out_of_nowhere_in_any_step_of_it(
         await eventually(lambda: _serves(pool))
         await at_rest(pool)
         assert await observer.count(user=role) == 1 + dies  # the server cannot know of a path that is silently dead
+        if dies:  # nobody asks this time: the timer works again
+            await settle(pool)
+            async with pool.acquire():
+                proxy.silence_all()
+            await at_rest(pool)
     gc.collect()
 
 

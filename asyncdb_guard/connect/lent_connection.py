@@ -66,30 +66,16 @@ class LentConnection(PoolConnectionProxy):
     """What `release()` ends; None in an `async with`, which ends itself."""
     released = False
     """Whether the borrow is over: asyncpg refuses whatever comes now."""
-    _leftovers = _NOTHING
+    leftovers = _NOTHING
+    """What it leaves behind: a record of its own as soon as there is anything to note."""
 
     def __init__(self, holder: Any, connection: Any, bounds: Bounds) -> None:
-        # this and `end` do what asyncpg's own do, in fewer steps: each borrow pays for them
+        # asyncpg/pool.py: what its own does, in fewer steps
         self._holder = holder
         self._con = connection
         connection._proxy = self
         self.bounds = bounds
         """The bounds on each statement."""
-
-    def end(self) -> Leftovers:
-        """End the borrow, so that asyncpg refuses each later use. Return what it leaves behind."""
-        connection, self._con = self._con, None
-        if connection is not None:
-            connection._proxy = None
-        self.released = True
-        return self._leftovers
-
-    @property
-    def leftovers(self) -> Leftovers:
-        """What it leaves behind, to be noted there. Most borrows leave nothing, and get no record of their own."""
-        if self._leftovers is _NOTHING:
-            self._leftovers = Leftovers()
-        return self._leftovers
 
     @property
     def in_statement(self) -> bool:
@@ -130,12 +116,12 @@ class LentConnection(PoolConnectionProxy):
                 " Use pool.listen(), which is exempt from that and listens again after a loss."
             )
         await super().add_listener(channel, callback)
-        self.leftovers.listeners += ((channel, callback),)
+        own_leftovers(self).listeners += ((channel, callback),)
 
     async def remove_listener(self, channel: str, callback: Any) -> None:
         """Undo `add_listener` of the same channel and callback."""
         await super().remove_listener(channel, callback)
-        self.leftovers.listeners = _without(self.leftovers.listeners, (channel, callback))
+        own_leftovers(self).listeners = _without(self.leftovers.listeners, (channel, callback))
 
     async def prepare_cached(self, query: str) -> LentStatement:
         """Like `prepare`, but from asyncpg's statement cache: no round trip for a statement that the session knows."""
@@ -161,12 +147,19 @@ class LentConnection(PoolConnectionProxy):
         """Run one statement that may take longer than the server's bound. This takes two additional round trips."""
         execute = PoolConnectionProxy.execute
         milliseconds = round((timeout + STATEMENT_TIMEOUT_GRACE) * 1000)
-        self.leftovers.raised_server_bound = True
+        own_leftovers(self).raised_server_bound = True
         await execute(self, f"SET statement_timeout = {milliseconds}")
         answer = await method(self, *arguments, timeout=timeout, **options)
         await execute(self, self.bounds.reset)
-        self.leftovers.raised_server_bound = False
+        own_leftovers(self).raised_server_bound = False
         return answer
+
+
+def own_leftovers(lent: LentConnection) -> Leftovers:
+    """The record to note in what this borrow leaves behind."""
+    if lent.leftovers is _NOTHING:
+        lent.leftovers = Leftovers()
+    return lent.leftovers
 
 
 def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
@@ -202,7 +195,7 @@ def _unguarded(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
-        leftovers = self.leftovers
+        leftovers = own_leftovers(self)
         leftovers.ran_scripts = True
         leftovers.running += 1
         try:
@@ -218,7 +211,7 @@ def _changes_codecs(name: str) -> Any:
 
     @functools.wraps(method)
     async def call(self: LentConnection, *arguments: Any, **options: Any) -> Any:
-        self.leftovers.changed_codecs = True
+        own_leftovers(self).changed_codecs = True
         return await method(self, *arguments, **options)
 
     return call
@@ -230,7 +223,7 @@ def _adds_callback(kind: str) -> Any:
     @functools.wraps(method)
     def call(self: LentConnection, callback: Any) -> None:
         method(self, callback)
-        self.leftovers.callbacks += ((kind, callback),)
+        own_leftovers(self).callbacks += ((kind, callback),)
 
     return call
 
@@ -241,7 +234,7 @@ def _removes_callback(kind: str) -> Any:
     @functools.wraps(method)
     def call(self: LentConnection, callback: Any) -> None:
         method(self, callback)
-        self.leftovers.callbacks = _without(self.leftovers.callbacks, (kind, callback))
+        own_leftovers(self).callbacks = _without(self.leftovers.callbacks, (kind, callback))
 
     return call
 

@@ -215,7 +215,11 @@ class PooledConnection:
             self._remove_callbacks(left, warn=not lent.listens)
 
     def _end(self, lent: LentConnection) -> Leftovers:
-        left = lent.end()
+        bare: Any = lent
+        if bare._con is not None:  # asyncpg/pool.py: _detach() takes more steps
+            bare._con = self._connection._proxy = None
+        lent.released = True
+        left = lent.leftovers
         # asyncpg/connection.py: statements and cursors compare this number with the one they were created under
         self._connection._pool_release_ctr += 1
         self.has_leftovers = left.running > 0 or left.raised_server_bound
@@ -322,7 +326,11 @@ class PooledConnection:
         """
         try:
             if answer is not None:
-                await answer
+                if not answer.done():
+                    await asyncio.wait({answer}, timeout=timeout)  # to cancel it would send a cancel request
+                if not answer.done():
+                    raise TimeoutError
+                answer.result()
                 return
             if not self._needs_more(needs_cleanup):
                 plan = self._traits.reset_plan
@@ -332,6 +340,8 @@ class PooledConnection:
                 return
         except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
             self._prepared = False
+            # those of asyncpg's statement cache are gone, too, and it would execute them in vain for ever
+            self._connection._drop_local_statement_cache()
         except asyncpg.PostgresError as error:
             if not lacks(error):
                 raise

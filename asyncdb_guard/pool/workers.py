@@ -38,7 +38,7 @@ _LATE_LOGIN_TIMEOUT_MAX = 10.0
 is silently dead looks like a server that is slow to log in."""
 
 _TIMER_TICK = 0.001
-"""Seconds until a timer that came early, or met an answer that is just being read, looks again."""
+"""Seconds until a timer that came early looks again."""
 
 _WORKER_GRACE = 0.6
 """Seconds past its timeout after which a worker is overdue; a goodbye and the wait for the server are less."""
@@ -73,8 +73,8 @@ class Workers:
         """Those that may soon have a connection for a waiter."""
         self._reset_sent: dict[PooledConnection, asyncio.Future[Any]] = {}
         """The connections whose usual reset is under way, each with its answer; the one returned first in front."""
-        self._resetting: dict[PooledConnection, None] = {}
-        """The same, of those that a worker resets."""
+        self._resetting: dict[PooledConnection, asyncio.Future[Any] | None] = {}
+        """The same, of those that a worker resets; with the answer that it waits for, if a usual reset was sent."""
         self.closed = False
         self._closing_reason = "close"
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -130,10 +130,10 @@ class Workers:
         """Let nobody wait for an answer that was due before the process was frozen."""
         self._gate.cancel_stale(now, self._late_login_timeout)
         self._end_late_resets(now)
-        for connection in self._resetting:
+        for connection, answer in self._resetting.items():
             if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
                 return  # nor is any later one's
-            if not connection.readable():
+            if answer is None and not connection.readable():
                 connection.terminate()
 
     # -- the workers -------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ class Workers:
         """The answer to a usual reset is here: hand the connection on. If it is an error, a worker goes on with it."""
         failed = answer.cancelled() or answer.exception() is not None
         if self._reset_sent.pop(connection, None) is None:
-            return  # it was late, and given up
+            return  # it was late: given up, or left to a worker
         if failed:
             self._reset(connection, answer)
         else:
@@ -345,22 +345,28 @@ class Workers:
                 break
 
     def _end_late_resets(self, now: Instant) -> None:
-        late = []
+        late: list[tuple[PooledConnection, asyncio.Future[Any]]] = []
         for connection, answer in self._reset_sent.items():
             if elapsed(connection.idle_since, now) < RESET_TIMEOUT:
                 break  # nor is any later one late
             late.append((connection, answer))
+        if late and self._reset_timer is not None:
+            # an exception from a signal handler may have torn the timer, which then never starts again by itself
+            self._reset_timer.cancel()
+            self._reset_timer = self._loop.call_later(_TIMER_TICK, self._time_out_resets)
         for connection, answer in late:
-            if answer.done():
-                self._reset_answered(connection, answer)
-            elif not connection.readable():
+            arrives = answer.done() or connection.readable()
+            del self._reset_sent[connection]
+            if arrives:
+                # a worker waits for the rest: this may be a part of the answer, or, without poll(2), nothing at all
+                self._reset(connection, answer)
+            else:
                 connection.terminate()
-                del self._reset_sent[connection]
                 self._retire_after_reset(connection, "unresponsive")
 
     async def _reset_it(self, connection: PooledConnection, answer: asyncio.Future[Any] | None) -> None:
-        """Reset a connection that needs more than the usual reset, or whose usual reset got an error for its answer."""
-        self._resetting[connection] = None
+        """Reset a connection that needs more than the usual reset, or whose answer is late or an error."""
+        self._resetting[connection] = answer
         try:
             reason = await reset(connection, answer)
         finally:

@@ -238,7 +238,7 @@ class SettingsFields(BaseSettings):
     )
     session_reset: Literal["always", "never"] | None = Field(
         default=None,
-        description="Whether asyncpg's reset query runs at each release. Default: `always`; `never` under the proxy"
+        description="Whether a reset query is sent at each release. Default: `always`; `never` under the proxy"
         " profile. Verify: the query on the wire, or whether the next borrower sees an earlier `SET`.",
     )
     sslmode: SslMode | None = Field(

@@ -60,7 +60,7 @@ class Effort:
 
 
 FULL = Effort(starts=31, rounds=151, batch=30, load_starts=7, load_rounds=13, load=5, queue_rounds=5, queue=10_000)
-QUICK = Effort(starts=2, rounds=2, batch=10, load_starts=2, load_rounds=1, load=2, queue_rounds=1, queue=400)
+QUICK = Effort(starts=2, rounds=2, batch=10, load_starts=1, load_rounds=2, load=2, queue_rounds=1, queue=400)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from asyncdb_guard.breaker import CircuitBreaker
 from asyncdb_guard.connect.credentials import Credentials
-from asyncdb_guard.connect.lent_connection import LentConnection
+from asyncdb_guard.connect.lent_connection import LentConnection, own_leftovers
 from asyncdb_guard.connect.pooled_connection import PooledConnection
 from asyncdb_guard.connect.reset import AUTHORIZATION, DEALLOCATE, join
 from asyncdb_guard.pool import GuardedPool
@@ -85,7 +85,7 @@ def return_now(acquisition: Acquisition, *, changed_codecs: bool) -> None:
     # unless somebody has ended the session meanwhile, as the end of the pool does
     lease.connection.closing = lease.connection not in acquisition._loop_pool.connections.lent
     lease.lent = lease.connection.lend()
-    lease.lent.leftovers.changed_codecs = changed_codecs
+    own_leftovers(lease.lent).changed_codecs = changed_codecs
     with contextlib.suppress(StopIteration):  # a release never waits
         acquisition.__aexit__(None, None, None).send(None)
 
