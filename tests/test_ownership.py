@@ -20,6 +20,7 @@ from asyncdb_guard.testing.postgres.observer import Observer
 from asyncdb_guard.testing.tcp_proxy.proxy import TcpProxy
 from tests.support.bound import at_rest
 from tests.support.eventually import eventually
+from tests.support.tearing import Alarm, serves
 
 # what tears asyncpg and asyncio in the middle leaves warnings of theirs
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -30,13 +31,6 @@ def no_garbage() -> Iterator[None]:
     """What was torn is collected here: elsewhere its warnings and log lines would be another test's failure."""
     yield
     gc.collect()
-
-
-async def serves(pool: GuardedPool) -> bool:
-    """Whether the pool serves the next caller; where the stack tore more than a lease, it finds that at a timeout."""
-    with contextlib.suppress(GuardError):
-        return await pool.fetchval("SELECT 1") == 1
-    return False
 
 
 DEEP = """
@@ -185,10 +179,6 @@ FEW_MS: dict[str, Any] = {
     "connect_timeout_ms": 100, "breaker_fail_max": 1000, "breaker_reset_timeout_ms": 20,
     "breaker_reset_timeout_max_ms": 20,
 }  # fmt: skip
-
-
-class Alarm(Exception):
-    """As a signal handler raises it, at any bytecode."""
 
 
 @pytest.mark.parametrize(("caller", "step"), [("wait", "now"), ("wait", "readmit"), ("__aenter__", "elapsed")])

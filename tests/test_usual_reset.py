@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncdb_guard import GuardedPool
 from asyncdb_guard.pool import health, workers
 from tests.support.bound import at_rest
 from tests.support.eventually import eventually
 from tests.support.program import run
 from tests.support.speaker import Platform
+from tests.support.tearing import Alarm, serves
 from tests.support.witness import Witness, ahead
 
 if TYPE_CHECKING:
@@ -314,10 +314,6 @@ def test_a_fork_during_it_spares_the_parents_session(url: str) -> None:
     assert run(program, LAMBDA_DATABASE_URL=url) == "spared\n"
 
 
-class Alarm(Exception):
-    """As a signal handler raises it, at any bytecode."""
-
-
 @pytest.mark.parametrize(
     "step", ["send_reset", "_needs_more", "_reset_answered", "_hand_on", "rest", "_time_out_resets", "_end_late_resets"]
 )
@@ -351,7 +347,7 @@ async def test_an_exception_out_of_nowhere_in_any_step_of_it(
         finally:
             sys.setprofile(None)
         assert [type(error) for error in told] == [Alarm]
-        await eventually(lambda: _serves(pool))
+        await eventually(lambda: serves(pool))
         await at_rest(pool)
         assert await observer.count(user=role) == 1 + dies  # the server cannot know of a path that is silently dead
         if dies:  # nobody asks this time: the timer works again
@@ -360,10 +356,3 @@ async def test_an_exception_out_of_nowhere_in_any_step_of_it(
                 proxy.silence_all()
             await at_rest(pool)
     gc.collect()
-
-
-async def _serves(pool: GuardedPool) -> bool:
-    try:
-        return bool(await pool.fetchval("SELECT 1") == 1)
-    except Exception:
-        return False

@@ -340,7 +340,7 @@ class PooledConnection:
                 return
         except asyncpg.InvalidSQLStatementNameError:  # a borrower ran DEALLOCATE ALL, say
             self._prepared = False
-            # those of asyncpg's statement cache are gone, too, and it would execute them in vain for ever
+            # those of asyncpg's statement cache are gone, too, and each would fail from now on
             self._connection._drop_local_statement_cache()
         except asyncpg.PostgresError as error:
             if not lacks(error):

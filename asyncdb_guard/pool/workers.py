@@ -37,9 +37,6 @@ _LATE_LOGIN_TIMEOUT_MAX = 10.0
 """Seconds for which the place of a late login stays taken, or five times CONNECT_TIMEOUT, if that is less: a path that
 is silently dead looks like a server that is slow to log in."""
 
-_TIMER_TICK = 0.001
-"""Seconds until a timer that came early looks again."""
-
 _WORKER_GRACE = 0.6
 """Seconds past its timeout after which a worker is overdue; a goodbye and the wait for the server are less."""
 
@@ -324,8 +321,9 @@ class Workers:
     def _reset_answered(self, connection: PooledConnection, answer: asyncio.Future[Any]) -> None:
         """The answer to a usual reset is here: hand the connection on. If it is an error, a worker goes on with it."""
         failed = answer.cancelled() or answer.exception() is not None
-        if self._reset_sent.pop(connection, None) is None:
+        if self._reset_sent.get(connection) is not answer:
             return  # it was late: given up, or left to a worker
+        del self._reset_sent[connection]
         if failed:
             self._reset(connection, answer)
         else:
@@ -339,10 +337,10 @@ class Workers:
         try:
             self._end_late_resets(now)
         finally:  # also where an exception from a signal handler comes in between
-            for connection in self._reset_sent:
-                rest = max(RESET_TIMEOUT - elapsed(connection.idle_since, now), _TIMER_TICK)
+            first = next(iter(self._reset_sent), None)
+            if first is not None:
+                rest = max(RESET_TIMEOUT - elapsed(first.idle_since, now), 0.0)
                 self._reset_timer = self._loop.call_later(rest, self._time_out_resets)
-                break
 
     def _end_late_resets(self, now: Instant) -> None:
         late: list[tuple[PooledConnection, asyncio.Future[Any]]] = []
@@ -353,7 +351,7 @@ class Workers:
         if late and self._reset_timer is not None:
             # an exception from a signal handler may have torn the timer, which then never starts again by itself
             self._reset_timer.cancel()
-            self._reset_timer = self._loop.call_later(_TIMER_TICK, self._time_out_resets)
+            self._reset_timer = self._loop.call_later(0.0, self._time_out_resets)
         for connection, answer in late:
             arrives = answer.done() or connection.readable()
             del self._reset_sent[connection]
