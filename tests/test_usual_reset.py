@@ -255,8 +255,9 @@ async def test_an_end_during_it(
     assert caplog.records == []
 
 
-def test_a_loop_that_is_closed_during_it(
-    proxy: TcpProxy, url_via_tcp_proxy: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("closed_first", [True, False])
+def test_a_loop_that_is_left_during_it(
+    proxy: TcpProxy, url_via_tcp_proxy: str, caplog: pytest.LogCaptureFixture, closed_first: bool
 ) -> None:
     pool = Witness(url_via_tcp_proxy)
 
@@ -269,8 +270,10 @@ def test_a_loop_that_is_closed_during_it(
     proxy.deaf = True
     loop.run_until_complete(release())
     proxy.deaf = False
-    loop.close()  # without the care that asyncio.run takes
+    if closed_first:
+        loop.close()  # without the care that asyncio.run takes
     asyncio.run(pool.ping())
+    loop.close()
     del loop
     gc.collect()
     assert caplog.records == []
